@@ -1,0 +1,218 @@
+"""Detection data sets in COCO's form: a folder of images and one JSON file of annotations."""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from datasets.records import DetectionRecords, RecordBuilder
+from util.errors import DataError
+
+_LARGEST_NUMBER = 1e9  # no coordinate in pixels, nor an area in them, is beyond this (nor NaN, nor infinite)
+_IDS_AND_NAMES = (
+    "1 person 2 bicycle 3 car 4 motorcycle 5 airplane 6 bus 7 train 8 truck 9 boat 10 traffic_light 11 fire_hydrant "
+    "13 stop_sign 14 parking_meter 15 bench 16 bird 17 cat 18 dog 19 horse 20 sheep 21 cow 22 elephant 23 bear "
+    "24 zebra 25 giraffe 27 backpack 28 umbrella 31 handbag 32 tie 33 suitcase 34 frisbee 35 skis 36 snowboard "
+    "37 sports_ball 38 kite 39 baseball_bat 40 baseball_glove 41 skateboard 42 surfboard 43 tennis_racket 44 bottle "
+    "46 wine_glass 47 cup 48 fork 49 knife 50 spoon 51 bowl 52 banana 53 apple 54 sandwich 55 orange 56 broccoli "
+    "57 carrot 58 hot_dog 59 pizza 60 donut 61 cake 62 chair 63 couch 64 potted_plant 65 bed 67 dining_table "
+    "70 toilet 72 tv 73 laptop 74 mouse 75 remote 76 keyboard 77 cell_phone 78 microwave 79 oven 80 toaster 81 sink "
+    "82 refrigerator 84 book 85 clock 86 vase 87 scissors 88 teddy_bear 89 hair_drier 90 toothbrush"
+)
+COCO_CATEGORIES = {
+    int(number): name.replace("_", " ")
+    for number, name in zip(_IDS_AND_NAMES.split()[::2], _IDS_AND_NAMES.split()[1::2], strict=True)
+}
+
+
+def coco_paths(data_path: str | Path, split: str) -> tuple[Path, Path]:
+    """Annotation file and image folder of ``split`` ("train" or "val") in COCO's usual layout.
+
+    Raises:
+        DataError: neither with nor without the year; the message lists what was looked for.
+    """
+    tried = []
+    for name in (f"{split}2017", split):
+        annotations, images = Path(data_path) / "annotations" / f"instances_{name}.json", Path(data_path) / name
+        if annotations.is_file() and images.is_dir():
+            return annotations, images
+        tried.append(f"annotations/instances_{name}.json beside {name}/")
+    raise DataError(
+        f"{data_path}: no COCO data set here (looked for {' and '.join(tried)}); "
+        f"pass --{split}_ann FILE --{split}_images DIR"
+    )
+
+
+def coco_image_folder(data_path: str | Path, split: str) -> Path:
+    """Folder of the images of ``split`` ("train" or "val"), which need no annotations.
+
+    Raises:
+        DataError: neither with nor without the year.
+    """
+    for name in (f"{split}2017", split):
+        if (Path(data_path) / name).is_dir():
+            return Path(data_path) / name
+    raise DataError(f"{data_path}: no images here (looked for {split}2017/ and {split}/); pass --{split}_images DIR")
+
+
+def read_coco(images_dir: str | Path, ann_file: str | Path, categories: list[dict] | None = None) -> DetectionRecords:
+    """Read and check an annotation file.
+
+    Labels: the raw category ids where the categories are exactly COCO's 80 (the numbering of the public checkpoints),
+    else 0..K-1 in order of id. ``categories`` (of the training set, say) fixes them instead, and the file may hold no
+    others. Images come in order of id, also those without boxes.
+
+    Raises:
+        DataError: no such file or folder, not JSON, missing or malformed entries, numbers that are not, unknown image
+            or category ids, missing image files; the message names the file and the entry.
+    """
+    images_dir, ann_file = Path(images_dir), Path(ann_file)
+    content = _read_json(ann_file)
+    images, annotations, listed = (_list(content, key, ann_file) for key in ("images", "annotations", "categories"))
+    categories = _categories(listed, ann_file, categories)
+    label_of_id = {category["id"]: category["label"] for category in categories}
+
+    builder = RecordBuilder()
+    index_of_id = _add_images(builder, images, ann_file)
+    for number, annotation in enumerate(annotations):
+        _add_annotation(builder, annotation, index_of_id, label_of_id, f"{ann_file}: annotations[{number}]")
+    records = builder.pack(
+        root=images_dir,
+        source=str(ann_file),
+        metric="coco",
+        categories=categories,
+        place=lambda n, _: f"annotation {annotations[n].get('id')} of image {annotations[n]['image_id']}",
+    )
+    _check_image_files(records, ann_file)
+    return records
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot read this annotation file ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON, or damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not COCO annotations: the JSON holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _list(content: dict, key: str, path: Path) -> list[dict]:
+    if key not in content:
+        raise DataError(f'{path}: not COCO annotations: no "{key}" (COCO has images, annotations and categories)')
+    entries = content[key]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f'{path}: "{key}" must be a list of objects')
+    if not entries and key != "annotations":
+        raise DataError(f'{path}: "{key}" is empty')
+    return entries
+
+
+def _integer(entry: dict, key: str, where: str, default: int | None = None) -> int:
+    value = entry.get(key, default)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or abs(value) >= 2**63:
+        raise DataError(f'{where}: "{key}" must be an integer, not {reprlib.repr(value)}')
+    return int(value)
+
+
+def _string(entry: dict, key: str, where: str) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str) or not value or "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise DataError(f'{where}: "{key}" must be a text, not {reprlib.repr(value)}')
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
+
+
+def _categories(listed: list[dict], path: Path, fixed: list[dict] | None) -> list[dict]:
+    """The categories of the file with their labels (see :func:`read_coco`)."""
+    names: dict[int, str] = {}
+    for number, entry in enumerate(listed):
+        where = f"{path}: categories[{number}]"
+        category_id = _integer(entry, "id", where)
+        if category_id in names:
+            raise DataError(f"{where}: the id {category_id} is given twice")
+        names[category_id] = _string(entry, "name", where)
+    if fixed is not None:
+        known = {category["id"]: category["name"] for category in fixed}
+        for category_id, name in names.items():
+            if known.get(category_id) != name:
+                raise DataError(
+                    f'{path}: category {category_id} "{name}" is not one that the model was trained with '
+                    f"({reprlib.repr(known)})"
+                )
+        return fixed
+    raw_ids = names == COCO_CATEGORIES
+    return [
+        {"label": category_id if raw_ids else position, "id": category_id, "name": names[category_id]}
+        for position, category_id in enumerate(sorted(names))
+    ]
+
+
+def _add_images(builder: RecordBuilder, images: list[dict], path: Path) -> dict[int, int]:
+    """Add the images in order of id; return their indices by id."""
+    by_id: dict[int, tuple[str, tuple[int, int]]] = {}
+    for number, entry in enumerate(images):
+        where = f"{path}: images[{number}]"
+        image_id = _integer(entry, "id", where)
+        if image_id in by_id:
+            raise DataError(f"{where}: the id {image_id} is given twice")
+        size = (_integer(entry, "width", where), _integer(entry, "height", where))
+        if not (min(size) > 0 and max(size) < _LARGEST_NUMBER):
+            raise DataError(f"{where}: width and height must be positive, not {size[0]} and {size[1]}")
+        by_id[image_id] = (_string(entry, "file_name", where), size)
+    return {image_id: builder.add_image(name, image_id, size) for image_id, (name, size) in sorted(by_id.items())}
+
+
+def _add_annotation(
+    builder: RecordBuilder, entry: dict, index_of_id: dict[int, int], label_of_id: dict[int, int], where: str
+) -> None:
+    image_id, category_id = _integer(entry, "image_id", where), _integer(entry, "category_id", where)
+    if image_id not in index_of_id:
+        raise DataError(f'{where}: no image has the id {image_id}; add it to "images" or remove the annotation')
+    if category_id not in label_of_id:
+        raise DataError(f'{where}: no category has the id {category_id}; add it to "categories"')
+    bbox, area = entry.get("bbox"), entry.get("area")
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(value) for value in bbox)):
+        raise DataError(f'{where}: "bbox" must be four finite numbers [x, y, width, height], not {reprlib.repr(bbox)}')
+    if area is not None and not _is_number(area):
+        raise DataError(f'{where}: "area" must be a finite number, not {reprlib.repr(area)}')
+    crowd = _integer(entry, "iscrowd", where, default=0)
+    if crowd not in (0, 1):
+        raise DataError(f'{where}: "iscrowd" must be 0 or 1, not {crowd}')
+    x, y, width, height = bbox
+    builder.add_box(
+        index_of_id[image_id],
+        (x, y, x + width, y + height),
+        label_of_id[category_id],
+        degenerate=width <= 0 or height <= 0,
+        area=area,
+        crowd=crowd == 1,
+    )
+
+
+def _check_image_files(records: DetectionRecords, ann_file: Path) -> None:
+    """Compare the images with one listing of every folder that they name; cheaper than asking for each file."""
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for path in records.paths:
+        folder, name = os.path.split(os.fsdecode(path))
+        if folder not in listings:
+            place = records.root / folder
+            listings[folder] = set(os.listdir(place)) if place.is_dir() else set()
+        if name not in listings[folder]:
+            missing.append(os.path.join(folder, name))
+    if missing:
+        raise DataError(
+            f"{ann_file}: {len(missing)} of its {len(records)} images are missing in {records.root}, "
+            f"the first is {missing[0]}"
+        )

@@ -1,0 +1,199 @@
+"""Scores of detections: the metrics of COCO and, for VOC data sets, of PASCAL VOC."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from datasets.voc_eval import BoxTable, ground_truth_table, voc_average_precision
+from util.distributed import all_gather_object
+
+COCO_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+
+
+class LabelledDataset(Protocol):
+    """What an evaluator needs to know of a data set.
+
+    Attributes:
+        coco: images, annotations (with bbox, area, iscrowd; ``difficult`` where it applies) and categories. No
+            annotation has the id 0, which COCOeval takes for "unmatched".
+        categories: ``{"label", "id", "name"}`` of each class, label being what detections hold.
+        metric: ``"coco"`` or ``"voc"``.
+    """
+
+    coco: COCO
+    categories: list[dict[str, Any]]
+    metric: str
+
+
+class DetectionEvaluator:
+    """Collects detections image by image and scores them against a whole data set.
+
+    Images without detections count as missed. Scores are fractions; -1 stands, as in pycocotools, where there is no
+    ground truth to score (a category or size that does not occur).
+    """
+
+    def __init__(self, dataset: LabelledDataset) -> None:
+        self._coco = dataset.coco
+        self._categories = dataset.categories
+        self._metric = dataset.metric
+        self._category_ids = {category["label"]: category["id"] for category in dataset.categories}
+        self._detections: dict[int, np.ndarray] = {}  # image id -> [N, 6]: xyxy, score, label
+
+    def update(self, image_ids: list[int], results: list[dict[str, Tensor]]) -> None:
+        """Add detections. An image that was added before gets the new ones instead.
+
+        Detections whose label is no category are dropped: with COCO's raw ids as labels, a detector has
+        logits for the eleven ids that COCO left out.
+
+        Args:
+            image_ids: of the images, as in the annotations.
+            results: of each image scores [N], labels [N] and boxes [N, 4] xyxy in pixels of the original image.
+
+        Raises:
+            KeyError: an image does not belong to the data set.
+        """
+        rows = [
+            torch.cat([result["boxes"], result["scores"][:, None], result["labels"][:, None]], dim=1)
+            for result in results
+        ]
+        counts = [len(row) for row in rows]
+        host = torch.cat(rows).double().cpu().numpy()  # one transfer for all images
+        for image_id, found in zip(image_ids, np.split(host, np.cumsum(counts)[:-1]), strict=True):
+            if image_id not in self._coco.imgs:
+                raise KeyError(f"image {image_id} is not in the data set to evaluate on")
+            self._detections[image_id] = found[np.isin(found[:, 5], list(self._category_ids))]
+
+    def synchronize(self) -> None:
+        """Share the detections of all processes, so that each has them all; every image counts once. Collective."""
+        gathered: dict[int, np.ndarray] = {}
+        for detections in all_gather_object(self._detections):
+            for image_id, found in detections.items():
+                gathered.setdefault(image_id, found)
+        self._detections = gathered
+
+    def summarize(self) -> dict[str, Any]:
+        """Score what this process knows (call :meth:`synchronize` before, if there are several).
+
+        Returns:
+            COCO's AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 and ``per_class: {name: {AP, AP50}}``. For VOC
+            data sets also ``voc: {mAP50, mAP50_11point, per_class: {name: {AP50, AP50_11point}}}``.
+        """
+        detections = self._detection_table()
+        summary = self._coco_summary(detections)
+        if self._metric == "voc":
+            summary["voc"] = self._voc_summary(detections)
+        return summary
+
+    @staticmethod
+    def table(summary: dict[str, Any]) -> str:
+        """The numbers of :meth:`summarize` in percent, a line a class; a dash where there is nothing to score."""
+        headline = "  ".join(f"{name} {_percent(summary[name])}" for name in COCO_STATISTICS)
+        rows = [["class", "AP", "AP50"]]
+        rows += [[name, *map(_percent, scores.values())] for name, scores in summary["per_class"].items()]
+        if "voc" in summary:
+            voc = summary["voc"]
+            headline += f"\nVOC mAP50 {_percent(voc['mAP50'])}  11-point {_percent(voc['mAP50_11point'])}"
+            rows[0] += ["VOC AP50", "11-point"]
+            for row in rows[1:]:
+                row += map(_percent, voc["per_class"][row[0]].values())
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)])
+            for row in rows
+        ]
+        return "\n".join([headline, "", *lines])
+
+    def _detection_table(self) -> BoxTable:
+        # In order of image id, so that equal scores are in the same order however many processes there were.
+        image_ids = sorted(self._detections)
+        found = [self._detections[image_id] for image_id in image_ids]
+        rows = np.concatenate([np.zeros((0, 6)), *found])
+        category_ids = [self._category_ids[int(label)] for label in rows[:, 5]]
+        return BoxTable(
+            image_ids=np.repeat(np.array(image_ids, dtype=np.int64), np.array(list(map(len, found)), dtype=np.int64)),
+            category_ids=np.array(category_ids, dtype=np.int64),
+            boxes=rows[:, :4],
+            scores=rows[:, 4],
+        )
+
+    def _coco_summary(self, detections: BoxTable) -> dict[str, Any]:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
+            evaluation = COCOeval(self._coco, _as_coco(self._coco, detections), iouType="bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        summary: dict[str, Any] = dict(zip(COCO_STATISTICS, map(float, evaluation.stats), strict=False))
+
+        # [IoU threshold (the first is 0.5), recall, category, area (the first is all), detections an image]
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        place = {int(category_id): k for k, category_id in enumerate(evaluation.params.catIds)}
+        summary["per_class"] = {
+            category["name"]: {
+                "AP": _mean_of_valid(precision[:, :, place[category["id"]]].ravel()),
+                "AP50": _mean_of_valid(precision[0, :, place[category["id"]]]),
+            }
+            for category in self._categories
+        }
+        return summary
+
+    def _voc_summary(self, detections: BoxTable) -> dict[str, Any]:
+        category_ids = [category["id"] for category in self._categories]
+        scores = voc_average_precision(ground_truth_table(self._coco), detections, category_ids)
+        return {
+            "mAP50": _mean_of_valid(area for area, _ in scores.values()),
+            "mAP50_11point": _mean_of_valid(eleven for _, eleven in scores.values()),
+            "per_class": {
+                category["name"]: dict(zip(("AP50", "AP50_11point"), scores[category["id"]], strict=True))
+                for category in self._categories
+            },
+        }
+
+
+def _as_coco(ground_truths: COCO, detections: BoxTable) -> COCO:
+    """Detections in the form that COCOeval wants; pycocotools' own loadRes cannot take an empty list."""
+    sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
+    annotations = [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": [*corner, *side],
+            "area": side[0] * side[1],
+            "score": score,
+            "iscrowd": 0,
+        }
+        for number, (image_id, category_id, corner, side, score) in enumerate(
+            zip(
+                detections.image_ids.tolist(),
+                detections.category_ids.tolist(),
+                detections.boxes[:, :2].tolist(),
+                sides.tolist(),
+                detections.scores.tolist(),
+                strict=True,
+            ),
+            start=1,
+        )
+    ]
+    coco = COCO()
+    coco.dataset = {**ground_truths.dataset, "annotations": annotations}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _mean_of_valid(values: Iterable[float]) -> float:
+    valid = [value for value in values if value > -1]
+    return float(np.mean(valid)) if valid else -1.0
+
+
+def _percent(score: float) -> str:
+    return "-" if score < 0 else f"{100 * score:.1f}"

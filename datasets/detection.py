@@ -1,0 +1,129 @@
+"""Labelled images for detection, from the records of any reader."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.images import load_image
+from datasets.records import DetectionRecords, DroppedBoxes
+from datasets.transforms import Transform
+from util.distributed import is_main
+
+
+class DetectionDataset(Dataset):
+    """``dataset[(epoch, index)]`` -> (image, target), a function of the seed, the epoch and the index alone.
+
+    The image is what ``transforms`` makes of it, float32 [3, H, W]; the target a dictionary of
+        boxes: float32 [T, 4], cxcywh normalised by (W, H); groups ("crowd") are left out,
+        labels: int64 [T],
+        image_id: int64 [],
+        orig_size: int64 [2], (height, width) of the upright file,
+        size: int64 [2], (H, W).
+
+    Attributes:
+        root: folder of the images.
+        categories: see :class:`DetectionRecords`.
+        metric: "coco" or "voc", how the data set is evaluated.
+        dropped: the unusable boxes that were left out; told in one line as well.
+
+    Raises (on reading a sample):
+        DataError: an image that cannot be read or has another size than annotated; the message names the file.
+    """
+
+    def __init__(self, records: DetectionRecords, *, transforms: Transform, seed: int) -> None:
+        self.records = records
+        self.transforms = transforms
+        self.seed = seed
+        if is_main():
+            print(f"{records.source}: {len(records)} images, {records.dropped.describe()}")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        epoch, index = key
+        records = self.records
+        width, height = records.sizes[index].tolist()
+        image = load_image(records.path(index), size=(width, height))
+        rows = np.arange(records.offsets[index], records.offsets[index + 1])
+        rows = rows[~records.crowd[rows]]
+        target = {
+            "boxes": records.boxes[rows],
+            "labels": records.labels[rows],
+            "image_id": records.image_ids[index],
+            "orig_size": np.array([height, width]),
+        }
+        return self.transforms(image, target, np.random.default_rng((self.seed, epoch, index)))
+
+    @property
+    def root(self) -> Path:
+        return self.records.root
+
+    @property
+    def categories(self) -> list[dict]:
+        return self.records.categories
+
+    @property
+    def metric(self) -> str:
+        return self.records.metric
+
+    @property
+    def dropped(self) -> DroppedBoxes:
+        return self.records.dropped
+
+    @property
+    def num_labels(self) -> int:
+        """One more than the largest label; 91 for COCO, whose labels are its raw ids."""
+        return max(category["label"] for category in self.categories) + 1
+
+    @cached_property
+    def coco(self) -> COCO:
+        """The usable boxes as pycocotools' evaluation wants them: bbox xywh in pixels, difficult boxes as crowds.
+
+        Annotations are numbered anew from 1, since that evaluation takes the id 0 for "unmatched".
+        """
+        id_of_label = {category["label"]: category["id"] for category in self.categories}
+        coco = COCO()
+        coco.dataset = {
+            "info": {},
+            "images": [self._coco_image(index) for index in range(len(self))],
+            "annotations": [
+                annotation for index in range(len(self)) for annotation in self._coco_annotations(index, id_of_label)
+            ],
+            "categories": [{"id": c["id"], "name": c["name"]} for c in self.categories],
+        }
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            coco.createIndex()
+        return coco
+
+    def _coco_image(self, index: int) -> dict:
+        width, height = self.records.sizes[index].tolist()
+        path = os.fsdecode(self.records.paths[index])
+        return {"id": int(self.records.image_ids[index]), "file_name": path, "width": width, "height": height}
+
+    def _coco_annotations(self, index: int, id_of_label: dict[int, int]) -> list[dict]:
+        records = self.records
+        annotations = []
+        for row in range(records.offsets[index], records.offsets[index + 1]):
+            x0, y0, x1, y1 = records.boxes[row].tolist()
+            annotations.append(
+                {
+                    "id": row + 1,
+                    "image_id": int(records.image_ids[index]),
+                    "category_id": id_of_label[int(records.labels[row])],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": float(records.areas[row]),
+                    "iscrowd": int(records.crowd[row] or records.difficult[row]),
+                    "difficult": int(records.difficult[row]),
+                }
+            )
+        return annotations

@@ -1,0 +1,131 @@
+"""Image files: finding them in a folder and reading any kind of them as upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from util.errors import DataError
+
+_EXTENSIONS = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp"
+IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())
+# What Pillow's decoders raise on damaged files, beside OSError.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+    """Read an image file as RGB, 8 bits a channel, upright as its EXIF orientation says.
+
+    16-bit grey is scaled to 8 bits, CMYK and palettes become RGB, transparency is dropped (the stored colours stay).
+
+    Args:
+        path: the file.
+        size: (width, height) that the annotations of this image assume. Some annotations were made on pixels as
+            they are stored, ignoring EXIF; so where ``size`` is that of the stored pixels and not that of the
+            upright image, the stored ones are returned.
+
+    Raises:
+        DataError: missing, empty, truncated, not an image, a decompression bomb, or not of the annotated size; the
+            message names the file.
+    """
+    try:
+        # A stream, since Pillow memory-maps a file that it opens by name and so garbles uncompressed TIFF files with an
+        # EXIF orientation.
+        with open(path, "rb") as stream, Image.open(stream) as file:
+            file.load()  # before the rotation: Pillow turns TIFF files upright itself while it loads them
+            upright = ImageOps.exif_transpose(file)
+            if size is None or upright.size == tuple(size):
+                return _to_rgb(upright)
+            if file.size == tuple(size):
+                return _to_rgb(file)
+    except _DECODER_ERRORS as error:
+        raise DataError(f"{path}: {_reason(path, error)}") from None
+    raise DataError(
+        f"{path}: the image is {upright.width}x{upright.height} but its annotation says {size[0]}x{size[1]}; "
+        "correct the annotation or restore the image"
+    )
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if not os.path.exists(path):
+        return "no such image file"
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "empty file (0 bytes), not an image; replace or remove it"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of any known kind; replace or remove it"
+    lines = str(error).splitlines() or [type(error).__name__]
+    return f"not an image, or damaged ({lines[0]}); replace or remove it"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey16_to_rgb(image)
+    if image.mode == "F":
+        raise ValueError("floating-point grey values have no known range; convert the file to 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey16_to_rgb(image: Image.Image) -> Image.Image:
+    """Scale 0..65535 to 0..255, rounding; Pillow's own conversion would clip at 255."""
+    grey = np.asarray(image)
+    if grey.size and (grey.min() < 0 or grey.max() > 65535):
+        raise ValueError("32-bit grey values beyond 0..65535; convert the file to 8 or 16 bits")
+    return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """Paths of all images in ``folder`` and below, relative to it, with forward slashes, sorted.
+
+    An image is a file whose extension is in IMAGE_EXTENSIONS, in upper or lower case. Links to folders are followed.
+    Names that begin with a dot are hidden (copies that editors and file managers leave behind) and not taken.
+
+    Raises:
+        DataError: no such folder, a folder that may not be read, a dangling link, or no image at all.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of images")
+    paths = sorted(_walk(folder, "", ()))
+    if not paths:
+        raise DataError(f"{folder}: no images in this folder or below (looked for {_EXTENSIONS})")
+    return paths
+
+
+def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
+    """Image paths below ``folder``, each behind ``prefix``; a link to one of ``ancestors`` is not entered again."""
+    here = os.path.realpath(folder)
+    if here in ancestors:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here))
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                raise DataError(f"{entry.path}: dangling link to {os.readlink(entry.path)}")
+            yield prefix + entry.name

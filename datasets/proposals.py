@@ -1,0 +1,243 @@
+"""Regions of interest: kept on disk for a whole data set, or drawn at random.
+
+On disk a data set's proposals are one folder, read through memory maps that all processes share:
+
+    boxes.npy         float32 [N, 4], xyxy in pixels of the upright images, all images one after another, best first
+    scores.npy        float32 [N], falling within an image
+    offsets.npy       int64 [n + 1]; the boxes of image i are rows offsets[i]:offsets[i + 1]
+    paths.npy         uint8, paths of the n images relative to the data set's root, UTF-8, one after another
+    path_offsets.npy  int64 [n + 1] into it, likewise
+    meta.json         version of this format, method and parameters that made the proposals, number of images, and a
+                      fingerprint of the paths
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from util.errors import DataError
+
+FORMAT_VERSION = 1
+MIN_AREA = 0.05  # of the intersection of the views, for regions of any kind
+MAX_ASPECT = 8.0  # of random boxes: width / height within 1/8..8
+
+_ARRAYS = {  # name -> (dtype, shape without the first dimension)
+    "boxes": (np.float32, (4,)),
+    "scores": (np.float32, ()),
+    "offsets": (np.int64, ()),
+    "paths": (np.uint8, ()),
+    "path_offsets": (np.int64, ()),
+}
+_META = {"version": int, "method": str, "parameters": dict, "num_images": int, "fingerprint": str}
+
+
+def random_boxes(rng: np.random.Generator, within: np.ndarray, count: int) -> np.ndarray:
+    """``count`` boxes [count, 4] float64 inside the box ``within`` [4], both xyxy.
+
+    Sides are uniform up to those of ``within``, centres uniform where the box then fits. Boxes with less than MIN_AREA
+    of its area, or an aspect ratio beyond 1/8..8 and that of ``within`` itself (a strip allows little else), are
+    drawn again.
+
+    Raises:
+        ValueError: ``within`` has no area.
+    """
+    low, high = np.tile(within[:2], 2), np.tile(within[2:], 2)
+    width, height = within[2:] - within[:2]
+    if not (width > 0 and height > 0):
+        raise ValueError(f"no random boxes fit into {within.tolist()}, which has no area")
+    shape = width / height
+    boxes = np.empty((0, 4))  # in fractions of ``within``
+    while len(boxes) < count:
+        sides = 1 - rng.random((2 * count, 2))  # in (0, 1]
+        corners = rng.random((2 * count, 2)) * (1 - sides)
+        aspect = shape * sides[:, 0] / sides[:, 1]
+        good = (aspect >= min(1 / MAX_ASPECT, shape)) & (aspect <= max(MAX_ASPECT, shape))
+        good &= sides.prod(axis=1) >= MIN_AREA
+        boxes = np.concatenate([boxes, np.concatenate([corners, corners + sides], axis=1)[good]])
+    return np.clip(low + boxes[:count] * (high - low), low, high)
+
+
+def write_proposals(
+    folder: str | Path,
+    *,
+    paths: Sequence[str],
+    boxes: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    method: str,
+    parameters: dict[str, Any],
+) -> None:
+    """Write the proposals of a data set; ``folder`` appears whole or not at all.
+
+    Args:
+        folder: must not exist.
+        paths: of the images, relative to the data set's root, with forward slashes.
+        boxes, scores: [N_i, 4] and [N_i] of each image, in any order: the best are put first.
+        method: name that ``--proposals`` will ask for.
+        parameters: of the method, anything JSON can hold.
+
+    Raises:
+        DataError: ``folder`` exists.
+        ValueError: no images, or lists or arrays that do not belong together.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise DataError(f"{folder}: exists already; remove it or write to another folder")
+    arrays = _pack(paths, boxes, scores)
+    meta = {
+        "version": FORMAT_VERSION,
+        "method": method,
+        "parameters": parameters,
+        "num_images": len(paths),
+        "fingerprint": fingerprint(paths),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+def _pack(paths: Sequence[str], boxes: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    if not len(paths) == len(boxes) == len(scores) > 0:
+        raise ValueError(f"{len(paths)} paths, {len(boxes)} arrays of boxes, {len(scores)} of scores")
+    for path, image_boxes, image_scores in zip(paths, boxes, scores, strict=True):
+        if image_boxes.shape != (len(image_scores), 4) or image_scores.ndim != 1:
+            raise ValueError(f"{path}: boxes {image_boxes.shape} with scores {image_scores.shape}")
+    order = [np.argsort(-image_scores, kind="stable") for image_scores in scores]
+    encoded = [os.fsencode(path) for path in paths]
+    return {
+        "boxes": np.concatenate([b[o] for b, o in zip(boxes, order, strict=True)]).astype(np.float32),
+        "scores": np.concatenate([s[o] for s, o in zip(scores, order, strict=True)]).astype(np.float32),
+        "offsets": _offsets([len(image_scores) for image_scores in scores]),
+        "paths": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        "path_offsets": _offsets([len(path) for path in encoded]),
+    }
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def fingerprint(paths: Sequence[str]) -> str:
+    """SHA-256 of a list of paths, in hexadecimal."""
+    return hashlib.sha256(b"\0".join(os.fsencode(path) for path in paths)).hexdigest()
+
+
+class ProposalStore:
+    """The proposals of a data set, as :func:`write_proposals` left them.
+
+    Opening reads little; pickling (to a worker process) passes the folder's name alone.
+
+    Attributes:
+        folder: where they lie.
+        method: that made them; parameters: of the method.
+
+    Raises:
+        DataError: no such folder, or a file in it missing, damaged or at odds with the others; the message names it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DataError(f"{self.folder}: no such folder of proposals")
+        meta = _read_meta(self.folder / "meta.json")
+        self.method: str = meta["method"]
+        self.parameters: dict[str, Any] = meta["parameters"]
+        self._fingerprint: str = meta["fingerprint"]
+        arrays = {name: _open_array(self.folder / f"{name}.npy", *kind) for name, kind in _ARRAYS.items()}
+        self._boxes, self._scores, self._paths = arrays["boxes"], arrays["scores"], arrays["paths"]
+        self._offsets, self._path_offsets = arrays["offsets"], arrays["path_offsets"]
+        self._check_offsets("offsets", meta["num_images"], len(self._boxes))
+        self._check_offsets("path_offsets", meta["num_images"], len(self._paths))
+        if len(self._scores) != len(self._boxes):
+            raise DataError(
+                f"{self.folder / 'scores.npy'}: {len(self._scores)} scores for {len(self._boxes)} boxes; "
+                "make the proposals again"
+            )
+
+    def _check_offsets(self, name: str, num_images: int, end: int) -> None:
+        offsets = getattr(self, f"_{name}")
+        if len(offsets) != num_images + 1 or offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+            raise DataError(
+                f"{self.folder / f'{name}.npy'}: does not divide {end} entries among {num_images} images; "
+                "make the proposals again"
+            )
+
+    def __reduce__(self) -> tuple[type[ProposalStore], tuple[Path]]:
+        return ProposalStore, (self.folder,)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._offsets) - 1
+
+    def boxes(self, index: int) -> np.ndarray:
+        """[N_i, 4] float32, xyxy in pixels of the upright image ``index``, best first."""
+        return np.array(self._boxes[self._offsets[index] : self._offsets[index + 1]])
+
+    def scores(self, index: int) -> np.ndarray:
+        """[N_i] float32, falling."""
+        return np.array(self._scores[self._offsets[index] : self._offsets[index + 1]])
+
+    def path(self, index: int) -> str:
+        """The image ``index``, relative to the data set's root."""
+        return os.fsdecode(self._paths[self._path_offsets[index] : self._path_offsets[index + 1]].tobytes())
+
+    def check(self, paths: Sequence[str], method: str) -> None:
+        """See that these are proposals of ``method`` for exactly the images ``paths`` (relative), in this order.
+
+        Raises:
+            DataError: they are not; the message names the other method or the first path that differs.
+        """
+        if method != self.method:
+            raise DataError(f"{self.folder}: made by {self.method}, not {method}; pass --proposals {self.method}")
+        if fingerprint(paths) == self._fingerprint:
+            return
+        differing = (i for i in range(min(len(self), len(paths))) if self.path(i) != paths[i])
+        first = next(differing, min(len(self), len(paths)))
+        stored = repr(self.path(first)) if first < len(self) else "nothing"
+        given = repr(paths[first]) if first < len(paths) else "nothing"
+        raise DataError(
+            f"{self.folder}: made for other images ({len(self)}, the data set has {len(paths)}): the first difference "
+            f"is image {first}, {stored} there and {given} in the data set; make the proposals again"
+        )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); is this a folder of proposals?") from None
+    except ValueError:
+        raise DataError(f"{path}: not JSON; make the proposals again") from None
+    for key, kind in _META.items():
+        if not isinstance(meta, dict) or not isinstance(meta.get(key), kind):
+            raise DataError(f'{path}: lacks "{key}"; make the proposals again')
+    if meta["version"] != FORMAT_VERSION:
+        raise DataError(f"{path}: format version {meta['version']}, this code reads {FORMAT_VERSION}")
+    return meta
+
+
+def _open_array(path: Path, dtype: type, row_shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: missing or damaged ({reason}); make the proposals again") from None
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim < 1 or array.shape[1:] != row_shape:
+        raise DataError(f"{path}: not {np.dtype(dtype)} of the right shape; make the proposals again")
+    return array

@@ -1,0 +1,179 @@
+"""What an annotated data set says about its images and boxes, packed into a few arrays.
+
+A million boxes as Python objects would cost gigabytes, and each worker process that touches their reference counts
+would copy them. The readers (:mod:`datasets.coco`, :mod:`datasets.voc`) fill a :class:`RecordBuilder`; its
+:meth:`~RecordBuilder.pack` weeds out unusable boxes.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_PLACES_TOLD = 3
+_CLIP_TOLERANCE = 1e-3  # pixels; what clipping moves less than this is rounding in the annotation file
+
+
+@dataclass(frozen=True)
+class DroppedBoxes:
+    """How many of the ``total`` boxes in the files were unusable, how many reached beyond their image, and where."""
+
+    total: int
+    dropped: int
+    clipped: int
+    dropped_places: list[str]
+    clipped_places: list[str]
+
+    def describe(self) -> str:
+        """One phrase for the user."""
+        parts = []
+        if self.dropped:
+            where = _some(self.dropped_places, self.dropped)
+            parts.append(f"{self.dropped} of {self.total} boxes dropped, without area inside the image ({where})")
+        else:
+            parts.append(f"none of {self.total} boxes dropped")
+        if self.clipped:
+            parts.append(f"{self.clipped} clipped to the image ({_some(self.clipped_places, self.clipped)})")
+        return ", ".join(parts)
+
+
+def _some(places: list[str], count: int) -> str:
+    return "; ".join(places) + ("; ..." if count > len(places) else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecords:
+    """n images and their N usable boxes; boxes of image i are rows offsets[i]:offsets[i+1].
+
+    Attributes:
+        root: folder that ``paths`` are relative to.
+        source: file or folder of the annotations, for messages.
+        metric: "coco" or "voc", how the data set is evaluated.
+        categories: ``{"label": int, "id": int, "name": str}`` each, by label; labels are what the model predicts, ids
+            what the annotation files and evaluations use.
+        paths: [n] bytes (see :func:`pack_paths`).
+        image_ids: [n] int64.
+        sizes: [n, 2] int32, (width, height) in pixels.
+        offsets: [n + 1] int64.
+        boxes: [N, 4] float32, xyxy in pixels, inside the image, of positive width and height.
+        labels: [N] int64.
+        areas: [N] float64, of the object (COCO: of its segmentation), in square pixels.
+        crowd: [N] bool, groups of objects: not trained on, ignored in evaluations.
+        difficult: [N] bool, trained on, ignored in evaluations.
+        dropped: what was left out.
+    """
+
+    root: Path
+    source: str
+    metric: str
+    categories: list[dict]
+    paths: np.ndarray
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    dropped: DroppedBoxes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """The file of image ``index``."""
+        return self.root / os.fsdecode(self.paths[index])
+
+
+def pack_paths(paths: list[str]) -> np.ndarray:
+    """Paths as one array of bytes; ``os.fsdecode(array[i])`` gives the i-th back."""
+    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+
+
+class RecordBuilder:
+    """Collects images and boxes one by one in compact arrays."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+        self._image_ids = array("q")
+        self._sizes = array("i")
+        self._boxes = array("d")
+        self._areas = array("d")
+        self._image_of_box = array("q")
+        self._labels = array("q")
+        self._degenerate = array("b")
+        self._crowd = array("b")
+        self._difficult = array("b")
+
+    def add_image(self, path: str, image_id: int, size: tuple[int, int]) -> int:
+        """Add an image (path relative to the root, size (width, height)) and return its index."""
+        self._paths.append(path)
+        self._image_ids.append(image_id)
+        self._sizes.extend(size)
+        return len(self._paths) - 1
+
+    def add_box(
+        self,
+        image_index: int,
+        box: tuple[float, float, float, float],
+        label: int,
+        *,
+        degenerate: bool = False,
+        area: float | None = None,
+        crowd: bool = False,
+        difficult: bool = False,
+    ) -> None:
+        """Add a box (xyxy in pixels, finite); ``area`` None means that of the clipped box."""
+        self._image_of_box.append(image_index)
+        self._boxes.extend(box)
+        self._labels.append(label)
+        self._degenerate.append(degenerate)
+        self._areas.append(np.nan if area is None else area)
+        self._crowd.append(crowd)
+        self._difficult.append(difficult)
+
+    def pack(
+        self, *, root: Path, source: str, metric: str, categories: list[dict], place: Callable[[int, int], str]
+    ) -> DetectionRecords:
+        """Drop boxes without area inside their image, clip the others to it, and sort them by image.
+
+        Args:
+            place: (index of a box in order of addition, index of its image) -> where it stands in the files.
+        """
+        image = np.array(self._image_of_box, dtype=np.int64)
+        sizes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
+        given = np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
+        boxes = np.clip(given, 0, np.tile(sizes[image], 2)).astype(np.float32)
+        keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & ~np.array(self._degenerate, dtype=bool)
+        clipped = keep & (np.abs(given - boxes) > _CLIP_TOLERANCE).any(axis=1)
+
+        def places(chosen: np.ndarray) -> list[str]:
+            return [place(int(n), int(image[n])) for n in np.flatnonzero(chosen)[:_PLACES_TOLD]]
+
+        order = np.flatnonzero(keep)
+        order = order[np.argsort(image[order], kind="stable")]
+        boxes = boxes[order]
+        areas = np.array(self._areas, dtype=np.float64)[order]
+        counts = np.bincount(image[order], minlength=len(self._paths))
+        return DetectionRecords(
+            root=root,
+            source=source,
+            metric=metric,
+            categories=categories,
+            paths=pack_paths(self._paths),
+            image_ids=np.array(self._image_ids, dtype=np.int64),
+            sizes=sizes,
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            boxes=boxes,
+            labels=np.array(self._labels, dtype=np.int64)[order],
+            areas=np.where(np.isnan(areas), (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), areas),
+            crowd=np.array(self._crowd, dtype=bool)[order],
+            difficult=np.array(self._difficult, dtype=bool)[order],
+            dropped=DroppedBoxes(len(keep), int((~keep).sum()), int(clipped.sum()), places(~keep), places(clipped)),
+        )

@@ -1,0 +1,223 @@
+"""Detection data sets in PASCAL VOC's form: JPEGImages, Annotations/*.xml, ImageSets/Main/*.txt."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from datasets.images import IMAGE_EXTENSIONS
+from datasets.records import DetectionRecords, RecordBuilder
+from util.errors import DataError
+
+_NAMES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
+    "sofa train tvmonitor"
+)
+VOC_NAMES = _NAMES.split()
+_DEFAULT_SPECS = {True: ["2007:trainval", "2012:trainval"], False: ["2007:test"]}
+_DEFAULT_SETS = {True: ("trainval", "train"), False: ("test", "val")}
+
+
+@dataclass(frozen=True)
+class VocSet:
+    """One image set of one folder with JPEGImages, Annotations and ImageSets/Main."""
+
+    folder: Path
+    name: str
+
+    @property
+    def list_file(self) -> Path:
+        return self.folder / "ImageSets" / "Main" / f"{self.name}.txt"
+
+
+def voc_sets(data_path: str | Path, specs: list[str] | None, train: bool) -> list[VocSet]:
+    """The image sets that ``specs`` ask for, or the usual ones.
+
+    Args:
+        data_path: the devkit (``VOCdevkit``), the folder around it, or a single folder with JPEGImages.
+        specs: ``YEAR:SET`` each (``2007:trainval``), or ``SET`` for a single folder. None: 2007 and 2012 trainval to
+            train, 2007 test to evaluate; in a single folder trainval and test, or train and val where it lacks these.
+        train: which of the defaults.
+
+    Raises:
+        DataError: a folder or a set that is not there; the message lists the sets that are.
+    """
+    data_path = Path(data_path)
+    if not data_path.is_dir():
+        raise DataError(f"{data_path}: no such folder")
+    if not (data_path / "JPEGImages").is_dir():
+        return [_devkit_set(data_path, spec) for spec in specs or _DEFAULT_SPECS[train]]
+    if specs is None:
+        wanted = [VocSet(data_path, name) for name in _DEFAULT_SETS[train]]
+        return [_existing(next((one for one in wanted if one.list_file.is_file()), wanted[0]))]
+    return [_single_folder_set(data_path, spec) for spec in specs]
+
+
+def _devkit_set(data_path: Path, spec: str) -> VocSet:
+    year, colon, name = spec.partition(":")
+    if not colon:
+        raise DataError(f"{data_path}: cannot tell the year of the image set {spec!r}; write it as 2007:{spec}")
+    for folder in (data_path / f"VOC{year}", data_path / "VOCdevkit" / f"VOC{year}"):
+        if (folder / "JPEGImages").is_dir():
+            return _existing(VocSet(folder, name))
+    raise DataError(
+        f"{data_path}: no VOC data set for {spec} here (looked for JPEGImages in it, in VOC{year}/ and in "
+        f"VOCdevkit/VOC{year}/); choose the sets with --voc_train and --voc_val"
+    )
+
+
+def _single_folder_set(folder: Path, spec: str) -> VocSet:
+    year, _, name = spec.rpartition(":")
+    if year and folder.resolve().name != f"VOC{year}":
+        raise DataError(f"{folder}: a single folder, not that of the year {year}; write {name!r} instead of {spec!r}")
+    return _existing(VocSet(folder, name))
+
+
+def _existing(image_set: VocSet) -> VocSet:
+    if not image_set.list_file.is_file():
+        there = sorted(path.stem for path in image_set.list_file.parent.glob("*.txt"))
+        raise DataError(f"{image_set.list_file}: no such image set (there are: {', '.join(there) or 'none'})")
+    return image_set
+
+
+def read_voc(root: str | Path, sets: list[VocSet], categories: list[dict] | None = None) -> DetectionRecords:
+    """Read and check the annotations of several image sets, one after the other.
+
+    Image ids are the images' positions 0..n-1. A box's ``xmin, ymin, xmax, ymax`` count pixels from 1 and include the
+    last one, so that it spans xmin - 1 .. xmax. Categories: VOC's 20 by alphabet where all names are among them, else
+    the names found in all Annotations of the folders, sorted; or ``categories`` (of the training set, say).
+
+    Args:
+        root: a folder that holds those of the ``sets``; the records' paths are relative to it.
+
+    Raises:
+        DataError: missing or malformed files; the message names the file.
+    """
+    root = Path(root)
+    if categories is None:
+        categories = _find_categories([image_set.folder for image_set in sets])
+    label_of_name = {category["name"]: category["label"] for category in categories}
+    builder = RecordBuilder()
+    files: list[Path] = []
+    first_box: list[int] = []
+    boxes = 0
+    for image in voc_images(sets):
+        annotation = image.parent.parent / "Annotations" / f"{image.stem}.xml"
+        tree = _read_xml(annotation)
+        index = builder.add_image(image.relative_to(root).as_posix(), len(files), _size(tree, annotation))
+        files.append(annotation)
+        first_box.append(boxes)
+        for number, element in enumerate(tree.findall("object"), start=1):
+            _add_object(builder, index, element, label_of_name, f"{annotation}: object {number}")
+            boxes += 1
+    return builder.pack(
+        root=root,
+        source=" + ".join(str(image_set.list_file) for image_set in sets),
+        metric="voc",
+        categories=categories,
+        place=lambda n, image: f"object {n - first_box[image] + 1} of {files[image].name}",
+    )
+
+
+def voc_images(sets: list[VocSet]) -> Iterator[Path]:
+    """The image files of the sets, in the sets' order.
+
+    Raises:
+        DataError: an empty set, or an image that is not there.
+    """
+    for image_set in sets:
+        folder = image_set.folder / "JPEGImages"
+        file_of_stem = {}
+        for name in sorted(os.listdir(folder)):
+            stem, extension = os.path.splitext(name)
+            if extension.lower() in IMAGE_EXTENSIONS:
+                file_of_stem[stem] = name
+        try:
+            stems = [line.strip() for line in image_set.list_file.read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{image_set.list_file}: cannot be read as a list of images ({error})") from None
+        stems = [stem for stem in stems if stem]
+        if not stems:
+            raise DataError(f"{image_set.list_file}: no images in this set")
+        for stem in stems:
+            if stem not in file_of_stem:
+                raise DataError(
+                    f"{folder}: no image named {stem}.jpg (or of another kind), as {image_set.list_file} says"
+                )
+            yield folder / file_of_stem[stem]
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses document type declarations, so that no entities, external ones or bombs, can be declared."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("document type declarations are not allowed")
+
+
+def _read_xml(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read this annotation ({error.strerror})") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DataError(f"{path}: not XML, or damaged ({error})") from None
+
+
+def _find_categories(folders: list[Path]) -> list[dict]:
+    names: set[str] = set()
+    for folder in dict.fromkeys(folders):
+        for path in sorted((folder / "Annotations").glob("*.xml")):
+            for number, element in enumerate(_read_xml(path).findall("object"), start=1):
+                names.add(_text(element, "name", f"{path}: object {number}"))
+    if not names:
+        raise DataError(f"{folders[0] / 'Annotations'}: no objects in any annotation (*.xml) here")
+    chosen = VOC_NAMES if names <= set(VOC_NAMES) else sorted(names)
+    return [{"label": label, "id": label + 1, "name": name} for label, name in enumerate(chosen)]
+
+
+def _text(element: ElementTree.Element, tag: str, where: str) -> str:
+    text = (element.findtext(tag) or "").strip()
+    if not text:
+        raise DataError(f"{where}: <{tag}> is missing or empty")
+    return text
+
+
+def _number(element: ElementTree.Element, tag: str, where: str) -> float:
+    text = _text(element, tag, where)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) < 1e9:
+        raise DataError(f"{where}: <{tag}> must be a number of pixels, not {text!r}")
+    return value
+
+
+def _size(tree: ElementTree.Element, path: Path) -> tuple[int, int]:
+    width, height = (_number(tree, f"size/{side}", str(path)) for side in ("width", "height"))
+    if not (width >= 1 and height >= 1 and width.is_integer() and height.is_integer()):
+        raise DataError(f"{path}: <size> must be positive whole numbers, not {width:g} and {height:g}")
+    return int(width), int(height)
+
+
+def _add_object(
+    builder: RecordBuilder, image_index: int, element: ElementTree.Element, label_of_name: dict[str, int], where: str
+) -> None:
+    name = _text(element, "name", where)
+    if name not in label_of_name:
+        raise DataError(f"{where}: {name!r} is none of the categories {', '.join(label_of_name)}")
+    xmin, ymin, xmax, ymax = (_number(element, f"bndbox/{tag}", where) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    difficult = element.findtext("difficult", default="0").strip() or "0"
+    if difficult not in ("0", "1"):
+        raise DataError(f"{where}: <difficult> must be 0 or 1, not {difficult!r}")
+    builder.add_box(
+        image_index,
+        (xmin - 1, ymin - 1, xmax, ymax),
+        label_of_name[name],
+        degenerate=xmax <= xmin or ymax <= ymin,
+        difficult=difficult == "1",
+    )

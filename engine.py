@@ -1,0 +1,261 @@
+"""The loops that both scripts share: training by steps or epochs, and evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from torch.profiler import record_function
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets.coco_eval import DetectionEvaluator
+from models.detr import DETR
+from models.postprocess import PostProcess
+from util import distributed
+from util.checkpoint import restore_rank_rng, rng_state, save_checkpoint
+from util.errors import CheckpointError, UserError
+from util.logger import Meters, Progress, RunLog, say, shows_progress
+from util.recipes import schedule
+
+AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Training:
+    """Everything that changes while a run goes on, and so everything that a checkpoint holds.
+
+    Attributes:
+        method: ``forward(batch) -> (loss, logs)``; its ``detector`` is what the checkpoint's ``model`` holds.
+        optimizer, scheduler, scaler: of torch; the scaler does nothing unless fp16 is used.
+        total_steps, steps_per_epoch: in optimizer steps.
+        step: optimizer steps done. The position in the shuffled data follows from it.
+    """
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    scaler: torch.amp.GradScaler
+    total_steps: int
+    steps_per_epoch: int
+    step: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.step // self.steps_per_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The checkpoint, less what describes the run (args, stage, categories). Collective: call on all ranks."""
+        state = {
+            "model": self.method.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "rng": distributed.all_gather_object(rng_state()),
+        }
+        if hasattr(self.method, "pretext_state_dict"):
+            state["pretext"] = self.method.pretext_state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], source: str) -> None:
+        """Go on where ``state`` was saved.
+
+        Raises:
+            CheckpointError: it does not fit; ``source`` is named.
+        """
+        try:
+            self.method.detector.load_state_dict(state["model"])
+            if hasattr(self.method, "pretext_state_dict"):
+                self.method.load_pretext_state_dict(state["pretext"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["lr_scheduler"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step = state["step"]
+            restore_rank_rng(state["rng"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()
+            raise CheckpointError(f"--resume {source}: does not fit this run ({' '.join(first[:2])})") from None
+
+
+def make_training(
+    args: argparse.Namespace,
+    method: nn.Module,
+    param_groups: list[dict],
+    device: torch.device,
+    num_batches: int,
+) -> Training:
+    """Optimizer (AdamW) and schedule (lr x 0.1 at one step) for ``method``.
+
+    Args:
+        num_batches: batches an epoch of one process.
+
+    Raises:
+        UserError: ``--accum_steps`` asks for more batches than an epoch has.
+    """
+    steps_per_epoch = num_batches // args.accum_steps
+    if steps_per_epoch == 0:
+        raise UserError(f"--accum_steps {args.accum_steps}: an epoch has only {num_batches} batches")
+    total_steps, drop_step = schedule(args, steps_per_epoch)
+    optimizer = torch.optim.AdamW(param_groups, lr=args.lr, weight_decay=args.weight_decay)
+    scheduler = LambdaLR(optimizer, lambda step: 0.1 if drop_step is not None and step >= drop_step else 1.0)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    return Training(method, optimizer, scheduler, scaler, total_steps, steps_per_epoch)
+
+
+def parameters_to_train(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``module`` that require a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def distribute(method: nn.Module, device: torch.device) -> nn.Module:
+    """``method`` itself, or wrapped so that the processes average their gradients."""
+    if distributed.world_size() == 1:
+        return method
+    # No buffer is trained by one process alone (batch norms are frozen or global), so none needs broadcasting.
+    device_ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(method, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def train(
+    training: Training,
+    loader: DataLoader,
+    args: argparse.Namespace,
+    device: torch.device,
+    log: RunLog,
+    describe: dict[str, Any],
+    evaluate_now: Callable[[], dict[str, float]] | None = None,
+) -> None:
+    """Train from ``training.step`` to the end of the schedule.
+
+    Args:
+        loader: its ``batch_sampler`` is an ``EpochBatchSampler``.
+        describe: what checkpoints hold beside the training's state: args, stage, categories.
+        evaluate_now: evaluates the detector and returns numbers for the log; called every ``--eval_every`` epochs
+            and at the end.
+    """
+    model = distribute(training.method, device)
+    images_per_step = args.batch_size * args.accum_steps * distributed.world_size()
+    progress = Progress(total=training.total_steps, start=training.step, images_per_step=images_per_step)
+    meters = Meters()
+    while training.step < training.total_steps:
+        step_in_epoch = training.step % training.steps_per_epoch
+        loader.batch_sampler.set_position(training.epoch, step_in_epoch * args.accum_steps)
+        batches = iter(loader)
+        training.method.train()
+        for _ in range(min(training.steps_per_epoch - step_in_epoch, training.total_steps - training.step)):
+            meters.update(train_step(model, training, batches, args, device))
+            progress.advance()
+            if training.step % args.log_every == 0:
+                write_log(training, meters, log, progress)
+            at_boundary = training.step % training.steps_per_epoch == 0 or training.step == training.total_steps
+            if args.save_every_steps and training.step % args.save_every_steps == 0 and not at_boundary:
+                save(training, args, describe)
+        end_epoch(training, args, log, describe, evaluate_now)
+        progress.pause()
+    progress.close()
+
+
+def train_step(
+    model: nn.Module, training: Training, batches: Iterator, args: argparse.Namespace, device: torch.device
+) -> dict[str, Tensor]:
+    """One optimizer step over ``--accum_steps`` batches; returns scalars for the log, still on the device."""
+    training.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for index in range(args.accum_steps):
+        with record_function("data"):
+            batch = to_device(next(batches), device)
+        waits = index + 1 < args.accum_steps and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if waits else contextlib.nullcontext():
+            with torch.autocast(device.type, AMP_TYPES[args.amp], enabled=args.amp != "none"):
+                loss, logs = model(batch)
+            with record_function("backward"):
+                training.scaler.scale(loss / args.accum_steps).backward()
+        for name, value in logs.items():
+            sums[name] = sums.get(name, 0) + value.detach() / args.accum_steps
+    with record_function("optimizer"):
+        training.scaler.unscale_(training.optimizer)
+        # an infinite limit still measures the norm
+        limit = args.clip_max_norm or float("inf")
+        sums["grad_norm"] = nn.utils.clip_grad_norm_(parameters_to_train(training.method), limit)
+        training.scaler.step(training.optimizer)
+        training.scaler.update()
+        training.scheduler.step()
+    training.step += 1
+    return sums
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move everything in a batch that knows ``to``; containers keep their form."""
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(item, device) for item in batch)
+    if isinstance(batch, dict):
+        return {name: to_device(item, device) for name, item in batch.items()}
+    return batch.to(device, non_blocking=True)
+
+
+def write_log(training: Training, meters: Meters, log: RunLog, progress: Progress) -> None:
+    """One line of log.txt: means since the last one."""
+    values = meters.read()
+    values["lr"] = training.scheduler.get_last_lr()[0]
+    values["images_per_second"] = progress.report(values)
+    log.write("train", training.step, {"epoch": training.step / training.steps_per_epoch, **values})
+
+
+def end_epoch(
+    training: Training,
+    args: argparse.Namespace,
+    log: RunLog,
+    describe: dict[str, Any],
+    evaluate_now: Callable[[], dict[str, float]] | None,
+) -> None:
+    """What is due after an epoch, or after the last step: evaluation, then the checkpoint."""
+    last = training.step == training.total_steps
+    say(f"{training.step}/{training.total_steps} steps, {training.epoch} epochs done")
+    if evaluate_now is not None and (last or (args.eval_every and training.epoch % args.eval_every == 0)):
+        log.write("eval", training.step, {"epoch": training.epoch, **evaluate_now()})
+    if last or (args.save_every_epochs and training.epoch % args.save_every_epochs == 0):
+        save(training, args, describe)
+
+
+def save(training: Training, args: argparse.Namespace, describe: dict[str, Any]) -> None:
+    """Write a checkpoint; collective."""
+    state = training.state_dict()
+    if distributed.is_main():
+        save_checkpoint(args.output_dir, {**state, **describe}, keep=args.keep_checkpoints)
+    distributed.barrier()
+
+
+@torch.no_grad()
+def evaluate(
+    detector: DETR,
+    postprocess: PostProcess,
+    loader: DataLoader,
+    device: torch.device,
+    amp: str = "none",
+) -> tuple[dict[str, Any], str]:
+    """Detect on a whole data set, sharded over processes, and score it. Collective.
+
+    Returns:
+        The metrics (see ``DetectionEvaluator.summarize``) and a table by class to print.
+    """
+    detector.eval()
+    evaluator = DetectionEvaluator(loader.dataset)
+    for images, targets in tqdm(loader, desc="evaluate", leave=False, disable=not shows_progress()):
+        with torch.autocast(device.type, AMP_TYPES[amp], enabled=amp != "none"):
+            outputs = detector(images.to(device, non_blocking=True))
+        sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
+        results = postprocess(outputs, sizes)
+        evaluator.update([int(target["image_id"]) for target in targets], results)
+    evaluator.synchronize()
+    summary = evaluator.summarize()
+    return summary, evaluator.table(summary)

@@ -1,0 +1,170 @@
+"""Train a detector on labelled boxes, from a pretrained checkpoint or from scratch; or evaluate one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+import engine
+from datasets import build_detection
+from datasets.detection import DetectionDataset
+from datasets.loader import EpochBatchSampler, EvalSampler, collate_detection, make_loader
+from models import DETECTORS
+from models.backbone import backbone_normalization
+from models.backbone_weights import load_backbone_weights
+from models.criterion import build_criterion
+from models.detr import DETR
+from models.postprocess import PostProcess
+from models.supervised import SupervisedDETR
+from util import distributed, recipes
+from util.args import finetune_parser
+from util.check_args import check_finetune
+from util.checkpoint import Origin, find_origin, load_detector, make_writable, open_output_dir, write_json
+from util.errors import UserError
+from util.logger import RunLog, say
+from util.script import run_script, start
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Arguments -> data, detector -> training, or evaluation alone."""
+    args, origin = parse(argv)
+    check_finetune(args)
+    device = start(args)
+    if args.eval:
+        evaluate_only(args, origin, device)
+        return
+    folder = open_output_dir(args, resuming=origin is not None and origin.resumes)
+    training, train_loader, val_loader = build(args, origin, device)
+    log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
+    describe = {"args": vars(args), "stage": "finetune", "categories": train_loader.dataset.categories}
+    detector = training.method.detector
+    engine.train(training, train_loader, args, device, log, describe, lambda: score(args, detector, val_loader, device))
+
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
+    """Complete arguments, and the checkpoint to start from, if any.
+
+    Raises:
+        UserError: ``--eval`` without a checkpoint.
+    """
+    args = finetune_parser(list(DETECTORS)).parse_args(argv)
+    origin = find_origin(args, "finetune")
+    if args.eval and (origin is None or not origin.resumes):
+        raise UserError(f"--eval needs a trained checkpoint by --resume FILE; --resume {args.resume} finds none")
+    if args.eval:
+        recipes.fill(args, {name: origin.content["args"][name] for name in recipes.EVALUATION})
+    if origin:
+        recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
+    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, recipes.finetune_recipe(args))
+    return args, origin
+
+
+def build(
+    args: argparse.Namespace, origin: Origin | None, device: torch.device
+) -> tuple[engine.Training, DataLoader, DataLoader]:
+    """The run, new or as the checkpoint left it, and its training and validation data."""
+    train_set = build_detection(args, "train", *backbone_normalization(args.backbone))
+    val_loader = build_val_loader(args, train_set.categories)
+    detector = build_detector(args, origin, train_set)
+    train_loader = build_train_loader(args, train_set)
+    method = SupervisedDETR(detector=detector, criterion=make_criterion(args, detector)).to(device)
+    training = engine.make_training(args, method, param_groups(args, detector), device, len(train_loader))
+    if origin and origin.resumes:
+        training.load_state_dict(origin.content, origin.path)
+        say(f"resumed from {origin.path} at step {training.step}")
+        recipes.tell_changes(args, origin.content["args"])
+    return training, train_loader, val_loader
+
+
+def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device) -> None:
+    """``--eval``: score a saved detector; its categories are those it was trained with."""
+    make_writable(args.output_dir)
+    num_logits = len(origin.content["model"]["class_embed.bias"])
+    detector = DETECTORS[args.detr](args, num_logits, focal=is_focal(args), train_backbone=False)
+    load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
+    score(args, detector.to(device), build_val_loader(args, origin.content["categories"]), device)
+
+
+def score(args: argparse.Namespace, detector: DETR, loader: DataLoader, device: torch.device) -> dict[str, float]:
+    """Evaluate, print the table, write eval.json; returns the numbers that log.txt keeps."""
+    postprocess = PostProcess("focal" if is_focal(args) else "softmax")
+    summary, table = engine.evaluate(detector, postprocess, loader, device, args.amp)
+    say(table)
+    if distributed.is_main():
+        write_json(summary, f"{args.output_dir}/eval.json")
+    numbers = {name: value for name, value in summary.items() if isinstance(value, float)}
+    if "voc" in summary:
+        numbers["voc_mAP50"] = summary["voc"]["mAP50"]
+    return numbers
+
+
+def is_focal(args: argparse.Namespace) -> bool:
+    """Vanilla DETR classifies by softmax with a no-object class, all others by sigmoid with the focal loss."""
+    return args.detr != "vanilla"
+
+
+def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: DetectionDataset) -> DETR:
+    """The detector to train: from a checkpoint of either stage, or new."""
+    focal = is_focal(args)
+    num_logits = train_set.num_labels + (0 if focal else 1)
+    detector = DETECTORS[args.detr](args, num_logits, focal=focal, train_backbone=args.lr_backbone > 0)
+    if origin:
+        same_categories = origin.content["categories"] == train_set.categories
+        report = load_detector(detector, origin.content["model"], origin.path, keep_class_head=same_categories)
+        say(report.describe(origin.path))
+    elif args.backbone_weights:
+        say(load_backbone_weights(detector.backbone[0], args.backbone_weights).describe(args.backbone_weights))
+    else:
+        say("warning: neither --pretrain nor --backbone_weights: everything starts random, the backbone included")
+    return detector
+
+
+def make_criterion(args: argparse.Namespace, detector: DETR) -> Any:
+    """The detection losses of this detector."""
+    return build_criterion(
+        args,
+        num_logits=detector.class_embed.out_features,
+        classification="focal" if is_focal(args) else "softmax",
+    )
+
+
+def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any]]:
+    """The backbone learns at its own rate."""
+    backbone = {id(parameter) for parameter in detector.backbone[0].parameters()}
+    trained = engine.parameters_to_train(detector)
+    groups = [{"params": [parameter for parameter in trained if id(parameter) not in backbone]}]
+    if args.lr_backbone > 0:
+        in_backbone = [parameter for parameter in trained if id(parameter) in backbone]
+        groups.append({"params": in_backbone, "lr": args.lr_backbone})
+    return groups
+
+
+def build_train_loader(args: argparse.Namespace, dataset: DetectionDataset) -> DataLoader:
+    """Shuffled training batches of this process."""
+    sampler = EpochBatchSampler(
+        len(dataset),
+        args.batch_size,
+        seed=args.seed,
+        world_size=distributed.world_size(),
+        rank=distributed.rank(),
+    )
+    return make_loader(
+        dataset, sampler, collate_detection, num_workers=args.num_workers, pin_memory=args.device != "cpu"
+    )
+
+
+def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLoader:
+    """Batches of this process's share of the validation images, each image exactly once."""
+    dataset = build_detection(args, "val", *backbone_normalization(args.backbone), categories=categories)
+    sampler = EvalSampler(len(dataset), args.batch_size, world_size=distributed.world_size(), rank=distributed.rank())
+    return make_loader(
+        dataset, sampler, collate_detection, num_workers=args.num_workers, pin_memory=args.device != "cpu"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

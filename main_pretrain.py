@@ -1,0 +1,109 @@
+"""Pretrain the Transformer of a detector on images without labels."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch.utils.data import DataLoader
+
+import engine
+from datasets import build_unlabelled
+from datasets.loader import EpochBatchSampler, make_loader
+from datasets.proposals import ProposalStore
+from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
+from models import DETECTORS, PRETEXTS
+from models.backbone import backbone_normalization
+from models.backbone_weights import load_backbone_weights
+from models.detr import DETR
+from models.pretext.siamese import NUM_LOGITS
+from util import distributed, recipes
+from util.args import pretrain_parser
+from util.check_args import check_pretrain
+from util.checkpoint import Origin, find_origin, load_detector, open_output_dir
+from util.logger import RunLog, say
+from util.script import run_script, start
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Arguments -> data, detector, pretext task -> training."""
+    args, origin = parse(argv)
+    device = start(args)
+    check_pretrain(args, distributed.world_size())
+    folder = open_output_dir(args, resuming=origin is not None)
+    training, loader = build(args, origin, device)
+    log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
+    describe = {"args": vars(args), "stage": "pretrain", "categories": None}
+    engine.train(training, loader, args, device, log, describe)
+
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
+    """Complete arguments, and the checkpoint to go on from if ``--resume`` finds one."""
+    args = pretrain_parser(list(DETECTORS), list(PRETEXTS)).parse_args(argv)
+    origin = find_origin(args, "pretrain")
+    if origin:
+        recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
+    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, recipes.pretrain_recipe(args))
+    return args, origin
+
+
+def build(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> tuple[engine.Training, DataLoader]:
+    """The run, new or as the checkpoint left it, and its data."""
+    loader = build_loader(args)
+    detector = build_detector(args, origin)
+    method = PRETEXTS[args.method](args, detector).to(device)
+    groups = [{"params": engine.parameters_to_train(method)}]
+    training = engine.make_training(args, method, groups, device, len(loader))
+    if origin:
+        training.load_state_dict(origin.content, origin.path)
+        say(f"resumed from {origin.path} at step {training.step}")
+        recipes.tell_changes(args, origin.content["args"])
+    return training, loader
+
+
+def build_loader(args: argparse.Namespace) -> DataLoader:
+    """Two-view batches of the unlabelled images, with the proposals that belong to them."""
+    images = build_unlabelled(args)
+    proposals = None
+    if args.proposals != "random":
+        proposals = ProposalStore(args.proposal_dir)
+        proposals.check(images.relative_paths(), args.proposals)
+    mean, std = backbone_normalization(args.backbone)
+    transform = TwoViewTransform(
+        scales=args.scales,
+        max_size=args.max_size,
+        num_regions=args.num_regions,
+        crop_size=args.crop_size,
+        view_iou=args.view_iou,
+        mean=mean,
+        std=std,
+    )
+    dataset = TwoViewDataset(images, proposals, transform, args.seed)
+    sampler = EpochBatchSampler(
+        len(dataset),
+        args.batch_size,
+        seed=args.seed,
+        world_size=distributed.world_size(),
+        rank=distributed.rank(),
+    )
+    say(f"{len(dataset)} images, {len(sampler)} batches an epoch, regions: {args.proposals}")
+    return make_loader(
+        dataset, sampler, collate_two_view, num_workers=args.num_workers, pin_memory=args.device != "cpu"
+    )
+
+
+def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:
+    """The detector to pretrain: as it was saved, or new around a pretrained backbone."""
+    detector = DETECTORS[args.detr](args, NUM_LOGITS, focal=False, train_backbone=False)
+    if origin:
+        load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
+    elif args.backbone_weights:
+        say(load_backbone_weights(detector.backbone[0], args.backbone_weights).describe(args.backbone_weights))
+    else:
+        say("warning: no --backbone_weights: the frozen backbone is random and its features mean little")
+    return detector
+
+
+if __name__ == "__main__":
+    run_script(main)

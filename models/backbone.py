@@ -1,0 +1,107 @@
+"""Backbones with frozen batch norms: torchvision's ResNets and any timm model."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from models.timm_body import build_timm_body, timm_normalization
+from util.errors import UserError
+from util.nested_tensor import NestedTensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MULTI_SCALE_STRIDES = [8, 16, 32]
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+TIMM = "timm:"
+
+
+class Backbone(nn.Module):
+    """A convolutional trunk that turns a padded batch into feature maps.
+
+    Attributes:
+        body: the trunk, under the names of the public checkpoints.
+        strides: of the maps returned, finest first.
+        num_channels: of the maps returned.
+    """
+
+    def __init__(self, *, body: nn.Module, strides: list[int], num_channels: list[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.strides = strides
+        self.num_channels = num_channels
+
+    def forward(self, images: NestedTensor) -> list[NestedTensor]:
+        """Images [B, 3, H, W] and mask -> maps [B, K_l, H_l, W_l] and masks [B, H_l, W_l], finest first."""
+        maps = self.body(images.tensors)
+        maps = list(maps.values()) if isinstance(maps, dict) else maps
+        masks = images.mask[:, None].float()
+        return [NestedTensor(x, F.interpolate(masks, size=x.shape[-2:])[:, 0].bool()) for x in maps]
+
+
+def build_backbone(
+    *, name: str, multi_scale: bool, dilation: bool, feature_stride: int | None, trainable: bool
+) -> Backbone:
+    """A randomly initialised backbone; weights come from ``models/backbone_weights.py``.
+
+    Args:
+        name: ``resnet18|34|50|101`` or ``timm:NAME``.
+        multi_scale: return the maps of strides 8, 16 and 32; otherwise one map.
+        dilation: ResNets: stride 16 instead of 32 in the last stage (DC5).
+        feature_stride: timm: the stride of the one map, 16 or 32 (None: 32).
+        trainable: everything but the stem and the stages up to stride 4 is trained; False: nothing is. Batch
+            norms are frozen in any case.
+
+    Raises:
+        UserError: no such model, or one that cannot do what the flags ask for.
+    """
+    if name.startswith(TIMM):
+        if dilation:
+            raise UserError(f"--dilation is for ResNets; with --backbone {name} use --feature_stride 16")
+        strides = MULTI_SCALE_STRIDES if multi_scale else [feature_stride or 32]
+        body, num_channels = build_timm_body(name.removeprefix(TIMM), strides)
+        backbone = Backbone(body=body, strides=strides, num_channels=num_channels)
+    elif name in RESNETS:
+        if feature_stride is not None:
+            raise UserError(f"--feature_stride is for timm backbones; with --backbone {name} use --dilation")
+        backbone = _build_resnet(name, multi_scale, dilation)
+    else:
+        raise UserError(f"--backbone {name}: choose one of {', '.join(RESNETS)} or timm:NAME")
+    return backbone if trainable else backbone.requires_grad_(False)
+
+
+def backbone_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixel values (in [0, 1]) that the backbone was trained with."""
+    if not name.startswith(TIMM):
+        return IMAGENET_MEAN, IMAGENET_STD
+    return timm_normalization(name.removeprefix(TIMM))
+
+
+def _build_resnet(name: str, multi_scale: bool, dilation: bool) -> Backbone:
+    deep = name in ("resnet50", "resnet101")
+    if dilation and not deep:
+        raise UserError(f"--dilation: {name} has no dilated form; use resnet50 or resnet101")
+    resnet = getattr(torchvision.models, name)(
+        weights=None, norm_layer=FrozenBatchNorm2d, replace_stride_with_dilation=[False, False, dilation]
+    )
+    _freeze_shallow_stages(resnet)
+    stages = ["layer2", "layer3", "layer4"] if multi_scale else ["layer4"]
+    body = IntermediateLayerGetter(resnet, {stage: str(index) for index, stage in enumerate(stages)})
+    widths = {"layer2": 128, "layer3": 256, "layer4": 512}
+    strides = {"layer2": 8, "layer3": 16, "layer4": 16 if dilation else 32}
+    expansion = 4 if deep else 1
+    return Backbone(
+        body=body,
+        strides=[strides[stage] for stage in stages],
+        num_channels=[widths[stage] * expansion for stage in stages],
+    )
+
+
+def _freeze_shallow_stages(resnet: nn.Module) -> None:
+    """conv1 and layer1 are not trained, as in DETR."""
+    for name, parameter in resnet.named_parameters():
+        if not name.startswith(("layer2.", "layer3.", "layer4.")):
+            parameter.requires_grad_(False)

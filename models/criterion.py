@@ -1,0 +1,195 @@
+"""The losses of a detector: classification, L1 and GIoU of matched boxes, of all decoder layers at once."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import record_function
+from torchvision.ops import sigmoid_focal_loss
+
+from models.matcher import Classification, HungarianMatcher, Matching, pad_targets
+from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from util.distributed import all_reduce_mean, world_size
+
+
+def build_criterion(args: argparse.Namespace, *, num_logits: int, classification: Classification) -> SetCriterion:
+    """The criterion, its matcher included, of the flags in :func:`util.args.add_loss_arguments`.
+
+    ``--focal_alpha`` weighs the loss alone; in the matching it is 0.25, as in the public codes.
+    """
+    matcher = HungarianMatcher(
+        cost_class=args.set_cost_class,
+        cost_bbox=args.set_cost_bbox,
+        cost_giou=args.set_cost_giou,
+        classification=classification,
+    )
+    focal = {"focal_alpha": args.focal_alpha} if classification == "focal" else {}
+    return SetCriterion(
+        num_logits=num_logits,
+        matcher=matcher,
+        classification=classification,
+        weight_ce=args.cls_loss_coef,
+        weight_bbox=args.bbox_loss_coef,
+        weight_giou=args.giou_loss_coef,
+        eos_coef=args.eos_coef,
+        **focal,
+    )
+
+
+class SetCriterion(nn.Module):
+    """Scores predictions against the objects of each image (DETR, 2005.12872, section 3.1 and appendix A.2).
+
+    * ``ce``, softmax: cross entropy over all queries, unmatched ones as "no object" (the last logit) with weight
+      ``eos_coef``, weighted mean. Focal: sigmoid focal loss (1708.02002) over all queries and classes, summed and
+      divided by the number of objects, as in Conditional DETR (2108.06152).
+    * ``bbox``: L1 of the matched boxes (cxcywh in [0, 1]), ``giou``: 1 - GIoU; both summed and divided by the
+      number of objects.
+
+    The divisors are averaged over processes, so that W processes with a W-th of a batch each have, on average,
+    the gradients of one process with the whole batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_logits: int,
+        matcher: HungarianMatcher,
+        classification: Classification,
+        weight_ce: float,
+        weight_bbox: float,
+        weight_giou: float,
+        eos_coef: float = 0.1,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.num_logits = num_logits
+        self.matcher = matcher
+        self.classification = classification
+        self.weights = {"ce": weight_ce, "bbox": weight_bbox, "giou": weight_giou}
+        self.eos_coef = eos_coef
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+
+    def forward(
+        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], Matching]:
+        """Losses before their weights, and the matching that they rest on.
+
+        Args:
+            outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1].
+            targets: of each of the B images labels [T] int64 and boxes [T, 4] cxcywh in [0, 1]; T may be 0.
+
+        Returns:
+            ``{"ce", "bbox", "giou"}``, each [L] float32, and the matching.
+
+        Raises:
+            FloatingPointError: predictions are not finite.
+        """
+        with record_function("matching"):
+            matching = self.matcher(outputs, targets)
+        with record_function("losses"):
+            return self._losses(outputs, targets, matching), matching
+
+    def _losses(
+        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], matching: Matching
+    ) -> dict[str, Tensor]:
+        labels, boxes = pad_targets(targets)
+        labels, boxes = labels[matching.image, matching.target], boxes[matching.image, matching.target].float()
+        logits, pred_boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
+        pred_boxes = pred_boxes[matching.layer, matching.image, matching.query]
+
+        num_boxes, num_classified = self._divisors(logits, targets, matching)
+        sum_ce = self._sum_softmax if self.classification == "softmax" else self._sum_focal
+        return {
+            "ce": sum_ce(logits, labels, matching) / num_classified,
+            "bbox": _sum_by_layer(_l1(pred_boxes, boxes), len(logits)) / num_boxes,
+            "giou": _sum_by_layer(_giou_loss(pred_boxes, boxes), len(logits)) / num_boxes,
+        }
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum over terms and layers, a scalar.
+
+        Raises:
+            KeyError: a term has no weight here.
+        """
+        return torch.stack([self.weights[name] * values.sum() for name, values in losses.items()]).sum()
+
+    @torch.no_grad()
+    def errors(
+        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], matching: Matching
+    ) -> dict[str, Tensor]:
+        """How far the last layer is off, for the log alone.
+
+        Returns:
+            class_error: percentage of the matched queries whose largest logit is another than their object's
+                (0 where nothing is matched). cardinality_error: mean over images of | predictions that say
+                "object" - objects |; softmax: largest logit is not "no object"; focal: a probability above 0.5.
+        """
+        logits = outputs["pred_logits"][-1].float()
+        last = slice(len(matching) - len(matching) // len(outputs["pred_logits"]), None)
+        labels, _ = pad_targets(targets)
+        guesses = logits[matching.image[last], matching.query[last]].argmax(-1)
+        wrong = guesses != labels[matching.image[last], matching.target[last]]
+
+        if self.classification == "softmax":
+            says_object = logits.argmax(-1) != self.num_logits - 1
+        else:
+            says_object = logits.max(-1).values > 0  # the logit of probability 0.5
+        counts = torch.tensor([len(target["labels"]) for target in targets])
+        counts = counts.to(logits.device, non_blocking=True)
+        return {
+            "class_error": 100 * wrong.sum() / max(len(wrong), 1),
+            "cardinality_error": (says_object.sum(-1) - counts).abs().float().mean(),
+        }
+
+    def _sum_softmax(self, logits: Tensor, labels: Tensor, matching: Matching) -> Tensor:
+        """Weighted cross entropies [L], summed over all queries of logits [L, B, Q, K]; labels [M] of the pairs."""
+        no_object = self.num_logits - 1
+        classes = torch.full(logits.shape[:3], no_object, dtype=torch.int64, device=logits.device)
+        classes[matching.layer, matching.image, matching.query] = labels
+        class_weights = torch.ones(self.num_logits, device=logits.device)
+        class_weights[no_object] = self.eos_coef
+        # F.cross_entropy wants the classes second: [L, K, B, Q].
+        entropies = F.cross_entropy(logits.movedim(-1, 1), classes, weight=class_weights, reduction="none")
+        return entropies.sum(dim=(1, 2))
+
+    def _sum_focal(self, logits: Tensor, labels: Tensor, matching: Matching) -> Tensor:
+        """Focal losses [L], summed over all queries and classes of logits [L, B, Q, K]; labels [M] of the pairs."""
+        classes = logits.new_zeros(*logits.shape[:3], self.num_logits)
+        classes[matching.layer, matching.image, matching.query, labels] = 1
+        loss = sigmoid_focal_loss(logits, classes, alpha=self.focal_alpha, gamma=self.focal_gamma)
+        return loss.sum(dim=(1, 2, 3))
+
+    def _divisors(self, logits: Tensor, targets: list[dict[str, Tensor]], matching: Matching) -> tuple[Tensor, Tensor]:
+        """What box losses and classification loss are divided by, each averaged over processes.
+
+        Over all processes at least one box is counted: a batch without objects divides by one.
+        """
+        num_layers, batch_size, num_queries, _ = logits.shape
+        num_boxes = sum(len(target["labels"]) for target in targets)
+        matched = len(matching) // num_layers
+        class_weight = matched + self.eos_coef * (batch_size * num_queries - matched)
+
+        divisors = torch.tensor([float(num_boxes), class_weight]).to(logits.device, non_blocking=True)
+        means = all_reduce_mean(divisors)
+        boxes = means[0].clamp(min=1 / world_size())
+        if self.classification == "focal":
+            return boxes, boxes
+        return boxes, means[1].clamp(min=torch.finfo(means.dtype).tiny)  # eos_coef 0 and no objects: 0 / tiny
+
+
+def _sum_by_layer(values: Tensor, num_layers: int) -> Tensor:
+    """Sums [L] of values [M] of the matched pairs, which are sorted by layer and equally many in each."""
+    return values.view(num_layers, len(values) // num_layers).sum(dim=1)
+
+
+def _l1(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return F.l1_loss(boxes1, boxes2, reduction="none").sum(dim=-1)
+
+
+def _giou_loss(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return 1 - generalized_box_iou(box_cxcywh_to_xyxy(boxes1), box_cxcywh_to_xyxy(boxes2))

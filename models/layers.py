@@ -1,0 +1,97 @@
+"""Small layers that all Transformers and heads share."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them: [..., input_dim] -> [..., output_dim]."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
+        self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class ProjectedAttention(nn.Module):
+    """Multi-head attention of queries, keys and values that the caller has projected already.
+
+    Args:
+        value_dim: total width of the values and of the output, over all heads.
+        nhead: number of heads.
+        dropout: dropout of the attention weights.
+    """
+
+    def __init__(self, *, value_dim: int, nhead: int, dropout: float) -> None:
+        super().__init__()
+        self.nhead = nhead
+        self.dropout = dropout
+        self.out_proj = nn.Linear(value_dim, value_dim)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Attend, head by head, and mix the heads.
+
+        Args:
+            query: [B, Q, E], the heads one after the other; E may differ from value_dim.
+            key: [B, S, E].
+            value: [B, S, value_dim].
+            allowed: bool, broadcastable to [B, heads, Q, S]; True where a query may attend to a key.
+
+        Returns:
+            [B, Q, value_dim].
+        """
+        query, key, value = (x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in (query, key, value))
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class MultiheadAttention(ProjectedAttention):
+    """Multi-head attention with the parameter names of ``nn.MultiheadAttention``.
+
+    That class moves batch-first inputs to sequence-first and back; this one leaves them where they are.
+    """
+
+    def __init__(self, *, d_model: int, nhead: int, dropout: float) -> None:
+        super().__init__(value_dim=d_model, nhead=nhead, dropout=dropout)
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """query [B, Q, C], key and value [B, S, C] -> [B, Q, C]; ``allowed`` as in the base class."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        return super().forward(*map(F.linear, (query, key, value), weights, biases), allowed)
+
+
+class FeedForwardLayer(nn.Module):
+    """The feed-forward half of every encoder and decoder layer; subclasses add attention and norms.
+
+    ``linear1`` and ``linear2`` lie directly in the layer, where the public checkpoints have them.
+    """
+
+    def __init__(self, *, d_model: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C], to be added to ``x``."""
+        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+
+
+def full_precision(device_type: str) -> torch.autocast:
+    """Context without autocast, for what must not be rounded to 16 bit: coordinates and the final heads."""
+    return torch.autocast(device_type, enabled=False)

@@ -1,0 +1,119 @@
+"""Which prediction answers for which object: the Hungarian matching of DETR (2005.12872, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+
+# softmax: one distribution over the classes, the last one being "no object"; focal: one sigmoid a class.
+Classification = Literal["softmax", "focal"]
+
+
+@dataclass
+class Matching:
+    """Matched pairs of all layers and images, sorted by layer, then image, then query.
+
+    Every layer has the same number of pairs, sum over images of min(queries, objects). All int64 [M], on the
+    outputs' device: the pairs' predictions are ``pred_boxes[layer, image, query]``, their objects
+    ``targets[image]["boxes"][target]``.
+    """
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+
+def pad_targets(targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Labels [B, T] int64 and boxes [B, T, 4] of B images, zeros behind the objects of images with fewer than T."""
+    labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
+    boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+    return labels, boxes
+
+
+class HungarianMatcher(nn.Module):
+    """Assigns to every object one prediction (to every prediction one object where objects are more), at least cost.
+
+    The cost of a pair is ``cost_class * class + cost_bbox * L1(cxcywh) - cost_giou * GIoU``; the class term is the
+    negative probability of the object's label (softmax), or the focal loss of a positive less that of a negative
+    (focal, as Deformable DETR, 2010.04159, and Conditional DETR, 2108.06152, have it).
+    """
+
+    def __init__(
+        self,
+        *,
+        cost_class: float,
+        cost_bbox: float,
+        cost_giou: float,
+        classification: Classification,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self._class_costs = {"softmax": self._softmax_costs, "focal": self._focal_costs}[classification]
+
+    @torch.no_grad()
+    def forward(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Matching:
+        """Match every decoder layer on its own.
+
+        Args:
+            outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1].
+            targets: of each of the B images labels [T] int64 and boxes [T, 4] cxcywh in [0, 1]; T may be 0.
+
+        Raises:
+            FloatingPointError: predictions are not finite.
+        """
+        costs = self.costs(outputs, targets).cpu().numpy()  # the step's one transfer to the host
+        if not np.isfinite(costs).all():
+            raise FloatingPointError(
+                "the predictions became NaN or infinite: the training diverged; "
+                "try a lower --lr, or --amp none if mixed precision is on"
+            )
+        counts = [len(target["labels"]) for target in targets]
+        pairs = [np.zeros((4, 0), dtype=np.int64)]
+        for layer, image in np.ndindex(costs.shape[:2]):
+            query, target = linear_sum_assignment(costs[layer, image, :, : counts[image]])
+            pairs.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, target]))
+        indices = torch.from_numpy(np.concatenate(pairs, axis=1))
+        return Matching(*indices.to(outputs["pred_logits"].device, non_blocking=True))
+
+    def costs(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+        """Costs [L, B, Q, T] float32 of each image's predictions with its own objects, padded to the largest T."""
+        labels, boxes = pad_targets(targets)
+        num_layers, _, num_queries, _ = outputs["pred_logits"].shape
+        pred_boxes = outputs["pred_boxes"].float()
+        labels = labels[None, :, None].expand(num_layers, -1, num_queries, -1)
+
+        class_costs = self._class_costs(outputs["pred_logits"].float(), labels)
+        l1 = torch.cdist(pred_boxes, boxes.float().expand(num_layers, -1, -1, -1), p=1)
+        giou = generalized_box_iou(
+            box_cxcywh_to_xyxy(pred_boxes)[:, :, :, None], box_cxcywh_to_xyxy(boxes.float())[:, None]
+        )
+        return self.cost_class * class_costs + self.cost_bbox * l1 - self.cost_giou * giou
+
+    @staticmethod
+    def _softmax_costs(logits: Tensor, labels: Tensor) -> Tensor:
+        return -logits.softmax(dim=-1).gather(-1, labels)
+
+    def _focal_costs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        alpha, gamma, eps = self.focal_alpha, self.focal_gamma, 1e-8  # eps: as the public codes
+        prob = logits.gather(-1, labels).sigmoid()
+        positive = -alpha * (1 - prob) ** gamma * (prob + eps).log()
+        negative = -(1 - alpha) * prob**gamma * (1 - prob + eps).log()
+        return positive - negative

@@ -1,0 +1,79 @@
+"""Position encodings of feature maps, added to keys and queries of the attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from util.errors import UserError
+from util.nested_tensor import NestedTensor
+
+LEARNED_POSITIONS = 50
+"""Rows and columns that the public checkpoints have a learned embedding for."""
+
+
+class PositionEmbeddingSine(nn.Module):
+    """Sines and cosines of the position in the image, relative to its unpadded size (DETR, 2005.12872, A.4).
+
+    Args:
+        num_pos_feats: features an axis, even; half of the width.
+        temperature: ratio of the longest wavelength to the shortest.
+    """
+
+    scale = 2 * math.pi
+    eps = 1e-6
+
+    def __init__(self, num_pos_feats: int, temperature: float = 10_000.0) -> None:
+        super().__init__()
+        self.num_pos_feats = num_pos_feats
+        self.temperature = temperature
+
+    def forward(self, level: NestedTensor) -> Tensor:
+        """A feature map with its mask [B, H, W] -> [B, 2 * num_pos_feats, H, W]: first y, then x."""
+        valid = (~level.mask).float()
+        y, x = valid.cumsum(1), valid.cumsum(2)
+        y = y / (y[:, -1:, :] + self.eps) * self.scale
+        x = x / (x[:, :, -1:] + self.eps) * self.scale
+        features = [self._waves(y), self._waves(x)]
+        return torch.cat(features, dim=-1).permute(0, 3, 1, 2).to(level.tensors.dtype)
+
+    def _waves(self, positions: Tensor) -> Tensor:
+        """[B, H, W] -> [B, H, W, num_pos_feats]: sine and cosine of each frequency side by side."""
+        exponents = torch.arange(0, self.num_pos_feats, 2, device=positions.device) / self.num_pos_feats
+        angles = positions.unsqueeze(-1) / self.temperature**exponents
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class PositionEmbeddingLearned(nn.Module):
+    """A learned vector for each of the first 50 rows and columns."""
+
+    def __init__(self, num_pos_feats: int) -> None:
+        super().__init__()
+        self.row_embed = nn.Embedding(LEARNED_POSITIONS, num_pos_feats)
+        self.col_embed = nn.Embedding(LEARNED_POSITIONS, num_pos_feats)
+        nn.init.uniform_(self.row_embed.weight)
+        nn.init.uniform_(self.col_embed.weight)
+
+    def forward(self, level: NestedTensor) -> Tensor:
+        """A feature map [B, _, H, W] -> [B, 2 * num_pos_feats, H, W]: first x, then y.
+
+        Raises:
+            UserError: the map has more than 50 rows or columns.
+        """
+        batch_size, _, height, width = level.tensors.shape
+        if max(height, width) > LEARNED_POSITIONS:
+            raise UserError(
+                f"--position_embedding learned knows {LEARNED_POSITIONS} rows and columns, this feature map has "
+                f"{height} x {width}; use --position_embedding sine or a smaller --max_size"
+            )
+        x = self.col_embed.weight[:width].expand(height, -1, -1)
+        y = self.row_embed.weight[:height].unsqueeze(1).expand(-1, width, -1)
+        return torch.cat([x, y], dim=-1).permute(2, 0, 1).expand(batch_size, -1, -1, -1)
+
+
+def build_position_encoding(kind: str, hidden_dim: int) -> nn.Module:
+    """``kind`` "sine" or "learned", for a Transformer of width ``hidden_dim``."""
+    encodings = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}
+    return encodings[kind](hidden_dim // 2)

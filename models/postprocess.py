@@ -1,0 +1,59 @@
+"""Predictions of a detector as scored, labelled boxes in pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.matcher import Classification
+from util.box_ops import box_cxcywh_to_xyxy
+
+
+class PostProcess(nn.Module):
+    """Formats the last decoder layer's predictions; nothing is suppressed (DETR needs no NMS).
+
+    softmax: every query gives its most probable class, "no object" (the last logit) left aside, and the box; Q
+    detections an image. focal: the ``top_k`` most probable of all (query, class) pairs, so that a query may
+    give several (Deformable DETR, 2010.04159); min(top_k, Q * K) detections an image.
+    """
+
+    def __init__(self, classification: Classification, *, top_k: int = 100) -> None:
+        super().__init__()
+        self.classification = classification
+        self.top_k = top_k
+
+    @torch.no_grad()
+    def forward(self, outputs: dict[str, Tensor], sizes: Tensor) -> list[dict[str, Tensor]]:
+        """Detections of each image, best first.
+
+        Args:
+            outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1] of the unpadded image.
+            sizes: [B, 2] (height, width) in pixels of the original images, into which boxes are scaled.
+
+        Returns:
+            Of each image scores [N] float32 in [0, 1], labels [N] int64, boxes [N, 4] float32 xyxy in pixels
+            (not clipped to the image).
+        """
+        logits, boxes = outputs["pred_logits"][-1].float(), outputs["pred_boxes"][-1].float()
+        height, width = sizes.to(boxes).unbind(dim=1)
+        boxes = box_cxcywh_to_xyxy(boxes) * torch.stack([width, height, width, height], dim=1)[:, None]
+
+        select = self._best_classes if self.classification == "softmax" else self._best_pairs
+        scores, labels, queries = select(logits)
+        boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+        return [
+            {"scores": score, "labels": label, "boxes": box}
+            for score, label, box in zip(scores, labels, boxes, strict=True)
+        ]
+
+    @staticmethod
+    def _best_classes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores, labels = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
+        scores, queries = scores.sort(dim=-1, descending=True, stable=True)
+        return scores, labels.gather(1, queries), queries
+
+    def _best_pairs(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        probabilities = logits.sigmoid().flatten(1)
+        scores, pairs = probabilities.topk(min(self.top_k, probabilities.shape[1]), dim=1)
+        num_classes = logits.shape[-1]
+        return scores, pairs % num_classes, pairs // num_classes

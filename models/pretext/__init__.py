@@ -1,0 +1,1 @@
+"""Pretext tasks: small wrappers around one detector, which they train without labels."""

@@ -1,0 +1,36 @@
+"""Batch norm over the whole batch of all processes, on any device."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+from util import distributed
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` whose training statistics are those of the global batch.
+
+    ``nn.SyncBatchNorm`` does the same on GPUs but refuses CPU tensors. Parameters and buffers have the same names.
+    Mean and variance are reduced one after the other, since E[x^2] - E[x]^2 would cancel. Every process must hold
+    equally many rows.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C] -> [N, C]."""
+        if not self.training or distributed.world_size() == 1:
+            return super().forward(x)
+        x = x.float()
+        count = len(x) * distributed.world_size()
+        mean = dist_nn.all_reduce(x.sum(0)) / count
+        centred = x - mean
+        variance = dist_nn.all_reduce(centred.square().sum(0)) / count
+        self._track(mean.detach(), variance.detach() * (count / (count - 1)))
+        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(unbiased_variance, self.momentum)

@@ -1,0 +1,82 @@
+"""The two discrimination losses: of regions and of whole views."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.pretext.global_batch_norm import GlobalBatchNorm1d
+from models.transformer import Memory
+
+
+def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: int, num_regions: int) -> Tensor:
+    """Squared distance of unit vectors, summed over the matched pairs of each decoder layer.
+
+    Args:
+        predicted: [M, K] features that the matched decoder outputs predict.
+        target: [M, K] pooled backbone features of the query regions' own crops; no gradient.
+        layer: [M] int64, the decoder layer of each pair.
+        num_layers: L.
+        num_regions: regions in the batch, the normaliser.
+
+    Returns:
+        [L], in [0, 4].
+    """
+    predicted = F.normalize(predicted.float(), dim=-1)
+    target = F.normalize(target.float(), dim=-1)
+    distance = (predicted - target).square().sum(-1)
+    return distance.new_zeros(num_layers).index_add(0, layer, distance) / num_regions
+
+
+def pool_views(memory: Memory, num_levels: int) -> Tensor:
+    """Mean of the encoder's output over valid positions, of the first ``num_levels`` levels side by side.
+
+    What stands at padded positions does not count, NaN included.
+
+    Returns:
+        [B, num_levels * C] float32.
+    """
+    sizes = [height * width for height, width in memory.shapes]
+    tokens = memory.tokens.float().split(sizes, dim=1)[:num_levels]
+    masks = memory.mask.split(sizes, dim=1)[:num_levels]
+    pooled = []
+    for level, padding in zip(tokens, masks, strict=True):
+        valid = ~padding.unsqueeze(-1)
+        pooled.append(level.masked_fill(~valid, 0).sum(1) / valid.sum(1).clamp(min=1))
+    return torch.cat(pooled, dim=-1)
+
+
+class AgreementHead(nn.Module):
+    """Global discrimination as in SimSiam (2011.10566) and BYOL (2006.07733).
+
+    A projector for both views, a predictor on one side and a stopped gradient on the other.
+    """
+
+    def __init__(self, *, input_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.projector = nn.Sequential(
+            nn.Linear(input_dim, hidden_dim),
+            GlobalBatchNorm1d(hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            GlobalBatchNorm1d(hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            GlobalBatchNorm1d(hidden_dim),
+        )
+        self.predictor = nn.Sequential(
+            nn.Linear(hidden_dim, hidden_dim),
+            GlobalBatchNorm1d(hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+        )
+
+    def forward(self, view1: Tensor, view2: Tensor) -> Tensor:
+        """Pooled views [B, input_dim] each -> scalar loss in [0, 4], symmetric in the views."""
+        projected1, projected2 = self.projector(view1), self.projector(view2)
+        return 0.5 * self._distance(projected1, projected2) + 0.5 * self._distance(projected2, projected1)
+
+    def _distance(self, online: Tensor, target: Tensor) -> Tensor:
+        cosine = F.cosine_similarity(self.predictor(online).float(), target.detach().float(), dim=-1)
+        return (2 - 2 * cosine).mean()

@@ -1,0 +1,216 @@
+"""The Transformer of DETR (arXiv 2005.12872), and the interface that every Transformer here has.
+
+A Transformer has ``d_model``, ``has_reference`` (whether :class:`Decoded` has one) and two methods,
+``encode`` (feature maps -> :class:`Memory`) and ``decode`` (memory and queries -> :class:`Decoded`). All tensors
+are batch first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import FeedForwardLayer, MultiheadAttention
+
+
+@dataclass
+class Memory:
+    """What the encoder made of the feature maps of a batch: S positions of all levels in a row.
+
+    Attributes:
+        tokens: [B, S, C]; meaningless at padded positions.
+        mask: [B, S] bool, True at padded positions.
+        pos: [B, S, C] position encoding.
+        shapes: (height, width) of each level, in the order of its positions in S.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pos: Tensor
+    shapes: list[tuple[int, int]]
+
+
+@dataclass
+class Decoded:
+    """What every decoder layer made of the queries.
+
+    Attributes:
+        hidden: [L, B, Q, C], after the decoder's final norm.
+        reference: logits of the points (or boxes) that the box head's output is relative to, broadcastable to
+            [L, B, Q, 2 or 4] in the order cx, cy(, w, h); None where boxes are predicted outright.
+    """
+
+    hidden: Tensor
+    reference: Tensor | None
+
+
+def may_attend(mask: Tensor) -> Tensor:
+    """Padding [B, S] (True = padding) -> the keys that attention may use, bool [B, 1, 1, S]."""
+    return ~mask[:, None, None, :]
+
+
+class TransformerEncoderLayer(FeedForwardLayer):
+    """Self-attention and feed-forward, each followed by a norm ("post-norm")."""
+
+    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
+        self.self_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+
+    def forward(self, tokens: Tensor, pos: Tensor, allowed: Tensor) -> Tensor:
+        """tokens and pos [B, S, C] -> [B, S, C]; ``allowed`` bool [B, 1, 1, S]."""
+        placed = tokens + pos
+        tokens = self.norm1(tokens + self.dropout(self.self_attn(placed, placed, tokens, allowed)))
+        return self.norm2(tokens + self.feed_forward(tokens))
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of encoder layers; the position encoding enters each of them."""
+
+    def __init__(self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerEncoderLayer(d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward, dropout=dropout)
+            for _ in range(num_layers)
+        )
+
+    def forward(self, tokens: Tensor, mask: Tensor, pos: Tensor) -> Tensor:
+        """tokens [B, S, C], mask [B, S] (True = padding), pos [B, S, C] -> [B, S, C]."""
+        allowed = may_attend(mask)
+        for layer in self.layers:
+            tokens = layer(tokens, pos, allowed)
+        return tokens
+
+
+class TransformerDecoderLayer(FeedForwardLayer):
+    """Self-attention of the queries, cross-attention to the memory, feed-forward; post-norm."""
+
+    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
+        self.self_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
+        self.multihead_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.norm3 = nn.LayerNorm(d_model)
+
+    def forward(
+        self,
+        target: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        allowed: Tensor,
+        queries_allowed: Tensor | None,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            target: [B, Q, C] what the layers before made of the queries.
+            queries: [B, Q, C], added wherever ``target`` asks or is asked.
+            keys: [B, S, C] memory with its position encoding added.
+            values: [B, S, C] memory.
+            allowed: bool [B, 1, 1, S], the positions that are no padding.
+            queries_allowed: bool [Q, Q], the queries (columns) that a query (row) may attend to; None: all.
+
+        Returns:
+            [B, Q, C].
+        """
+        placed = target + queries
+        attended = self.self_attn(placed, placed, target, queries_allowed)
+        target = self.norm1(target + self.dropout(attended))
+        attended = self.multihead_attn(target + queries, keys, values, allowed)
+        target = self.norm2(target + self.dropout(attended))
+        return self.norm3(target + self.feed_forward(target))
+
+
+class TransformerDecoder(nn.Module):
+    """A stack of decoder layers, and the norm that each layer's output goes through before the heads."""
+
+    has_reference = False
+
+    def __init__(self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerDecoderLayer(d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward, dropout=dropout)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, memory: Memory, queries: Tensor, query_mask: Tensor | None) -> Decoded:
+        """See :meth:`Transformer.decode`."""
+        keys = memory.tokens + memory.pos
+        allowed = may_attend(memory.mask)
+        queries_allowed = None if query_mask is None else ~query_mask
+        target = torch.zeros_like(queries)
+        outputs = []
+        for layer in self.layers:
+            target = layer(target, queries, keys, memory.tokens, allowed, queries_allowed)
+            outputs.append(target)
+        return Decoded(hidden=self.norm(torch.stack(outputs)), reference=None)
+
+
+class Transformer(nn.Module):
+    """An encoder and a decoder that see one feature map.
+
+    Args:
+        d_model: C, the width of tokens and queries.
+        encoder: (tokens, mask, pos) -> tokens.
+        decoder: (memory, queries, query_mask) -> :class:`Decoded`, with ``has_reference``.
+    """
+
+    def __init__(self, *, d_model: int, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.has_reference = decoder.has_reference
+        self.encoder = encoder
+        self.decoder = decoder
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def encode(self, maps: list[Tensor], masks: list[Tensor], pos: list[Tensor]) -> Memory:
+        """Encode the feature maps of a batch of images; this Transformer takes exactly one level.
+
+        Args:
+            maps: [B, C, H, W] a level. What stands at padded positions is of no influence.
+            masks: [B, H, W] bool a level, True at padded positions.
+            pos: [B, C, H, W] position encoding a level.
+        """
+        (level,), (level_mask,), (level_pos,) = maps, masks, pos
+        mask = level_mask.flatten(1)
+        positions = level_pos.flatten(2).transpose(1, 2)
+        # Attention weighs padding with 0, but 0 times an overflow is NaN: hence the zeros.
+        tokens = level.flatten(2).transpose(1, 2).masked_fill(mask[..., None], 0.0)
+        return Memory(self.encoder(tokens, mask, positions), mask, positions, [tuple(level.shape[-2:])])
+
+    def decode(self, memory: Memory, queries: Tensor, query_mask: Tensor | None = None) -> Decoded:
+        """Let the queries look into the memory; all decoder layers are returned.
+
+        Args:
+            memory: from :meth:`encode`.
+            queries: [B, Q, C].
+            query_mask: bool [Q, Q], True where the query of the row may not attend to that of the column. No row
+                may be all True.
+        """
+        return self.decoder(memory, queries, query_mask)
+
+
+def build_transformer(
+    *,
+    d_model: int,
+    nhead: int,
+    num_encoder_layers: int,
+    num_decoder_layers: int,
+    dim_feedforward: int,
+    dropout: float,
+) -> Transformer:
+    """The Transformer of vanilla DETR."""
+    widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
+    return Transformer(
+        d_model=d_model,
+        encoder=TransformerEncoder(num_layers=num_encoder_layers, **widths),
+        decoder=TransformerDecoder(num_layers=num_decoder_layers, **widths),
+    )

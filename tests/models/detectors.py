@@ -1,0 +1,89 @@
+"""Small detectors, images and random weights for tests."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+from models import DETECTORS
+from models.detr import DETR
+from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+
+NUM_LOGITS = 6
+
+
+def small_args(detr: str, **changes: object) -> argparse.Namespace:
+    """Arguments of a detector small enough for a unit test."""
+    defaults = {
+        "detr": detr,
+        "backbone": "resnet18",
+        "dilation": False,
+        "feature_stride": None,
+        "position_embedding": "sine",
+        "hidden_dim": 32,
+        "nheads": 4,
+        "enc_layers": 2,
+        "dec_layers": 3,
+        "dim_feedforward": 48,
+        "dropout": 0.0,
+        "num_queries": 7,
+    }
+    return argparse.Namespace(**{**defaults, **changes})
+
+
+def small_detector(detr: str, *, train_backbone: bool = True, **changes: object) -> DETR:
+    """A small detector in evaluation mode whose weights, zero-initialised ones included, are all random."""
+    args = small_args(detr, **changes)
+    detector = DETECTORS[detr](args, NUM_LOGITS, focal=detr != "vanilla", train_backbone=train_backbone)
+    randomize(detector)
+    return detector.eval()
+
+
+def unequal_images(*sizes: tuple[int, int]) -> NestedTensor:
+    """Random normalised images of the given heights and widths, padded to a batch."""
+    return nested_tensor_from_tensor_list([torch.randn(3, *size) for size in sizes])
+
+
+@torch.no_grad()
+def randomize(model: nn.Module) -> None:
+    """Give every parameter and batch norm statistic a random value of sensible size, in place.
+
+    Initial values hide errors: biases and the last box layer are 0, norms are the identity. Weights keep the
+    variance of what passes through them; queries are large, or random layers would soon make them all alike.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if id(value) in embeddings:
+            value.normal_(std=4)
+        else:
+            value.copy_(_random_like(name, value))
+
+
+def _random_like(name: str, value: Tensor) -> Tensor:
+    if name.endswith("running_var"):
+        return torch.rand_like(value) + 0.5
+    if name.endswith("running_mean"):
+        return 0.3 * torch.randn_like(value)
+    if value.dim() > 1:
+        fan_in = value[0].numel()
+        return torch.randn_like(value) / fan_in**0.5
+    if name.endswith("weight"):  # of a norm
+        return torch.rand_like(value) + 0.5
+    return 0.1 * torch.randn_like(value)
+
+
+def without_gradient(name: str) -> bool:
+    """Whether the gradient of a parameter of a Transformer is 0 by construction.
+
+    The decoder embeddings start as zeros, so that the values of the first self-attention are all equal: whatever
+    chooses among them does nothing. And a constant added to all keys does nothing to a softmax.
+    """
+    first_self_attention = (
+        "decoder.layers.0.self_attn.in_proj_weight",
+        "decoder.layers.0.sa_q",
+        "decoder.layers.0.sa_k",
+    )
+    key_bias = ("sa_kcontent_proj.bias", "sa_kpos_proj.bias", "ca_kcontent_proj.bias", "ca_kpos_proj.bias")
+    return name.startswith(first_self_attention) or name.endswith((*key_bias, "decoder.layers.0.sa_v_proj.weight"))

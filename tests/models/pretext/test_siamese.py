@@ -1,0 +1,268 @@
+"""The Siamese wrapper against a plain two-pass implementation of the paper's equations, and by its properties."""
+
+import argparse
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import roi_align
+
+from datasets.two_view import TwoViewBatch
+from models import DETECTORS, PRETEXTS
+from models.pretext import siamese
+from tests.gloo import run_processes
+from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
+from util.nested_tensor import NestedTensor
+
+DETRS = ["vanilla", "conditional"]
+
+
+def small_args(**changes) -> argparse.Namespace:
+    args = {
+        "detr": "conditional", "backbone": "resnet18", "dilation": False, "feature_stride": None,
+        "position_embedding": "sine", "enc_layers": 1, "dec_layers": 2, "hidden_dim": 32, "nheads": 4,
+        "dim_feedforward": 64, "dropout": 0.0, "num_queries": 6, "num_regions": 3, "query_jitter": 0.1,
+        "no_feature_loss": False, "no_global_loss": False, "feature_loss_coef": 5.0, "global_loss_coef": 10.0,
+        "set_cost_class": 1.0, "set_cost_bbox": 5.0, "set_cost_giou": 2.0,
+        "cls_loss_coef": 1.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0, "eos_coef": 0.1,
+    }  # fmt: skip
+    return argparse.Namespace(**{**args, **changes})
+
+
+def build(**changes) -> siamese.SiameseDETR:
+    """A small wrapper whose zero-initialised and constant parameters are made random, so that errors show."""
+    torch.manual_seed(0)
+    args = small_args(**changes)
+    detector = DETECTORS[args.detr](args, siamese.NUM_LOGITS, focal=False, train_backbone=False)
+    for parameter in detector.parameters():
+        if parameter.std() == 0:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return PRETEXTS["siamese"](args, detector)
+
+
+def random_batch(batch_size: int = 2, num_regions: int = 3) -> TwoViewBatch:
+    """Views of unequal sizes with regions inside them."""
+    generator = torch.Generator().manual_seed(1)
+    height, width = 96, 128
+    size = torch.tensor([[96, 100], [64, 128], [80, 96], [96, 128]])[:batch_size]
+    mask = torch.ones(batch_size, 2, height, width, dtype=torch.bool)
+    for image, (h, w) in enumerate(size.tolist()):
+        mask[image, :, :h, :w] = False
+    views = torch.randn(batch_size, 2, 3, height, width, generator=generator).masked_fill(mask.unsqueeze(2), 0)
+    centre = 0.3 + 0.4 * torch.rand(batch_size, 2, num_regions, 2, generator=generator)
+    side = 0.2 + 0.3 * torch.rand(batch_size, 2, num_regions, 2, generator=generator)
+    boxes = box_cxcywh_to_xyxy(torch.cat([centre, side], -1)) * size.flip(-1).repeat(1, 2)[:, None, None]
+    crops = torch.randn(batch_size, 2, num_regions, 3, 32, 32, generator=generator)
+    return TwoViewBatch(views=views, mask=mask, boxes=boxes, size=size, crops=crops)
+
+
+def swap_views(batch: TwoViewBatch) -> TwoViewBatch:
+    return TwoViewBatch(
+        views=batch.views.flip(1), mask=batch.mask.flip(1), boxes=batch.boxes.flip(1), size=batch.size,
+        crops=batch.crops.flip(1),
+    )  # fmt: skip
+
+
+def plain_direction(model, batch: TwoViewBatch, source: int, target: int):
+    """Losses [L] a term for queries of view ``source`` seen in view ``target``, image by image and layer by layer,
+    and the encoded target view pooled."""
+    detector, backbone = model.detector, model.detector.backbone[0]
+    num_images, num_regions = batch.boxes.shape[0], batch.boxes.shape[2]
+
+    def view(index):
+        return NestedTensor(batch.views[:, index], batch.mask[:, index])
+
+    with torch.no_grad():
+        own = backbone(view(source))[0].tensors
+        regions = torch.stack(
+            [roi_align(own[i : i + 1], [batch.boxes[i, source]], 7, 1 / 32, -1).mean((2, 3)) for i in range(num_images)]
+        )
+        crops = [backbone(NestedTensor(c, torch.zeros(len(c), 32, 32, dtype=torch.bool)))[0].tensors
+                 for c in batch.crops[:, source]]  # fmt: skip
+        wanted = torch.stack([c.mean((2, 3)) for c in crops])
+        seen = backbone(view(target))
+    repeated = model.patch2query(regions).repeat_interleave(len(detector.query_embed.weight) // num_regions, 1)
+    memory = detector.encode(seen)
+    decoded = detector.decode(memory, detector.query_embed.weight + repeated)
+    outputs = detector.predict(decoded)
+
+    scale = batch.size.flip(-1).repeat(1, 2)
+    losses = {name: [] for name in ("ce", "bbox", "giou", "feature")}
+    for layer, (logits, boxes) in enumerate(zip(outputs["pred_logits"], outputs["pred_boxes"], strict=True)):
+        targets = [
+            {
+                "labels": torch.ones(num_regions, dtype=torch.int64),
+                "boxes": box_xyxy_to_cxcywh(batch.boxes[i, target]) / scale[i],
+            }
+            for i in range(num_images)
+        ]
+        one_layer = {"pred_logits": logits[None], "pred_boxes": boxes[None]}
+        found = model.criterion.matcher(one_layer, targets)
+        terms = dict.fromkeys(losses, 0.0)
+        classes = torch.full(logits.shape[:2], 2)
+        classes[found.image, found.query] = 1
+        for image, query, region in zip(found.image, found.query, found.target, strict=True):
+            box, truth = boxes[image, query], targets[image]["boxes"][region]
+            terms["bbox"] += (box - truth).abs().sum()
+            terms["giou"] += 1 - generalized_box_iou(box_cxcywh_to_xyxy(box), box_cxcywh_to_xyxy(truth))
+            guess = F.normalize(model.feature_align(decoded.hidden[layer, image, query]), dim=0)
+            terms["feature"] += (guess - F.normalize(wanted[image, region], dim=0)).square().sum()
+        for name in ("bbox", "giou", "feature"):
+            losses[name].append(terms[name] / (num_images * num_regions))
+        losses["ce"].append(F.cross_entropy(logits.flatten(0, 1), classes.flatten(), torch.tensor([1.0, 1.0, 0.1])))
+    pooled = torch.stack([memory.tokens[i][~memory.mask[i]].mean(0) for i in range(num_images)])
+    return {name: torch.stack(values) for name, values in losses.items()}, pooled
+
+
+@pytest.mark.parametrize("detr", DETRS)
+def test_one_batch_equals_two_plain_passes(detr):
+    model, batch = build(detr=detr).eval(), random_batch()
+    total, logs = model(batch)
+    first, pooled2 = plain_direction(model, batch, source=0, target=1)
+    second, pooled1 = plain_direction(model, batch, source=1, target=0)
+    mean = {name: 0.5 * (first[name] + second[name]) for name in first}
+    for name, value in mean.items():
+        torch.testing.assert_close(logs[f"loss_{name}"], value[-1], rtol=1e-4, atol=1e-5)
+    weights = {"ce": 1, "bbox": 5, "giou": 2, "feature": 5}
+    expected = sum(weights[name] * value.sum() for name, value in mean.items())
+    expected = expected + 10 * model.global_head(pooled1, pooled2)
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("detr", DETRS)
+def test_swapping_the_views_leaves_the_loss(detr):
+    model, batch = build(detr=detr).eval(), random_batch()
+    (total, logs), (swapped_total, swapped_logs) = model(batch), model(swap_views(batch))
+    torch.testing.assert_close(swapped_total, total, rtol=1e-5, atol=1e-5)
+    for name, value in logs.items():
+        torch.testing.assert_close(swapped_logs[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    regions, other = model.region_features, siamese.other_view
+    images, boxes, sizes = siamese.views_in_a_row(batch)
+    swapped = siamese.views_in_a_row(swap_views(batch))
+    features = model.frozen_backbone(images)
+    torch.testing.assert_close(
+        regions(model.frozen_backbone(swapped[0]), *swapped[1:]), other(regions(features, boxes, sizes)),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("detr", DETRS)
+@pytest.mark.parametrize("off", [(), ("no_feature_loss",), ("no_global_loss",), ("no_feature_loss", "no_global_loss")])
+def test_gradients_reach_everything_but_the_backbone(detr, off):
+    model = build(detr=detr, **dict.fromkeys(off, True)).train()
+    total, logs = model(random_batch())
+    total.backward()
+    assert ("loss_feature" in logs) == ("no_feature_loss" not in off)
+    assert ("loss_global" in logs) == ("no_global_loss" not in off)
+    for name, parameter in model.named_parameters():
+        if "backbone" in name:
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None, name
+            # Softmax is blind to a bias common to all keys, and a projector's bias to the batch norm behind it.
+            vanishing = ("in_proj_bias", "k_proj.bias", "kcontent_proj.bias", "kpos_proj.bias")
+            if not name.endswith(
+                (*vanishing, "projector.0.bias", "projector.3.bias", "projector.6.bias", "predictor.0.bias")
+            ):
+                assert parameter.grad.abs().max() > 0, name
+
+
+def test_queries_differ_between_the_images_of_a_batch():
+    model, batch = build().eval(), random_batch()
+    images, boxes, sizes = siamese.views_in_a_row(batch)
+    queries = model.region_queries(model.region_features(model.frozen_backbone(images), boxes, sizes))
+    assert queries.shape == (4, 6, 32)
+    content = queries - model.detector.query_embed.weight
+    # each region fills Q/R consecutive queries
+    torch.testing.assert_close(content[:, 0], content[:, 1])
+    assert (content[:, 1] - content[:, 2]).abs().max() > 1e-3
+    assert (content[0] - content[1]).abs().max() > 1e-3
+
+
+def test_whatever_stands_in_the_padding_of_the_features_changes_nothing():
+    model, batch = build().eval(), random_batch()
+    images, boxes, _ = siamese.views_in_a_row(batch)
+    features = model.frozen_backbone(images)
+    clean = model.detector.encode(features)
+    assert features[0].mask.any()
+    dirty = [NestedTensor(f.tensors.masked_fill(f.mask.unsqueeze(1), 1e3), f.mask) for f in features]
+    stained = model.detector.encode(dirty)
+    valid = ~clean.mask
+    torch.testing.assert_close(stained.tokens[valid], clean.tokens[valid], rtol=0, atol=1e-5)
+    from models.pretext.losses import pool_views
+
+    torch.testing.assert_close(pool_views(stained, 1), pool_views(clean, 1), rtol=0, atol=1e-5)
+
+
+def test_jitter_stays_within_its_bounds_and_the_view():
+    boxes = torch.tensor([[[10.0, 20.0, 50.0, 80.0], [0.0, 0.0, 100.0, 96.0]]]).expand(500, -1, -1)
+    sizes = torch.tensor([[96, 100]]).expand(500, -1)
+    moved = siamese.jitter_boxes(boxes, sizes, 0.1)
+    sides = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2)
+    assert ((moved - boxes).abs() <= 0.1 * sides + 1e-4).all()
+    assert (moved - boxes)[:, 0].abs().amax(0).gt(0.06 * sides[0, 0]).all(), "it moves"
+    assert moved.min() >= 0
+    assert (moved[..., 2] <= 100).all()
+    assert (moved[..., 3] <= 96).all()
+
+
+def test_jitter_moves_queries_in_training_only_and_never_targets():
+    model, batch = build(), random_batch()
+    images, boxes, sizes = siamese.views_in_a_row(batch)
+    features = model.frozen_backbone(images)
+    model.train()
+    assert not torch.equal(model.region_features(features, boxes, sizes), model.region_features(features, boxes, sizes))
+    model.eval()
+    assert torch.equal(model.region_features(features, boxes, sizes), model.region_features(features, boxes, sizes))
+
+
+def test_targets_are_normalised_by_the_views_own_size():
+    boxes = torch.tensor([[[10.0, 20.0, 30.0, 60.0]]])
+    (target,) = siamese.region_targets(boxes, torch.tensor([[80, 100]]))
+    torch.testing.assert_close(target["boxes"], torch.tensor([[0.2, 0.5, 0.2, 0.5]]))
+    assert target["labels"].tolist() == [siamese.REGION_LABEL]
+
+
+def test_pretext_state_is_what_the_detector_has_not():
+    model = build()
+    names = model.pretext_state_dict()
+    assert {name.split(".")[0] for name in names} == {"patch2query", "feature_align", "global_head"}
+    other = build()
+    for value in other.pretext_state_dict().values():
+        value.data.zero_()
+    other.load_pretext_state_dict(names)
+    assert all(torch.equal(value, names[name]) for name, value in other.pretext_state_dict().items())
+    with pytest.raises(KeyError, match="global_head"):
+        build(no_global_loss=True).load_pretext_state_dict(names)
+
+
+def _share(batch: TwoViewBatch, rows: slice) -> TwoViewBatch:
+    return TwoViewBatch(
+        views=batch.views[rows], mask=batch.mask[rows], boxes=batch.boxes[rows], size=batch.size[rows],
+        crops=batch.crops[rows],
+    )  # fmt: skip
+
+
+def _gradients(model, loss) -> dict[str, torch.Tensor]:
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _half_batch(rank: int, detr: str) -> dict[str, torch.Tensor]:
+    model = build(detr=detr, query_jitter=0.0).train()
+    loss, _ = DistributedDataParallel(model, broadcast_buffers=False)(
+        _share(random_batch(4), slice(2 * rank, 2 * rank + 2))
+    )
+    return _gradients(model, loss)
+
+
+@pytest.mark.parametrize("detr", DETRS)
+def test_two_processes_give_the_gradients_of_the_whole_batch(detr):
+    model = build(detr=detr, query_jitter=0.0).train()
+    whole = _gradients(model, model(random_batch(4))[0])
+    for half in run_processes(_half_batch, detr):
+        assert half.keys() == whole.keys()
+        for name, gradient in whole.items():
+            scale = gradient.abs().max().clamp(min=1)
+            torch.testing.assert_close(half[name] / scale, gradient / scale, rtol=0, atol=1e-5, msg=name)

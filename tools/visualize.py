@@ -1,0 +1,156 @@
+"""Look at what goes in and what comes out.
+
+    python tools/visualize.py views --out views.png --data_path DIR
+    python tools/visualize.py predictions --out found.png --resume OUT/checkpoint.pth --data_path DIR
+    python tools/visualize.py curves --out curves.png PRETRAINED/log.txt SCRATCH/log.txt
+
+`views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `predictions`
+shows the boxes that a finetuned checkpoint finds in the validation images beside the true ones. `curves` draws
+losses and scores of runs. `views` takes all flags of main_pretrain.py, `predictions` all of main_finetune.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import main_finetune
+import main_pretrain
+from datasets.detection import DetectionDataset
+from datasets.images import load_image
+from datasets.two_view import TwoViewSample, TwoViewTransform
+from models import DETECTORS
+from models.detr import DETR
+from models.postprocess import PostProcess
+from util.box_ops import box_cxcywh_to_xyxy
+from util.checkpoint import Origin, load_detector
+from util.errors import UserError
+from util.nested_tensor import nested_tensor_from_tensor_list
+from util.plot_utils import contact_sheet, draw_detections, draw_two_views, plot_curves
+from util.script import run_script, select_device
+
+LEGIBLE_SIDE = 320  # smaller images are enlarged to this short side
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draw one picture."""
+    args, rest = make_parser().parse_known_args(argv)
+    out = Path(args.out)
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if args.command == "curves":
+        plot_curves(name_runs(args.logs), out)
+    elif args.command == "views":
+        save_picture(draw_views(rest, args.count), out)
+    else:
+        save_picture(draw_predictions(rest, args.count, args.threshold), out)
+    print(f"wrote {out}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """This script's own flags; the others belong to the main scripts."""
+    parser = argparse.ArgumentParser(
+        "visualize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, count in (("views", 3), ("predictions", 8)):
+        command = commands.add_parser(name, allow_abbrev=False)
+        command.add_argument("--out", required=True, metavar="FILE", help="PNG or JPEG to write")
+        command.add_argument("--count", type=int, default=count, help="images to show")
+    command.add_argument("--threshold", type=float, default=0.3, help="least score of a box to be drawn")
+    curves = commands.add_parser("curves", allow_abbrev=False)
+    curves.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
+    curves.add_argument("logs", nargs="+", metavar="LOG", help="log.txt of a run; the folder's name is the run's")
+    return parser
+
+
+def draw_views(argv: Sequence[str], count: int) -> Image.Image:
+    """Two-view samples of the data that main_pretrain.py would train on with the flags ``argv``."""
+    args, _ = main_pretrain.parse(argv)
+    dataset = main_pretrain.build_loader(args).dataset
+    samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
+    return contact_sheet([draw_sample(sample, dataset.transform) for sample in samples], columns=1)
+
+
+def draw_sample(sample: TwoViewSample, transform: TwoViewTransform) -> Image.Image:
+    """A sample of ``transform``: the views side by side, region i with number i in both, its crops below."""
+    views = [transform.picture(view) for view in sample.views]
+    crops = [[transform.picture(crop) for crop in of_view] for of_view in sample.crops]
+    return draw_two_views(views, sample.boxes, crops, zoom=legible_zoom(views[0]))
+
+
+def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image.Image:
+    """Validation images with the boxes that the checkpoint of main_finetune.py's flags ``argv`` finds in them."""
+    args, origin = main_finetune.parse(["--eval", *argv])
+    device = select_device(args.device)
+    detector = restore_detector(args, origin).to(device).eval()
+    dataset = main_finetune.build_val_loader(args, origin.content["categories"]).dataset
+    names = {category["label"]: category["name"] for category in dataset.categories}
+    postprocess = PostProcess("focal" if main_finetune.is_focal(args) else "softmax")
+    pictures = [
+        draw_detections(image, truth, found, names, threshold=threshold, zoom=legible_zoom(image))
+        for image, truth, found in detect(detector, postprocess, dataset, count, device)
+    ]
+    return contact_sheet(pictures, columns=2)
+
+
+def restore_detector(args: argparse.Namespace, origin: Origin) -> DETR:
+    """The detector that a finetuned checkpoint holds, class head included."""
+    num_logits = len(origin.content["model"]["class_embed.bias"])
+    detector = DETECTORS[args.detr](args, num_logits, focal=main_finetune.is_focal(args), train_backbone=False)
+    load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
+    return detector
+
+
+@torch.no_grad()
+def detect(
+    detector: DETR, postprocess: PostProcess, dataset: DetectionDataset, count: int, device: torch.device
+) -> Iterator[tuple[Image.Image, dict[str, Any], dict[str, Any]]]:
+    """(image, truth, found) of the first ``count`` images, boxes xyxy in pixels of the image; see draw_detections."""
+    for index in range(min(count, len(dataset))):
+        pixels, target = dataset[0, index]
+        outputs = detector(nested_tensor_from_tensor_list([pixels]).to(device))
+        found = postprocess(outputs, target["orig_size"][None].to(device))[0]
+        height, width = target["orig_size"].tolist()
+        boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
+        image = load_image(dataset.records.path(index), size=(width, height))
+        truth = {"boxes": boxes, "labels": target["labels"]}
+        yield image, truth, {name: value.cpu() for name, value in found.items()}
+
+
+def legible_zoom(picture: Image.Image) -> float:
+    """How much to enlarge ``picture`` for text to be legible on it; large ones stay as they are."""
+    return max(1.0, LEGIBLE_SIDE / min(picture.size))
+
+
+def name_runs(logs: Sequence[str]) -> dict[str, str]:
+    """Name of each run -> its log: the log's folder, by its path where two have the same name."""
+    folders = [Path(log).resolve().parent for log in logs]
+    names = [folder.name for folder in folders]
+    unique = len(set(names)) == len(names)
+    return dict(zip(names if unique else map(str, folders), logs, strict=True))
+
+
+def save_picture(picture: Image.Image, out: Path) -> None:
+    """Write under a temporary name, then rename.
+
+    Raises:
+        UserError: the ending of ``out`` is that of no image format.
+    """
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"--out {out}: unknown kind of picture, use .png or .jpg")
+    temporary = out.with_name(f".tmp.{out.name}")
+    picture.save(temporary)
+    temporary.replace(out)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,101 @@
+"""Combinations of flags that cannot work, told before anything is built."""
+
+from __future__ import annotations
+
+import argparse
+
+from util.errors import UserError
+
+
+def check_common(args: argparse.Namespace) -> None:
+    """What both scripts need.
+
+    Raises:
+        UserError: names the flags and their values.
+    """
+    positive = ("batch_size", "accum_steps", "num_queries", "hidden_dim", "nheads", "dim_feedforward")
+    positive += ("dec_layers", "enc_layers", "max_size", "keep_checkpoints", "log_every")
+    for name in positive:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    for name in (
+        "num_workers",
+        "save_every_epochs",
+        "save_every_steps",
+        "lr",
+        "weight_decay",
+        "clip_max_norm",
+    ):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} {getattr(args, name)}: must not be negative")
+    if not 0 <= args.dropout < 1:
+        raise UserError(f"--dropout {args.dropout}: must lie in [0, 1)")
+    if min(args.scales) < 1:
+        raise UserError(f"--scales {min(args.scales)}: must be at least 1 pixel")
+    if args.hidden_dim % args.nheads or args.hidden_dim % 4:
+        raise UserError(
+            f"--hidden_dim {args.hidden_dim}: must be a multiple of 4 and of --nheads {args.nheads}, "
+            "for the position encoding and the attention heads"
+        )
+    if args.epochs is not None and args.max_steps is not None:
+        raise UserError("--epochs and --max_steps both give the length of the schedule: choose one")
+    if args.lr_drop is not None and args.epochs is None:
+        raise UserError("--lr_drop counts epochs and goes with --epochs; with --max_steps use --lr_drop_step")
+    if args.lr_drop_step is not None and args.max_steps is None:
+        raise UserError("--lr_drop_step counts steps and goes with --max_steps; with --epochs use --lr_drop")
+    if (args.epochs or args.max_steps) < 1:
+        raise UserError("--epochs and --max_steps must be at least 1")
+
+
+def check_pretrain(args: argparse.Namespace, world_size: int) -> None:
+    """Combinations that pretraining cannot work with.
+
+    Raises:
+        UserError: names the flags and their values.
+    """
+    check_common(args)
+    if args.data_path is None:
+        raise UserError("--data_path DIR is needed: the folder of images to pretrain on")
+    if args.num_regions < 1 or args.num_queries % args.num_regions:
+        raise UserError(
+            f"--num_queries {args.num_queries} is not divisible by --num_regions {args.num_regions}: "
+            "every region is asked for by the same number of queries"
+        )
+    if not 0 < args.view_iou < 1:
+        raise UserError(f"--view_iou {args.view_iou}: must lie between 0 and 1")
+    if args.crop_size < 1:
+        raise UserError(f"--crop_size {args.crop_size}: must be at least 1 pixel")
+    if not 0 <= args.query_jitter < 0.5:
+        raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), or corners would cross")
+    if (args.proposals == "random") != (args.proposal_dir is None):
+        raise UserError(
+            "--proposal_dir goes with --proposals edgebox or selective_search"
+            if args.proposals == "random"
+            else f"--proposals {args.proposals} needs --proposal_dir DIR, the folder they were written to"
+        )
+    if not args.no_global_loss and args.batch_size * world_size < 2:
+        raise UserError(
+            "--batch_size 1 in one process: the global loss normalises over the batch and needs two images; "
+            "raise --batch_size or add --no_global_loss"
+        )
+
+
+def check_finetune(args: argparse.Namespace) -> None:
+    """Combinations that finetuning cannot work with.
+
+    Raises:
+        UserError: names the flags.
+    """
+    check_common(args)
+    if args.resume and args.resume != "auto" and args.pretrain:
+        raise UserError("--pretrain starts a run and --resume FILE goes on with one: choose one")
+    files = [args.train_ann, args.train_images, args.val_ann, args.val_images]
+    if args.dataset_file == "voc" and any(files):
+        raise UserError("--train_ann, --train_images, --val_ann, --val_images go with --dataset_file coco")
+    if args.dataset_file == "coco" and (args.voc_train or args.voc_val):
+        raise UserError("--voc_train and --voc_val go with --dataset_file voc")
+    for split, ann_file, images in (("train", *files[:2]), ("val", *files[2:])):
+        if (ann_file is None) != (images is None):
+            raise UserError(f"--{split}_ann FILE and --{split}_images DIR go together")
+        if ann_file is None and args.data_path is None and not (split == "train" and args.eval):
+            raise UserError(f"--data_path DIR is needed, or --{split}_ann FILE with --{split}_images DIR")

@@ -1,0 +1,76 @@
+"""The few collectives that the code needs; without a process group each is the identity."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def init(device_type: str) -> None:
+    """Join the process group that ``python -m torch.distributed.run`` describes in the environment, if any.
+
+    nccl on GPUs (one a process, chosen by LOCAL_RANK), gloo on CPUs.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return
+    if device_type == "cuda":
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if _is_initialized():
+        dist.destroy_process_group()
+
+
+def _is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def local_rank() -> int:
+    """Index of this process on its own machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank() -> int:
+    """Index of this process among all."""
+    return dist.get_rank() if _is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if _is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """The mean of ``tensor`` over processes, as a new tensor without gradient."""
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """``value`` of every process, in order of rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

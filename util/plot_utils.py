@@ -1,0 +1,274 @@
+"""Pictures of boxes, of two-view samples and of a run's curves.
+
+Pictures are drawn with Pillow alone, curves with matplotlib where it is installed.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from util.errors import DataError
+from util.optional import require
+
+Colour = tuple[int, int, int]
+BACKGROUND = (24, 24, 24)
+LOSS_PREFIX = "loss"
+SCORES = ("AP", "AP50", "voc_mAP50")  # of evaluation lines, where present
+
+
+def colour_of(index: int) -> Colour:
+    """A bright colour for a category or region; consecutive numbers are far apart in hue (golden ratio)."""
+    red, green, blue = colorsys.hsv_to_rgb(0.6180339887 * index % 1, 0.85 - 0.25 * (index % 2), 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: Any,
+    *,
+    texts: Sequence[str] | None = None,
+    colours: Sequence[int] | None = None,
+    zoom: float = 1.0,
+) -> Image.Image:
+    """A copy of ``image``, enlarged by ``zoom``, with boxes on it.
+
+    Args:
+        image: RGB.
+        boxes: [N, 4] xyxy in pixels of ``image``, an array or CPU tensor.
+        texts: what to write at each box (see :func:`describe`); None: nothing.
+        colours: a number for each box, e.g. its label, see :func:`colour_of`; None: the box's place in the list.
+        zoom: small images need it for legible text.
+    """
+    size = (round(image.width * zoom), round(image.height * zoom))
+    picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC) if zoom != 1 else image.convert("RGB").copy()
+    draw = ImageDraw.Draw(picture)
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * zoom
+    width = max(1, round(min(size) / 150))
+    placed = []
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        colour = colour_of(index if colours is None else int(colours[index]))
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
+        placed.append((left, top, colour))
+    for text, (left, top, colour) in zip(texts or [], placed, strict=bool(texts)):
+        write_text(draw, (left, top), text, colour=colour, size=text_size(picture))  # above all lines
+    return picture
+
+
+def describe(name: str, score: float | None = None) -> str:
+    """The text of a box: ``mug`` or ``mug 0.87``."""
+    return name if score is None else f"{name} {score:.2f}"
+
+
+def text_size(picture: Image.Image) -> int:
+    """A legible font size in pixels for this picture."""
+    return max(10, round(min(picture.size) / 26))
+
+
+def write_text(
+    draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, *, colour: Colour, size: int
+) -> tuple[float, float, float, float]:
+    """Write on a filled patch that ends at ``corner`` (a box's top left), pushed inside the picture.
+
+    Returns:
+        The patch, xyxy.
+    """
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    wide, tall = right - left + 4, bottom - top + 4
+    picture_width, picture_height = draw.im.size
+    x = min(max(corner[0], 0), max(0, picture_width - wide))
+    y = min(max(corner[1] - tall, 0), max(0, picture_height - tall))
+    draw.rectangle((x, y, x + wide, y + tall), fill=colour)
+    brightness = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
+    draw.text((x + 2 - left, y + 2 - top), text, fill="black" if brightness > 110 else "white", font=font)
+    return x, y, x + wide, y + tall
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image], *, columns: int, captions: Sequence[str] | None = None, gap: int = 6
+) -> Image.Image:
+    """Pictures of any sizes in a grid, each centred in its cell, each row as tall as its tallest.
+
+    Raises:
+        ValueError: no pictures, or not one caption for each.
+    """
+    if not pictures:
+        raise ValueError("a contact sheet needs at least one picture")
+    if captions is not None:
+        pairs = zip(pictures, captions, strict=True)
+        pictures = [_with_caption(picture, caption) for picture, caption in pairs]
+    columns = min(columns, len(pictures))
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    widths = [max(row[i].width for row in rows if i < len(row)) for i in range(columns)]
+    heights = [max(picture.height for picture in row) for row in rows]
+    sheet = Image.new("RGB", (sum(widths) + gap * (columns + 1), sum(heights) + gap * (len(rows) + 1)), BACKGROUND)
+    y = gap
+    for row, height in zip(rows, heights, strict=True):
+        x = gap
+        for picture, width in zip(row, widths, strict=False):  # the last row may be short
+            sheet.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
+            x += width + gap
+        y += height + gap
+    return sheet
+
+
+def _with_caption(picture: Image.Image, caption: str) -> Image.Image:
+    size = text_size(picture)
+    captioned = Image.new("RGB", (picture.width, picture.height + 2 * size), BACKGROUND)
+    captioned.paste(picture, (0, 2 * size))
+    ImageDraw.Draw(captioned).text((2, size // 3), caption, fill="white", font=ImageFont.load_default(size))
+    return captioned
+
+
+def draw_detections(
+    image: Image.Image,
+    truth: dict[str, Any],
+    found: dict[str, Any],
+    names: dict[int, str],
+    *,
+    threshold: float = 0.3,
+    zoom: float = 1.0,
+) -> Image.Image:
+    """What is in an image and what a detector found there, side by side; a category has one colour in both.
+
+    Args:
+        image: RGB.
+        truth: boxes [T, 4] xyxy in pixels of ``image`` and labels [T].
+        found: boxes [N, 4] likewise, labels [N] and scores [N]; arrays or CPU tensors.
+        names: label -> name; detections with other labels are of no category and not drawn.
+        threshold: detections with lower scores are not drawn.
+        zoom: enlarges both pictures.
+    """
+    left = draw_boxes(
+        image,
+        truth["boxes"],
+        texts=[names[int(label)] for label in truth["labels"]],
+        colours=truth["labels"],
+        zoom=zoom,
+    )
+    labels, scores = np.asarray(found["labels"]), np.asarray(found["scores"])
+    shown = (scores >= threshold) & np.isin(labels, list(names))
+    right = draw_boxes(
+        image,
+        np.asarray(found["boxes"])[shown],
+        texts=[describe(names[int(label)], score) for label, score in zip(labels[shown], scores[shown], strict=True)],
+        colours=labels[shown],
+        zoom=zoom,
+    )
+    return contact_sheet([left, right], columns=2, captions=["truth", f"found (score at least {threshold:g})"])
+
+
+def draw_two_views(
+    views: Sequence[Image.Image],
+    regions: Any,
+    crops: Sequence[Sequence[Image.Image]] | None = None,
+    *,
+    zoom: float = 1.0,
+    crop_side: int = 64,
+) -> Image.Image:
+    """Two views side by side; region i has the number i and one colour in both; below, the crops of each view.
+
+    Args:
+        views: two RGB pictures.
+        regions: [2, R, 4] xyxy in pixels of each view, an array or CPU tensor.
+        crops: for each view its R crops, drawn below it in a framed row each.
+        zoom: enlarges the views.
+        crop_side: side of the drawn crops in pixels.
+    """
+    numbers = [str(index) for index in range(np.shape(regions)[1])]
+    columns = [
+        draw_boxes(view, boxes, texts=numbers, zoom=zoom)
+        for view, boxes in zip(views, np.asarray(regions), strict=True)
+    ]
+    if crops is not None:
+        strips = [_crop_strip(row, column.width, crop_side) for row, column in zip(crops, columns, strict=True)]
+        columns = [contact_sheet(pair, columns=1, gap=0) for pair in zip(columns, strips, strict=True)]
+    return contact_sheet(columns, columns=2)
+
+
+def _crop_strip(crops: Sequence[Image.Image], width: int, side: int) -> Image.Image:
+    """Numbered crops, in frames of their regions' colours, in rows no wider than ``width``."""
+    tiles = []
+    for index, crop in enumerate(crops):
+        tile = Image.new("RGB", (side, side), colour_of(index))
+        tile.paste(crop.convert("RGB").resize((side - 6, side - 6), Image.Resampling.BICUBIC), (3, 3))
+        write_text(ImageDraw.Draw(tile), (0, 0), str(index), colour=colour_of(index), size=max(10, side // 6))
+        tiles.append(tile)
+    return contact_sheet(tiles, columns=max(1, (width - 4) // (side + 4)), gap=4)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a ``log.txt``. A last line without its end is still being written, and left out.
+
+    Raises:
+        DataError: no such file, or a line that is no JSON object; the message names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such log file")
+    lines = path.read_text().split("\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
+            raise DataError(f'{path}, line {number}: not a log line, which has "kind" and "step"')
+        records.append(record)
+    return records
+
+
+def curves(records: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """(steps, values) of each loss term (training lines) and each score (evaluation lines), losses first."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for kind in ("train", "eval"):
+        for record in records:
+            for name, value in record.items():
+                wanted = name.startswith(LOSS_PREFIX) if kind == "train" else name in SCORES
+                if record["kind"] == kind and wanted:
+                    steps, values = found.setdefault(name, ([], []))
+                    steps.append(record["step"])
+                    values.append(float(value))
+    return found
+
+
+def plot_curves(logs: dict[str, str | Path], out: str | Path) -> None:
+    """Loss terms and scores over steps, a panel each, a line for each run -> PNG ``out``.
+
+    Args:
+        logs: name of the run -> its log.txt.
+        out: the picture; its folder must exist.
+
+    Raises:
+        DataError: a log cannot be read, or none holds a loss or a score.
+        UserError: matplotlib is not installed.
+    """
+    figure_module = require("matplotlib.figure", "matplotlib", "drawing curves")
+    runs = {name: curves(read_log(path)) for name, path in logs.items()}
+    panels = list(dict.fromkeys(panel for run in runs.values() for panel in run))
+    if not panels:
+        raise DataError(f"{', '.join(map(str, logs.values()))}: no losses and no scores to draw yet")
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = figure_module.Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.set(title=panel, xlabel="step")
+        axes.grid(alpha=0.3)
+        for number, (name, run) in enumerate(runs.items()):
+            if panel in run:
+                marker = "o" if panel in SCORES else None
+                axes.plot(*run[panel], label=name, color=f"C{number}", marker=marker, markersize=4)
+        axes.legend(fontsize="small")
+    temporary = Path(out).with_name(f".{Path(out).name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(out)

@@ -1,0 +1,131 @@
+"""What an argument becomes that the user left out, and the schedule that follows.
+
+In this order: what the user typed, what the checkpoint was made with (architecture only), the paper's recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from util.errors import CheckpointError
+from util.logger import say
+
+# What decides the detector's parameters and what they mean; a checkpoint fixes these.
+ARCHITECTURE = (
+    "detr",
+    "backbone",
+    "dilation",
+    "feature_stride",
+    "position_embedding",
+    "enc_layers",
+    "dec_layers",
+    "hidden_dim",
+    "nheads",
+    "dim_feedforward",
+    "num_queries",
+)
+
+# What an evaluation of a saved detector takes over from its training, so that it prints the same numbers.
+EVALUATION = ("eval_size", "eval_max_size", "batch_size", "amp")
+
+COCO_SCALES = list(range(480, 801, 32))
+IMAGENET_SCALES = list(range(320, 481, 16))
+
+DETECTOR_DEFAULTS = {
+    "detr": "conditional",
+    "backbone": "resnet50",
+    "dilation": False,
+    "feature_stride": None,
+    "position_embedding": "sine",
+    "enc_layers": 6,
+    "dec_layers": 6,
+    "hidden_dim": 256,
+    "nheads": 8,
+    "dim_feedforward": 2048,
+    "num_queries": 100,
+}
+
+
+def pretrain_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """Values of the paper's pretraining for this detector and data set."""
+    on_coco = args.dataset_file == "coco"
+    recipe = {
+        "scales": COCO_SCALES if on_coco else IMAGENET_SCALES,
+        "max_size": 1333 if on_coco else 600,
+        "feature_loss_coef": 5.0 if args.detr == "conditional" and not on_coco else 3.0,
+        "global_loss_coef": 0.3 if on_coco else 10.0,
+        "set_cost_class": 1.0,
+        "cls_loss_coef": 1.0,
+        "batch_size": 8,
+        "amp": "none",
+    }
+    if args.epochs is None and args.max_steps is None:
+        recipe |= {"max_steps": 120_000 if on_coco else 300_000}
+        recipe |= {"lr_drop_step": 80_000 if on_coco else 200_000}
+    return recipe
+
+
+def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """Values of the paper's finetuning for this detector."""
+    focal = args.detr != "vanilla"
+    recipe = {
+        "scales": COCO_SCALES,
+        "max_size": 1333,
+        "set_cost_class": 2.0 if focal else 1.0,
+        "cls_loss_coef": 2.0 if focal else 1.0,
+        "lr_backbone": 5e-5 if args.pretrain else 1e-5,
+        "batch_size": 2,
+        "amp": "none",
+        "eval_size": max(args.scales or COCO_SCALES),
+        "eval_max_size": args.max_size or 1333,
+    }
+    if args.epochs is None and args.max_steps is None:
+        recipe |= {"epochs": 50, "lr_drop": 40} if focal else {"epochs": 150, "lr_drop": 100}
+    return recipe
+
+
+def fill(args: argparse.Namespace, values: dict[str, Any]) -> None:
+    """Set every argument in ``values`` that the user left out."""
+    for name, value in values.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def adopt(args: argparse.Namespace, names: tuple[str, ...], saved: dict[str, Any], source: str | Path) -> None:
+    """Take arguments from a checkpoint that they cannot differ from.
+
+    Raises:
+        CheckpointError: the user typed another value than the checkpoint was trained with.
+    """
+    for name in names:
+        if name not in saved:
+            continue
+        typed = getattr(args, name)
+        if typed is not None and typed != saved[name]:
+            raise CheckpointError(
+                f"--{name} {typed} does not fit {source}, which was trained with --{name} {saved[name]}; "
+                f"leave --{name} out to take the checkpoint's"
+            )
+        setattr(args, name, saved[name])
+
+
+def schedule(args: argparse.Namespace, steps_per_epoch: int) -> tuple[int, int | None]:
+    """Length of the schedule and the step at which lr drops (None: never), both in optimizer steps."""
+    if args.max_steps is not None:
+        return args.max_steps, args.lr_drop_step
+    drop = None if args.lr_drop is None else args.lr_drop * steps_per_epoch
+    return args.epochs * steps_per_epoch, drop
+
+
+def tell_changes(args: argparse.Namespace, saved: dict[str, Any]) -> None:
+    """Say what a resumed run does otherwise than the stopped one; places do not count."""
+    places = {"resume", "output_dir", "device", "num_workers", "pretrain", "data_path", "proposal_dir"}
+    changes = [
+        f"--{name} {saved[name]} -> {value}"
+        for name, value in vars(args).items()
+        if name in saved and name not in places and saved[name] != value
+    ]
+    if changes:
+        say(f"not the run that was stopped: {', '.join(changes)}")
