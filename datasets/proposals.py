@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ _ARRAYS = {  # name -> (dtype, shape without the first dimension)
     "paths": (np.uint8, ()),
     "path_offsets": (np.int64, ()),
 }
+# What numpy raises on damaged files.
+_READER_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError)
 _META = {"version": int, "method": str, "parameters": dict, "num_images": int, "fingerprint": str}
 
 
@@ -235,7 +238,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _open_array(path: Path, dtype: type, row_shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except _READER_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: missing or damaged ({reason}); make the proposals again") from None
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim < 1 or array.shape[1:] != row_shape:

@@ -166,7 +166,7 @@ def draw_crops(rng: np.random.Generator, outer: np.ndarray, view_iou: float) -> 
         [*top_left, *(outer[2:] - second * margin)],
     ])  # fmt: skip
     if rng.random() < 0.5:
-        crops = crops[::-1]
+        crops = crops[[1, 0]]
     return crops, np.concatenate([top_left, bottom_right])
 
 

@@ -14,7 +14,7 @@ from util.nested_tensor import NestedTensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MULTI_SCALE_STRIDES = [8, 16, 32]
+MULTI_SCALE_STRIDES = (8, 16, 32)
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 TIMM = "timm:"
 
@@ -35,7 +35,15 @@ class Backbone(nn.Module):
         self.num_channels = num_channels
 
     def forward(self, images: NestedTensor) -> list[NestedTensor]:
-        """Images [B, 3, H, W] and mask -> maps [B, K_l, H_l, W_l] and masks [B, H_l, W_l], finest first."""
+        """Feature maps of a padded batch.
+
+        Args:
+            images: tensors [B, 3, H, W] normalised by :func:`backbone_normalization`, mask [B, H, W].
+
+        Returns:
+            Maps [B, K_l, H_l, W_l] and masks [B, H_l, W_l], finest first. A mask is the image's at the pixels
+            that nearest interpolation picks; its top left corner is never padding.
+        """
         maps = self.body(images.tensors)
         maps = list(maps.values()) if isinstance(maps, dict) else maps
         masks = images.mask[:, None].float()
@@ -45,7 +53,7 @@ class Backbone(nn.Module):
 def build_backbone(
     *, name: str, multi_scale: bool, dilation: bool, feature_stride: int | None, trainable: bool
 ) -> Backbone:
-    """A randomly initialised backbone; weights come from ``models/backbone_weights.py``.
+    """A randomly initialised backbone; weights come from ``models/backbone_weights.py``, nothing is downloaded.
 
     Args:
         name: ``resnet18|34|50|101`` or ``timm:NAME``.
@@ -61,7 +69,9 @@ def build_backbone(
     if name.startswith(TIMM):
         if dilation:
             raise UserError(f"--dilation is for ResNets; with --backbone {name} use --feature_stride 16")
-        strides = MULTI_SCALE_STRIDES if multi_scale else [feature_stride or 32]
+        if multi_scale and feature_stride is not None:
+            raise UserError("--feature_stride chooses one map; a detector on several takes strides 8, 16 and 32")
+        strides = list(MULTI_SCALE_STRIDES) if multi_scale else [feature_stride or 32]
         body, num_channels = build_timm_body(name.removeprefix(TIMM), strides)
         backbone = Backbone(body=body, strides=strides, num_channels=num_channels)
     elif name in RESNETS:
@@ -74,7 +84,11 @@ def build_backbone(
 
 
 def backbone_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixel values (in [0, 1]) that the backbone was trained with."""
+    """Mean and standard deviation of the pixel values (in [0, 1]) that the backbone was trained with.
+
+    Raises:
+        UserError: timm is not installed or does not know the model.
+    """
     if not name.startswith(TIMM):
         return IMAGENET_MEAN, IMAGENET_STD
     return timm_normalization(name.removeprefix(TIMM))

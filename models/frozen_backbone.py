@@ -114,7 +114,7 @@ class _Watch(TorchFunctionMode):
 
 def _is_frozen_norm(module: nn.Module) -> bool:
     """Torchvision's frozen batch norm, or timm's, which has an activation behind it."""
-    return isinstance(module, FrozenBatchNorm2d) or isinstance(module, _timm_class("FrozenBatchNormAct2d"))
+    return isinstance(module, (FrozenBatchNorm2d, _timm_class("FrozenBatchNormAct2d")))
 
 
 def _is_plain_convolution(module: nn.Module) -> bool:

@@ -25,7 +25,7 @@ class PositionEmbeddingSine(nn.Module):
     scale = 2 * math.pi
     eps = 1e-6
 
-    def __init__(self, num_pos_feats: int, temperature: float = 10_000.0) -> None:
+    def __init__(self, *, num_pos_feats: int, temperature: float = 10_000.0) -> None:
         super().__init__()
         self.num_pos_feats = num_pos_feats
         self.temperature = temperature
@@ -49,7 +49,7 @@ class PositionEmbeddingSine(nn.Module):
 class PositionEmbeddingLearned(nn.Module):
     """A learned vector for each of the first 50 rows and columns."""
 
-    def __init__(self, num_pos_feats: int) -> None:
+    def __init__(self, *, num_pos_feats: int) -> None:
         super().__init__()
         self.row_embed = nn.Embedding(LEARNED_POSITIONS, num_pos_feats)
         self.col_embed = nn.Embedding(LEARNED_POSITIONS, num_pos_feats)
@@ -70,10 +70,11 @@ class PositionEmbeddingLearned(nn.Module):
             )
         x = self.col_embed.weight[:width].expand(height, -1, -1)
         y = self.row_embed.weight[:height].unsqueeze(1).expand(-1, width, -1)
-        return torch.cat([x, y], dim=-1).permute(2, 0, 1).expand(batch_size, -1, -1, -1)
+        encoding = torch.cat([x, y], dim=-1).permute(2, 0, 1)
+        return encoding.expand(batch_size, -1, -1, -1).to(level.tensors.dtype)
 
 
 def build_position_encoding(kind: str, hidden_dim: int) -> nn.Module:
     """``kind`` "sine" or "learned", for a Transformer of width ``hidden_dim``."""
     encodings = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}
-    return encodings[kind](hidden_dim // 2)
+    return encodings[kind](num_pos_feats=hidden_dim // 2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MOST_NAMES = 8
+MOST_NAMES = 3
+"""Of a common beginning, written out one by one."""
 
 
 @dataclass
@@ -23,7 +24,7 @@ class LoadReport:
     left_over: list[str] = field(default_factory=list)
 
     def describe(self, source: str | Path) -> str:
-        """Three lines for the user."""
+        """Three lines for the user; ``source`` is the file."""
         return (
             f"{source}: {len(self.loaded)} tensors loaded\n"
             f"  newly made: {_enumerate(self.new)}\n"
@@ -32,15 +33,20 @@ class LoadReport:
 
 
 def _enumerate(names: list[str]) -> str:
-    """The first names and how many there are in all."""
-    if not names:
-        return "nothing"
-    # One counter for each batch norm; frozen ones have no use for it.
-    counters = [name for name in names if name.endswith("num_batches_tracked")]
-    others = [name for name in names if not name.endswith("num_batches_tracked")]
-    parts = others[:MOST_NAMES]
-    if len(others) > MOST_NAMES:
-        parts.append(f"{len(others) - MOST_NAMES} more")
-    if counters:
-        parts.append(f"{len(counters)} num_batches_tracked")
-    return ", ".join(parts)
+    """Every name, or with many of one beginning that beginning and their number."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_beginning(name), []).append(name)
+    parts = [
+        ", ".join(group) if len(group) <= MOST_NAMES else f"{beginning} ({len(group)})"
+        for beginning, group in groups.items()
+    ]
+    return ", ".join(parts) or "nothing"
+
+
+def _beginning(name: str) -> str:
+    """``module.fc.*`` of ``module.fc.weight``; the counters of batch norms, which come by the dozen, are one group."""
+    if name.endswith(".num_batches_tracked"):
+        return "*.num_batches_tracked"
+    wrapper = "module." if name.startswith("module.") else ""
+    return f"{wrapper}{name.removeprefix(wrapper).split('.')[0]}.*"

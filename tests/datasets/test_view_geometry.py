@@ -89,7 +89,7 @@ def test_outer_crop_has_integer_corners_inside_and_the_area_and_aspect_allowed(s
     assert (crop_width + 0.5) / (crop_height - 0.5) >= 3 / 4
     assert (crop_width - 0.5) / (crop_height + 0.5) <= 4 / 3
     if max(width, height) <= 1.5 * min(width, height) and min(width, height) > 20:
-        assert 0.5 <= (crop_width + 0.5) * (crop_height + 0.5) / (width * height)
+        assert (crop_width + 0.5) * (crop_height + 0.5) / (width * height) >= 0.5
 
 
 @pytest.mark.parametrize(

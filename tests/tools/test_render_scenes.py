@@ -92,20 +92,20 @@ def test_masks_show_where_the_object_changes_the_picture() -> None:
     lamp = compose._draw_lamp(rng)
     owner, canvas = compose.owners(things, shape), np.full((*shape, 3), 0.3, np.float32)
     picture = compose.lay_down(canvas, things, lamp)
+    edge = partly_covered(things, shape)
     chosen = [i for i, thing in enumerate(things) if thing.name]
     assert len(chosen) >= 3
     for index in chosen:
         surface = things[index].surface
         glowing = replace(things[index], surface=replace(surface, albedo=surface.albedo + 50))
         repainted = compose.lay_down(canvas, [*things[:index], glowing, *things[index + 1 :]], lamp)
-        cover = np.abs(repainted - picture).max(-1)
+        change = np.abs(repainted - picture).max(-1)
         mask = owner == index
-        interior = fractional_edge(things, shape)
-        assert (cover[mask & ~interior] > 0.5).all()
-        assert (cover[~mask & ~interior] < 1e-3).all()
+        assert (change[mask & ~edge] > 0.5).all()
+        assert (change[~mask & ~edge] < 1e-3).all()
 
 
-def fractional_edge(things: list[compose.Thing], shape: tuple[int, int]) -> np.ndarray:
+def partly_covered(things: list[compose.Thing], shape: tuple[int, int]) -> np.ndarray:
     """Pixels [h, w] that some thing covers in part."""
     edge = np.zeros(shape, bool)
     for thing in things:

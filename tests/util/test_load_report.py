@@ -5,7 +5,9 @@ from util.load_report import LoadReport
 
 def test_nothing_new_and_nothing_left():
     report = LoadReport(loaded=["a.weight", "a.bias"])
-    assert report.describe("file.pth") == "file.pth: loaded 2 of 2 tensors\n  new: none\n  left over: none"
+    assert report.describe("file.pth") == (
+        "file.pth: 2 tensors loaded\n  newly made: nothing\n  left over in the file: nothing"
+    )
 
 
 def test_few_names_are_written_out_and_many_are_counted():
@@ -22,9 +24,9 @@ def test_few_names_are_written_out_and_many_are_counted():
         ],
     )
     first, new, left_over = report.describe("swav.pth").splitlines()
-    assert first == "swav.pth: loaded 5 of 7 tensors"
-    assert new == "  new: class_embed.weight, class_embed.bias"
+    assert first == "swav.pth: 5 tensors loaded"
+    assert new == "  newly made: class_embed.weight, class_embed.bias"
     assert left_over == (
-        "  left over: *.num_batches_tracked (20), epoch, fc.weight, fc.bias, "
-        "module.projection_head.* (4), module.prototypes.weight"
+        "  left over in the file: fc.weight, fc.bias, module.projection_head.* (4), module.prototypes.weight, "
+        "*.num_batches_tracked (20), epoch"
     )

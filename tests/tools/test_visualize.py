@@ -1,0 +1,112 @@
+"""The pictures of visualize.py on real data sets and detectors, made small."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import build_detection
+from datasets.two_view import TwoViewTransform
+from tools import visualize
+from tools.render_scenes import render_data_set
+from util.args import finetune_parser
+from util.errors import UserError
+from util.nested_tensor import NestedTensor
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("visualize") / "data"
+    render_data_set(folder, 1, 3, 2, size=96)
+    return folder
+
+
+def test_views_of_the_pretraining_data(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "views.png"
+    flags = "--scales 96 --max_size 160 --crop_size 16 --num_regions 2 --backbone resnet18 --batch_size 2".split()
+    visualize.main(["views", "--out", str(out), "--count", "2", "--data_path", str(data / "unlabelled"), *flags])
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 2 * visualize.LEGIBLE_SIDE
+        assert picture.height > 2 * visualize.LEGIBLE_SIDE
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["views.png"]
+
+
+def test_a_sample_is_drawn_in_the_colours_of_the_image() -> None:
+    """A plain image stays plain in its views and crops, less the photometric part that is switched off here."""
+    transform = TwoViewTransform(
+        scales=[96], max_size=200, num_regions=1, crop_size=16, view_iou=0.5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+    )
+    image = Image.new("RGB", (128, 96), (10, 120, 250))
+    sample = transform(image, np.zeros((0, 4), np.float32), np.random.default_rng(0))
+    wanted = torch.tensor([10, 120, 250]) / 255
+    plain = (wanted.view(3, 1, 1) - transform.mean) / transform.std
+    for values in (sample.views, sample.crops):
+        values[:] = plain
+    picture = np.asarray(visualize.draw_sample(sample, transform))
+    share = (np.abs(picture.astype(int) - [10, 120, 250]) <= 1).all(-1).mean()
+    assert share > 0.4
+
+
+class Detector(torch.nn.Module):
+    """Finds one thing: of label 2, in the lower right quarter of every image."""
+
+    def forward(self, images: NestedTensor) -> dict[str, torch.Tensor]:
+        logits = torch.full((1, len(images), 1, 3), -9.0)
+        logits[..., 2] = 9.0
+        boxes = torch.tensor([0.75, 0.75, 0.5, 0.5]).expand(1, len(images), 1, 4)
+        return {"pred_logits": logits, "pred_boxes": boxes}
+
+
+def test_detections_and_truth_are_in_pixels_of_the_file(data: Path) -> None:
+    args = finetune_parser(["conditional"]).parse_args(["--data_path", str(data), "--eval_size", "64"])
+    args.eval_max_size, args.scales = 200, [64]
+    dataset = build_detection(args, "val", (0.5,) * 3, (0.5,) * 3)
+    postprocess = visualize.PostProcess("focal", top_k=1)
+    results = list(visualize.detect(Detector(), postprocess, dataset, 2, torch.device("cpu")))
+    assert len(results) == 2
+    annotations = json.loads((data / "annotations" / "instances_val.json").read_text())
+    for index, (image, truth, found) in enumerate(results):
+        record = annotations["images"][index]
+        assert image.size == (record["width"], record["height"])
+        width, height = image.size
+        torch.testing.assert_close(found["boxes"], torch.tensor([[width / 2, height / 2, width, height]]))
+        assert found["labels"].tolist() == [2]
+        xywh = [a["bbox"] for a in annotations["annotations"] if a["image_id"] == record["id"]]
+        expected = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in xywh], dtype=torch.float32)
+        torch.testing.assert_close(truth["boxes"], expected, atol=1e-3, rtol=0)
+
+
+def test_predictions_need_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    argv = ["predictions", "--out", str(tmp_path / "found.png"), "--data_path", str(data)]
+    with pytest.raises(UserError, match="--resume"):
+        visualize.main(argv)
+
+
+def test_curves_take_the_names_of_the_folders(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    logs = []
+    for name in ("siamese", "scratch"):
+        (tmp_path / name).mkdir()
+        logs.append(str(tmp_path / name / "log.txt"))
+        Path(logs[-1]).write_text('{"kind": "train", "step": 1, "loss": 2.0}\n')
+    assert visualize.name_runs(logs) == {"siamese": logs[0], "scratch": logs[1]}
+    visualize.main(["curves", "--out", str(tmp_path / "curves.png"), *logs])
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_runs_in_folders_of_one_name_are_named_by_their_paths(tmp_path: Path) -> None:
+    logs = [str(tmp_path / run / "out" / "log.txt") for run in "ab"]
+    assert list(visualize.name_runs(logs)) == [str(tmp_path / run / "out") for run in "ab"]
+
+
+@pytest.mark.parametrize(("name", "told"), [("nowhere/x.png", "no folder"), ("x.unknown", "unknown kind of picture")])
+def test_places_that_cannot_be_written(name: str, told: str, data: Path, tmp_path: Path) -> None:
+    flags = "--scales 96 --max_size 160 --crop_size 8 --num_regions 1 --backbone resnet18 --batch_size 2".split()
+    argv = ["views", "--out", str(tmp_path / name), "--count", "1", "--data_path", str(data / "unlabelled"), *flags]
+    with pytest.raises(UserError, match=told):
+        visualize.main(argv)
