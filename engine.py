@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,10 @@ from datasets.coco_eval import DetectionEvaluator
 from models.detr import DETR
 from models.postprocess import PostProcess
 from util import distributed
-from util.checkpoint import restore_rank_rng, rng_state, save_checkpoint
+from util.checkpoint import Origin, restore_rank_rng, rng_state, save_checkpoint
 from util.errors import CheckpointError, UserError
 from util.logger import Meters, Progress, RunLog, say, shows_progress
-from util.recipes import schedule
+from util.recipes import schedule, tell_changes
 
 AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -112,6 +113,15 @@ def make_training(
     return Training(method, optimizer, scheduler, scaler, total_steps, steps_per_epoch)
 
 
+def resume(training: Training, origin: Origin | None, args: argparse.Namespace) -> None:
+    """Go on where ``origin`` stopped, if it is a run of this kind, and say what is done otherwise than there."""
+    if origin is None or not origin.resumes:
+        return
+    training.load_state_dict(origin.content, origin.path)
+    say(f"resumed from {origin.path} at step {training.step}")
+    tell_changes(args, origin.content["args"])
+
+
 def parameters_to_train(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of ``module`` that require a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -121,9 +131,12 @@ def distribute(method: nn.Module, device: torch.device) -> nn.Module:
     """``method`` itself, or wrapped so that the processes average their gradients."""
     if distributed.world_size() == 1:
         return method
-    # No buffer is trained by one process alone (batch norms are frozen or global), so none needs broadcasting.
+    # No buffer is trained by one process alone (batch norms are frozen or global), so none needs broadcasting in
+    # each step; the flag that says so has another name from torch 2.15 on.
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    no_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(method, device_ids=device_ids, gradient_as_bucket_view=True, **{no_broadcast: False})
 
 
 def train(

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 import engine
 from datasets import build_detection
 from datasets.detection import DetectionDataset
-from datasets.loader import EpochBatchSampler, EvalSampler, collate_detection, make_loader
+from datasets.loader import collate_detection, make_eval_loader, make_train_loader
 from models import DETECTORS
 from models.backbone import backbone_normalization
 from models.backbone_weights import load_backbone_weights
@@ -70,23 +70,26 @@ def build(
     train_set = build_detection(args, "train", *backbone_normalization(args.backbone))
     val_loader = build_val_loader(args, train_set.categories)
     detector = build_detector(args, origin, train_set)
-    train_loader = build_train_loader(args, train_set)
+    train_loader = make_train_loader(train_set, collate_detection, args)
     method = SupervisedDETR(detector=detector, criterion=make_criterion(args, detector)).to(device)
     training = engine.make_training(args, method, param_groups(args, detector), device, len(train_loader))
-    if origin and origin.resumes:
-        training.load_state_dict(origin.content, origin.path)
-        say(f"resumed from {origin.path} at step {training.step}")
-        recipes.tell_changes(args, origin.content["args"])
+    engine.resume(training, origin, args)
     return training, train_loader, val_loader
 
 
 def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device) -> None:
     """``--eval``: score a saved detector; its categories are those it was trained with."""
     make_writable(args.output_dir)
+    val_loader = build_val_loader(args, origin.content["categories"])
+    score(args, restore_detector(args, origin).to(device), val_loader, device)
+
+
+def restore_detector(args: argparse.Namespace, origin: Origin) -> DETR:
+    """The detector of a finetuned checkpoint, class head included."""
     num_logits = len(origin.content["model"]["class_embed.bias"])
     detector = DETECTORS[args.detr](args, num_logits, focal=is_focal(args), train_backbone=False)
     load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
-    score(args, detector.to(device), build_val_loader(args, origin.content["categories"]), device)
+    return detector
 
 
 def score(args: argparse.Namespace, detector: DETR, loader: DataLoader, device: torch.device) -> dict[str, float]:
@@ -143,27 +146,10 @@ def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any
     return groups
 
 
-def build_train_loader(args: argparse.Namespace, dataset: DetectionDataset) -> DataLoader:
-    """Shuffled training batches of this process."""
-    sampler = EpochBatchSampler(
-        len(dataset),
-        args.batch_size,
-        seed=args.seed,
-        world_size=distributed.world_size(),
-        rank=distributed.rank(),
-    )
-    return make_loader(
-        dataset, sampler, collate_detection, num_workers=args.num_workers, pin_memory=args.device != "cpu"
-    )
-
-
 def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLoader:
-    """Batches of this process's share of the validation images, each image exactly once."""
+    """The validation images; their categories must be among those that the detector is trained for."""
     dataset = build_detection(args, "val", *backbone_normalization(args.backbone), categories=categories)
-    sampler = EvalSampler(len(dataset), args.batch_size, world_size=distributed.world_size(), rank=distributed.rank())
-    return make_loader(
-        dataset, sampler, collate_detection, num_workers=args.num_workers, pin_memory=args.device != "cpu"
-    )
+    return make_eval_loader(dataset, args)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import engine
 from datasets import build_unlabelled
-from datasets.loader import EpochBatchSampler, make_loader
+from datasets.loader import make_train_loader
 from datasets.proposals import ProposalStore
 from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
 from models import DETECTORS, PRETEXTS
@@ -55,10 +55,7 @@ def build(args: argparse.Namespace, origin: Origin | None, device: torch.device)
     method = PRETEXTS[args.method](args, detector).to(device)
     groups = [{"params": engine.parameters_to_train(method)}]
     training = engine.make_training(args, method, groups, device, len(loader))
-    if origin:
-        training.load_state_dict(origin.content, origin.path)
-        say(f"resumed from {origin.path} at step {training.step}")
-        recipes.tell_changes(args, origin.content["args"])
+    engine.resume(training, origin, args)
     return training, loader
 
 
@@ -80,17 +77,9 @@ def build_loader(args: argparse.Namespace) -> DataLoader:
         std=std,
     )
     dataset = TwoViewDataset(images, proposals, transform, args.seed)
-    sampler = EpochBatchSampler(
-        len(dataset),
-        args.batch_size,
-        seed=args.seed,
-        world_size=distributed.world_size(),
-        rank=distributed.rank(),
-    )
-    say(f"{len(dataset)} images, {len(sampler)} batches an epoch, regions: {args.proposals}")
-    return make_loader(
-        dataset, sampler, collate_two_view, num_workers=args.num_workers, pin_memory=args.device != "cpu"
-    )
+    loader = make_train_loader(dataset, collate_two_view, args)
+    say(f"{len(dataset)} images, {len(loader)} batches an epoch, regions: {args.proposals}")
+    return loader
 
 
 def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from util import distributed
 from util.errors import UserError
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
@@ -95,6 +97,30 @@ def collate_detection(batch: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Ne
     """Samples of :class:`datasets.detection.DetectionDataset` -> (padded images, list of their targets)."""
     images, targets = zip(*batch, strict=True)
     return nested_tensor_from_tensor_list(list(images)), list(targets)
+
+
+def make_train_loader(dataset: Dataset, collate_fn: Callable[[list], Any], args: argparse.Namespace) -> DataLoader:
+    """Shuffled training batches of this process: ``--batch_size``, ``--seed`` and ``--num_workers`` of ``args``.
+
+    Raises:
+        UserError: fewer images than one global batch.
+    """
+    sampler = EpochBatchSampler(
+        len(dataset),
+        args.batch_size,
+        seed=args.seed,
+        world_size=distributed.world_size(),
+        rank=distributed.rank(),
+    )
+    return make_loader(dataset, sampler, collate_fn, num_workers=args.num_workers, pin_memory=args.device == "cuda")
+
+
+def make_eval_loader(dataset: Dataset, args: argparse.Namespace) -> DataLoader:
+    """This process's share of a data set to evaluate on, each image exactly once over all processes."""
+    sampler = EvalSampler(len(dataset), args.batch_size, world_size=distributed.world_size(), rank=distributed.rank())
+    return make_loader(
+        dataset, sampler, collate_detection, num_workers=args.num_workers, pin_memory=args.device == "cuda"
+    )
 
 
 def make_loader(

@@ -95,3 +95,8 @@ class FeedForwardLayer(nn.Module):
 def full_precision(device_type: str) -> torch.autocast:
     """Context without autocast, for what must not be rounded to 16 bit: coordinates and the final heads."""
     return torch.autocast(device_type, enabled=False)
+
+
+def widen(x: Tensor) -> Tensor:
+    """16-bit floating point -> float32, for sums and normalisations; anything wider stays as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -142,7 +142,7 @@ def test_boxes_that_cannot_be_used_are_dropped_and_told(data, tmp_path, capsys):
     main_finetune.main([*map(str, finetune_on(root)[1:]), "--output_dir", str(tmp_path / "out")])
     told = capsys.readouterr().out
     assert "3 of 20" in told
-    assert "0.png" in told
+    assert "annotation 1 of 0.png" in told
 
 
 def test_queries_not_divisible_by_regions(fails, data):

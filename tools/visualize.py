@@ -27,11 +27,9 @@ import main_pretrain
 from datasets.detection import DetectionDataset
 from datasets.images import load_image
 from datasets.two_view import TwoViewSample, TwoViewTransform
-from models import DETECTORS
 from models.detr import DETR
 from models.postprocess import PostProcess
 from util.box_ops import box_cxcywh_to_xyxy
-from util.checkpoint import Origin, load_detector
 from util.errors import UserError
 from util.nested_tensor import nested_tensor_from_tensor_list
 from util.plot_utils import contact_sheet, draw_detections, draw_two_views, plot_curves
@@ -91,7 +89,7 @@ def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image
     """Validation images with the boxes that the checkpoint of main_finetune.py's flags ``argv`` finds in them."""
     args, origin = main_finetune.parse(["--eval", *argv])
     device = select_device(args.device)
-    detector = restore_detector(args, origin).to(device).eval()
+    detector = main_finetune.restore_detector(args, origin).to(device).eval()
     dataset = main_finetune.build_val_loader(args, origin.content["categories"]).dataset
     names = {category["label"]: category["name"] for category in dataset.categories}
     postprocess = PostProcess("focal" if main_finetune.is_focal(args) else "softmax")
@@ -100,14 +98,6 @@ def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image
         for image, truth, found in detect(detector, postprocess, dataset, count, device)
     ]
     return contact_sheet(pictures, columns=2)
-
-
-def restore_detector(args: argparse.Namespace, origin: Origin) -> DETR:
-    """The detector that a finetuned checkpoint holds, class head included."""
-    num_logits = len(origin.content["model"]["class_embed.bias"])
-    detector = DETECTORS[args.detr](args, num_logits, focal=main_finetune.is_focal(args), train_backbone=False)
-    load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
-    return detector
 
 
 @torch.no_grad()

@@ -45,6 +45,7 @@ def select_device(name: str) -> torch.device:
 def start(args: argparse.Namespace) -> torch.device:
     """Join the process group, choose the device and seed this process (each rank its own dropout)."""
     device = select_device(args.device)
+    args.device = device.type
     distributed.init(device.type)
     seed = args.seed + distributed.rank()
     random.seed(seed)

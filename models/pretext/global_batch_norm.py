@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed.nn.functional as dist_nn
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.layers import widen
 from util import distributed
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """An all-reduce whose gradient is that of the sum: every process's loss depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -21,11 +38,11 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """[N, C] -> [N, C]."""
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
-        x = x.float()
+        x = widen(x)
         count = len(x) * distributed.world_size()
-        mean = dist_nn.all_reduce(x.sum(0)) / count
+        mean = _SumOverProcesses.apply(x.sum(0)) / count
         centred = x - mean
-        variance = dist_nn.all_reduce(centred.square().sum(0)) / count
+        variance = _SumOverProcesses.apply(centred.square().sum(0)) / count
         self._track(mean.detach(), variance.detach() * (count / (count - 1)))
         return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import widen
 from models.pretext.global_batch_norm import GlobalBatchNorm1d
 from models.transformer import Memory
 
@@ -23,8 +24,8 @@ def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: i
     Returns:
         [L], in [0, 4].
     """
-    predicted = F.normalize(predicted.float(), dim=-1)
-    target = F.normalize(target.float(), dim=-1)
+    predicted = F.normalize(widen(predicted), dim=-1)
+    target = F.normalize(widen(target), dim=-1)
     distance = (predicted - target).square().sum(-1)
     return distance.new_zeros(num_layers).index_add(0, layer, distance) / num_regions
 
@@ -35,10 +36,10 @@ def pool_views(memory: Memory, num_levels: int) -> Tensor:
     What stands at padded positions does not count, NaN included.
 
     Returns:
-        [B, num_levels * C] float32.
+        [B, num_levels * C], float32 under autocast, too.
     """
     sizes = [height * width for height, width in memory.shapes]
-    tokens = memory.tokens.float().split(sizes, dim=1)[:num_levels]
+    tokens = widen(memory.tokens).split(sizes, dim=1)[:num_levels]
     masks = memory.mask.split(sizes, dim=1)[:num_levels]
     pooled = []
     for level, padding in zip(tokens, masks, strict=True):
@@ -78,5 +79,5 @@ class AgreementHead(nn.Module):
         return 0.5 * self._distance(projected1, projected2) + 0.5 * self._distance(projected2, projected1)
 
     def _distance(self, online: Tensor, target: Tensor) -> Tensor:
-        cosine = F.cosine_similarity(self.predictor(online).float(), target.detach().float(), dim=-1)
+        cosine = F.cosine_similarity(widen(self.predictor(online)), widen(target).detach(), dim=-1)
         return (2 - 2 * cosine).mean()

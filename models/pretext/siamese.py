@@ -13,7 +13,7 @@ from datasets.two_view import TwoViewBatch
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
 from models.frozen_backbone import fold_frozen_batch_norms
-from models.layers import MLP
+from models.layers import MLP, widen
 from models.pretext.losses import AgreementHead, feature_loss, pool_views
 from util.box_ops import box_xyxy_to_cxcywh
 from util.nested_tensor import NestedTensor
@@ -142,7 +142,7 @@ class SiameseDETR(nn.Module):
         if self.training and self.query_jitter:
             boxes = jitter_boxes(boxes, sizes, self.query_jitter)
         pooled = [
-            roi_align(level.tensors.float(), list(boxes), ROI_SIZE, spatial_scale=1 / stride, sampling_ratio=-1).mean(
+            roi_align(widen(level.tensors), list(boxes), ROI_SIZE, spatial_scale=1 / stride, sampling_ratio=-1).mean(
                 (-2, -1)
             )
             for level, stride in zip(features, self.strides, strict=True)
@@ -154,7 +154,7 @@ class SiameseDETR(nn.Module):
         flat = crops.transpose(0, 1).flatten(0, 2)
         no_padding = torch.zeros(len(flat), *flat.shape[-2:], dtype=torch.bool, device=flat.device)
         maps = self.frozen_backbone(NestedTensor(flat, no_padding))
-        pooled = torch.cat([level.tensors.float().mean((-2, -1)) for level in maps], dim=-1)
+        pooled = torch.cat([widen(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
         return pooled.unflatten(0, (-1, self.num_regions))
 
     def region_queries(self, regions: Tensor) -> Tensor:
