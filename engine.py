@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -217,8 +218,16 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def write_log(training: Training, meters: Meters, log: RunLog, progress: Progress) -> None:
-    """One line of log.txt: means since the last one."""
+    """One line of log.txt: means since the last one.
+
+    Raises:
+        FloatingPointError: the loss was not finite, so that going on is of no use.
+    """
     values = meters.read()
+    if not math.isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"the loss is {values['loss']} at step {training.step}: lower --lr, or use --amp bf16 or none"
+        )
     values["lr"] = training.scheduler.get_last_lr()[0]
     values["images_per_second"] = progress.report(values)
     log.write("train", training.step, {"epoch": training.step / training.steps_per_epoch, **values})

@@ -55,7 +55,10 @@ def coco_image_folder(data_path: str | Path, split: str) -> Path:
     for name in (f"{split}2017", split):
         if (Path(data_path) / name).is_dir():
             return Path(data_path) / name
-    raise DataError(f"{data_path}: no images here (looked for {split}2017/ and {split}/); pass --{split}_images DIR")
+    raise DataError(
+        f"{data_path}: no images here (looked for {split}2017/ and {split}/); for any other folder use "
+        "--dataset_file imagefolder --data_path DIR"
+    )
 
 
 def read_coco(images_dir: str | Path, ann_file: str | Path, categories: list[dict] | None = None) -> DetectionRecords:
@@ -84,7 +87,7 @@ def read_coco(images_dir: str | Path, ann_file: str | Path, categories: list[dic
         source=str(ann_file),
         metric="coco",
         categories=categories,
-        place=lambda n, _: f"annotation {annotations[n].get('id')} of image {annotations[n]['image_id']}",
+        place=lambda n, image: f"annotation {annotations[n].get('id')} of {builder.path(image)}",
     )
     _check_image_files(records, ann_file)
     return records

@@ -118,6 +118,10 @@ class RecordBuilder:
         self._sizes.extend(size)
         return len(self._paths) - 1
 
+    def path(self, index: int) -> str:
+        """The file of image ``index``, relative to the root."""
+        return self._paths[index]
+
     def add_box(
         self,
         image_index: int,

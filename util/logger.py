@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -59,9 +60,13 @@ class RunLog:
         temporary.replace(self._path)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line: ``{"kind", "step", ...values}``."""
+        """Append one line: ``{"kind", "step", ...values}``; numbers that are not finite become null (JSON has none)."""
         if not distributed.is_main():
             return
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         with self._path.open("a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._board is not None:

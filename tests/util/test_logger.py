@@ -44,3 +44,8 @@ def test_tensorboard_receives_the_numbers(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     (scalar,) = events.Scalars("train/loss")
     assert (scalar.step, scalar.value) == (7, 1.5)
+
+
+def test_infinity_is_written_as_null(tmp_path):
+    RunLog(tmp_path, step=0, tensorboard=False).write("train", 1, {"loss": 1.0, "grad_norm": float("inf")})
+    assert json.loads((tmp_path / "log.txt").read_text())["grad_norm"] is None
