@@ -81,12 +81,21 @@ class Training:
                 self.method.load_pretext_state_dict(state["pretext"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["lr_scheduler"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty where the stopped run did not use fp16
+                self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
             restore_rank_rng(state["rng"])
         except (KeyError, RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()
             raise CheckpointError(f"--resume {source}: does not fit this run ({' '.join(first[:2])})") from None
+
+    def use_rates(self, args: argparse.Namespace) -> None:
+        """Let the learning rates and the weight decay of the command line hold, not those of a resumed run."""
+        factor = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
+        rates = [args.lr, getattr(args, "lr_backbone", None)][: len(self.optimizer.param_groups)]
+        self.scheduler.base_lrs = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group.update(initial_lr=rate, lr=rate * factor, weight_decay=args.weight_decay)
 
 
 def make_training(
@@ -119,6 +128,9 @@ def resume(training: Training, origin: Origin | None, args: argparse.Namespace) 
     if origin is None or not origin.resumes:
         return
     training.load_state_dict(origin.content, origin.path)
+    training.use_rates(args)
+    if len(set(distributed.all_gather_object(training.step))) > 1:
+        raise UserError(f"--resume {args.resume}: not all processes found the same checkpoint; is it on a shared disk?")
     say(f"resumed from {origin.path} at step {training.step}")
     tell_changes(args, origin.content["args"])
 
@@ -128,7 +140,7 @@ def parameters_to_train(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def distribute(method: nn.Module, device: torch.device) -> nn.Module:
+def distribute(method: nn.Module, device: torch.device, args: argparse.Namespace) -> nn.Module:
     """``method`` itself, or wrapped so that the processes average their gradients."""
     if distributed.world_size() == 1:
         return method
@@ -137,7 +149,14 @@ def distribute(method: nn.Module, device: torch.device) -> nn.Module:
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     no_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=device_ids, gradient_as_bucket_view=True, **{no_broadcast: False})
+    return DistributedDataParallel(
+        method,
+        device_ids=device_ids,
+        gradient_as_bucket_view=True,
+        # The query_scale of Conditional DETR serves the layers after the first.
+        find_unused_parameters=args.detr == "conditional" and args.dec_layers == 1,
+        **{no_broadcast: False},
+    )
 
 
 def train(
@@ -157,7 +176,7 @@ def train(
         evaluate_now: evaluates the detector and returns numbers for the log; called every ``--eval_every`` epochs
             and at the end.
     """
-    model = distribute(training.method, device)
+    model = distribute(training.method, device, args)
     images_per_step = args.batch_size * args.accum_steps * distributed.world_size()
     progress = Progress(total=training.total_steps, start=training.step, images_per_step=images_per_step)
     meters = Meters()
@@ -169,7 +188,7 @@ def train(
         for _ in range(min(training.steps_per_epoch - step_in_epoch, training.total_steps - training.step)):
             meters.update(train_step(model, training, batches, args, device))
             progress.advance()
-            if training.step % args.log_every == 0:
+            if training.step % args.log_every == 0 or training.step == training.total_steps:
                 write_log(training, meters, log, progress)
             at_boundary = training.step % training.steps_per_epoch == 0 or training.step == training.total_steps
             if args.save_every_steps and training.step % args.save_every_steps == 0 and not at_boundary:
@@ -245,15 +264,30 @@ def end_epoch(
     say(f"{training.step}/{training.total_steps} steps, {training.epoch} epochs done")
     if evaluate_now is not None and (last or (args.eval_every and training.epoch % args.eval_every == 0)):
         log.write("eval", training.step, {"epoch": training.epoch, **evaluate_now()})
-    if last or (args.save_every_epochs and training.epoch % args.save_every_epochs == 0):
+    due = last or (args.save_every_epochs and training.epoch % args.save_every_epochs == 0)
+    if due or (args.save_every_steps and training.step % args.save_every_steps == 0):
         save(training, args, describe)
 
 
 def save(training: Training, args: argparse.Namespace, describe: dict[str, Any]) -> None:
-    """Write a checkpoint; collective."""
+    """Write a checkpoint; collective.
+
+    Raises:
+        FloatingPointError: the weights are not finite; what was saved before is kept.
+        UserError: the disk is full or gone.
+    """
+    weights = parameters_to_train(training.method)
+    if not torch.stack([weight.isfinite().all() for weight in weights]).all():
+        raise FloatingPointError(
+            f"the weights are NaN or infinite at step {training.step}: lower --lr, or use --amp bf16 or none; "
+            f"go on from an earlier checkpoint in {args.output_dir}"
+        )
     state = training.state_dict()
     if distributed.is_main():
-        save_checkpoint(args.output_dir, {**state, **describe}, keep=args.keep_checkpoints)
+        try:
+            save_checkpoint(args.output_dir, {**state, **describe}, keep=args.keep_checkpoints)
+        except OSError as error:
+            raise UserError(f"{args.output_dir}: cannot write a checkpoint ({error.strerror or error})") from None
     distributed.barrier()
 
 
@@ -264,11 +298,11 @@ def evaluate(
     loader: DataLoader,
     device: torch.device,
     amp: str = "none",
-) -> tuple[dict[str, Any], str]:
+) -> dict[str, Any] | None:
     """Detect on a whole data set, sharded over processes, and score it. Collective.
 
     Returns:
-        The metrics (see ``DetectionEvaluator.summarize``) and a table by class to print.
+        The metrics (see ``DetectionEvaluator.summarize``) on the main process, None elsewhere.
     """
     detector.eval()
     evaluator = DetectionEvaluator(loader.dataset)
@@ -279,5 +313,4 @@ def evaluate(
         results = postprocess(outputs, sizes)
         evaluator.update([int(target["image_id"]) for target in targets], results)
     evaluator.synchronize()
-    summary = evaluator.summarize()
-    return summary, evaluator.table(summary)
+    return evaluator.summarize() if distributed.is_main() else None

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import engine
-from datasets import build_detection
+from datasets import DATASETS, build_detection
+from datasets.coco_eval import DetectionEvaluator
 from datasets.detection import DetectionDataset
 from datasets.loader import collate_detection, make_eval_loader, make_train_loader
 from models import DETECTORS
@@ -19,11 +20,11 @@ from models.criterion import build_criterion
 from models.detr import DETR
 from models.postprocess import PostProcess
 from models.supervised import SupervisedDETR
-from util import distributed, recipes
+from util import recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
 from util.checkpoint import Origin, find_origin, load_detector, make_writable, open_output_dir, write_json
-from util.errors import UserError
+from util.errors import CheckpointError, UserError
 from util.logger import RunLog, say
 from util.script import run_script, start
 
@@ -36,8 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.eval:
         evaluate_only(args, origin, device)
         return
-    folder = open_output_dir(args, resuming=origin is not None and origin.resumes)
+    folder = open_output_dir(args, origin)
     training, train_loader, val_loader = build(args, origin, device)
+    del origin  # a model and its optimizer once more
     log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
     describe = {"args": vars(args), "stage": "finetune", "categories": train_loader.dataset.categories}
     detector = training.method.detector
@@ -50,14 +52,14 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     Raises:
         UserError: ``--eval`` without a checkpoint.
     """
-    args = finetune_parser(list(DETECTORS)).parse_args(argv)
+    args = finetune_parser(list(DATASETS), list(DETECTORS)).parse_args(argv)
     origin = find_origin(args, "finetune")
     if args.eval and (origin is None or not origin.resumes):
         raise UserError(f"--eval needs a trained checkpoint by --resume FILE; --resume {args.resume} finds none")
-    if args.eval:
-        recipes.fill(args, {name: origin.content["args"][name] for name in recipes.EVALUATION})
     if origin:
         recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
+    if origin and origin.resumes:
+        recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, recipes.DETECTOR_DEFAULTS)
     recipes.fill(args, recipes.finetune_recipe(args))
     return args, origin
@@ -87,36 +89,41 @@ def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device
 def restore_detector(args: argparse.Namespace, origin: Origin) -> DETR:
     """The detector of a finetuned checkpoint, class head included."""
     num_logits = len(origin.content["model"]["class_embed.bias"])
-    detector = DETECTORS[args.detr](args, num_logits, focal=is_focal(args), train_backbone=False)
+    detector = DETECTORS[args.detr](args, num_logits, focal=recipes.is_focal(args), train_backbone=False)
     load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
     return detector
 
 
 def score(args: argparse.Namespace, detector: DETR, loader: DataLoader, device: torch.device) -> dict[str, float]:
     """Evaluate, print the table, write eval.json; returns the numbers that log.txt keeps."""
-    postprocess = PostProcess("focal" if is_focal(args) else "softmax")
-    summary, table = engine.evaluate(detector, postprocess, loader, device, args.amp)
-    say(table)
-    if distributed.is_main():
-        write_json(summary, f"{args.output_dir}/eval.json")
+    postprocess = PostProcess("focal" if recipes.is_focal(args) else "softmax")
+    summary = engine.evaluate(detector, postprocess, loader, device, args.amp)
+    if summary is None:  # the main process has it
+        return {}
+    say(DetectionEvaluator.table(summary))
+    write_json(summary, f"{args.output_dir}/eval.json")
     numbers = {name: value for name, value in summary.items() if isinstance(value, float)}
     if "voc" in summary:
         numbers["voc_mAP50"] = summary["voc"]["mAP50"]
     return numbers
 
 
-def is_focal(args: argparse.Namespace) -> bool:
-    """Vanilla DETR classifies by softmax with a no-object class, all others by sigmoid with the focal loss."""
-    return args.detr != "vanilla"
-
-
 def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: DetectionDataset) -> DETR:
     """The detector to train: from a checkpoint of either stage, or new."""
-    focal = is_focal(args)
+    focal = recipes.is_focal(args)
     num_logits = train_set.num_labels + (0 if focal else 1)
     detector = DETECTORS[args.detr](args, num_logits, focal=focal, train_backbone=args.lr_backbone > 0)
     if origin:
         same_categories = origin.content["categories"] == train_set.categories
+        if origin.resumes and not same_categories:
+            names = [
+                ", ".join(category["name"] for category in categories)
+                for categories in (origin.content["categories"], train_set.categories)
+            ]
+            raise CheckpointError(
+                f"--resume {origin.path}: trained for {names[0]}, the data has {names[1]}; to start on new "
+                "categories use --pretrain"
+            )
         report = load_detector(detector, origin.content["model"], origin.path, keep_class_head=same_categories)
         say(report.describe(origin.path))
     elif args.backbone_weights:
@@ -131,7 +138,7 @@ def make_criterion(args: argparse.Namespace, detector: DETR) -> Any:
     return build_criterion(
         args,
         num_logits=detector.class_embed.out_features,
-        classification="focal" if is_focal(args) else "softmax",
+        classification="focal" if recipes.is_focal(args) else "softmax",
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import engine
-from datasets import build_unlabelled
+from datasets import UNLABELLED, build_unlabelled
 from datasets.loader import make_train_loader
 from datasets.proposals import ProposalStore
 from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
@@ -30,8 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     args, origin = parse(argv)
     device = start(args)
     check_pretrain(args, distributed.world_size())
-    folder = open_output_dir(args, resuming=origin is not None)
+    folder = open_output_dir(args, origin)
     training, loader = build(args, origin, device)
+    del origin  # a model and its optimizer once more
     log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
     describe = {"args": vars(args), "stage": "pretrain", "categories": None}
     engine.train(training, loader, args, device, log, describe)
@@ -39,10 +40,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
     """Complete arguments, and the checkpoint to go on from if ``--resume`` finds one."""
-    args = pretrain_parser(list(DETECTORS), list(PRETEXTS)).parse_args(argv)
+    args = pretrain_parser(list(UNLABELLED), list(DETECTORS), list(PRETEXTS)).parse_args(argv)
     origin = find_origin(args, "pretrain")
     if origin:
         recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
+        recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, recipes.DETECTOR_DEFAULTS)
     recipes.fill(args, recipes.pretrain_recipe(args))
     return args, origin
@@ -50,7 +52,9 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
 
 def build(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> tuple[engine.Training, DataLoader]:
     """The run, new or as the checkpoint left it, and its data."""
-    loader = build_loader(args)
+    dataset = build_dataset(args)
+    loader = make_train_loader(dataset, collate_two_view, args)
+    say(f"{len(dataset)} images, {len(loader)} batches an epoch, regions: {args.proposals}")
     detector = build_detector(args, origin)
     method = PRETEXTS[args.method](args, detector).to(device)
     groups = [{"params": engine.parameters_to_train(method)}]
@@ -59,8 +63,8 @@ def build(args: argparse.Namespace, origin: Origin | None, device: torch.device)
     return training, loader
 
 
-def build_loader(args: argparse.Namespace) -> DataLoader:
-    """Two-view batches of the unlabelled images, with the proposals that belong to them."""
+def build_dataset(args: argparse.Namespace) -> TwoViewDataset:
+    """Two-view samples of the unlabelled images, with the proposals that belong to them."""
     images = build_unlabelled(args)
     proposals = None
     if args.proposals != "random":
@@ -76,10 +80,7 @@ def build_loader(args: argparse.Namespace) -> DataLoader:
         mean=mean,
         std=std,
     )
-    dataset = TwoViewDataset(images, proposals, transform, args.seed)
-    loader = make_train_loader(dataset, collate_two_view, args)
-    say(f"{len(dataset)} images, {len(loader)} batches an epoch, regions: {args.proposals}")
-    return loader
+    return TwoViewDataset(images, proposals, transform, args.seed)
 
 
 def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:

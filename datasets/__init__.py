@@ -12,28 +12,19 @@ from datasets.image_folder import UnlabelledImages
 from datasets.records import DetectionRecords
 from datasets.transforms import detection_eval_transforms, detection_train_transforms
 from datasets.voc import VocSet, read_voc, voc_sets
-from util.errors import UserError
 
 
 def _coco_files(args: Namespace, split: str) -> tuple[Path, Path]:
     given = {"train": (args.train_ann, args.train_images), "val": (args.val_ann, args.val_images)}
     annotations, images = given[split]
-    if annotations is None and images is None:
-        return coco_paths(_data_path(args), split)
-    if annotations is None or images is None:
-        raise UserError(f"--{split}_ann and --{split}_images belong together; give both or neither")
+    if annotations is None:
+        return coco_paths(Path(args.data_path), split)
     return Path(annotations), Path(images)
-
-
-def _data_path(args: Namespace) -> Path:
-    if args.data_path is None:
-        raise UserError("no data set: pass --data_path DIR")
-    return Path(args.data_path)
 
 
 def _voc_sets(args: Namespace, split: str) -> list[VocSet]:
     train = split == "train"
-    return voc_sets(_data_path(args), args.voc_train if train else args.voc_val, train=train)
+    return voc_sets(Path(args.data_path), args.voc_train if train else args.voc_val, train=train)
 
 
 def _read_coco(args: Namespace, split: str, categories: list[dict] | None) -> DetectionRecords:
@@ -42,20 +33,20 @@ def _read_coco(args: Namespace, split: str, categories: list[dict] | None) -> De
 
 
 def _read_voc(args: Namespace, split: str, categories: list[dict] | None) -> DetectionRecords:
-    return read_voc(_data_path(args), _voc_sets(args, split), categories)
+    return read_voc(Path(args.data_path), _voc_sets(args, split), categories)
 
 
 def _coco_images(args: Namespace) -> UnlabelledImages:
-    return UnlabelledImages.from_folder(coco_image_folder(_data_path(args), "train"))
+    return UnlabelledImages.from_folder(coco_image_folder(Path(args.data_path), "train"))
 
 
 # name of --dataset_file -> reader(args, split, categories)
 DATASETS = {"coco": _read_coco, "voc": _read_voc}
 # name of --dataset_file -> reader(args)
 UNLABELLED = {
-    "imagefolder": lambda args: UnlabelledImages.from_folder(_data_path(args)),
+    "imagefolder": lambda args: UnlabelledImages.from_folder(Path(args.data_path)),
     "coco": _coco_images,
-    "voc": lambda args: UnlabelledImages.from_voc(_data_path(args), _voc_sets(args, "train")),
+    "voc": lambda args: UnlabelledImages.from_voc(Path(args.data_path), _voc_sets(args, "train")),
 }
 
 
@@ -75,10 +66,8 @@ def build_detection(
         categories: those of the training set, which an evaluation must keep to.
 
     Raises:
-        UserError: the data set is not there or damaged, or ``--dataset_file`` has no labels.
+        UserError: the data set is not there or damaged.
     """
-    if args.dataset_file not in DATASETS:
-        raise UserError(f"--dataset_file {args.dataset_file} has no labels; choose one of {', '.join(DATASETS)}")
     records = DATASETS[args.dataset_file](args, split, categories)
     if split == "train":
         transforms = detection_train_transforms(args.scales, args.max_size, mean, std)
@@ -94,8 +83,6 @@ def build_unlabelled(args: Namespace) -> UnlabelledImages:
         args: dataset_file, data_path, voc_train.
 
     Raises:
-        UserError: no images there, or an unknown ``--dataset_file``.
+        UserError: no images there.
     """
-    if args.dataset_file not in UNLABELLED:
-        raise UserError(f"unknown --dataset_file {args.dataset_file}; choose one of {', '.join(UNLABELLED)}")
     return UNLABELLED[args.dataset_file](args)

@@ -73,11 +73,17 @@ class DetectionEvaluator:
             self._detections[image_id] = found[np.isin(found[:, 5], list(self._category_ids))]
 
     def synchronize(self) -> None:
-        """Share the detections of all processes, so that each has them all; every image counts once. Collective."""
+        """Share the detections of all processes, so that each has them all; every image counts once. Collective.
+
+        Raises:
+            FloatingPointError: a detection is not finite (pycocotools would count NaN boxes as hits).
+        """
         gathered: dict[int, np.ndarray] = {}
         for detections in all_gather_object(self._detections):
             for image_id, found in detections.items():
                 gathered.setdefault(image_id, found)
+        if not all(np.isfinite(found).all() for found in gathered.values()):
+            raise FloatingPointError("the detector's predictions are NaN or infinite: its weights are damaged")
         self._detections = gathered
 
     def summarize(self) -> dict[str, Any]:

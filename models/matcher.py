@@ -79,12 +79,16 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: predictions are not finite.
         """
-        costs = self.costs(outputs, targets).cpu().numpy()  # the step's one transfer to the host
-        if not np.isfinite(costs).all():
+        costs = self.costs(outputs, targets)
+        # Without any object there are no costs, but predictions that may have become NaN all the same.
+        health = outputs["pred_boxes"].float().sum() + outputs["pred_logits"].float().sum()
+        host = torch.cat([costs.flatten(), health[None]]).cpu().numpy()  # the step's one transfer to the host
+        if not np.isfinite(host).all():
             raise FloatingPointError(
                 "the predictions became NaN or infinite: the training diverged; "
                 "try a lower --lr, or --amp none if mixed precision is on"
             )
+        costs = host[:-1].reshape(costs.shape)
         counts = [len(target["labels"]) for target in targets]
         pairs = [np.zeros((4, 0), dtype=np.int64)]
         for layer, image in np.ndindex(costs.shape[:2]):

@@ -1,6 +1,7 @@
 """Both scripts as a user runs them, on a tiny data set."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import main_finetune
 import main_pretrain
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
 from util.checkpoint import load_file
+from util.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -171,3 +173,45 @@ def test_mixed_precision_trains(data, tmp_path, amp):
 def test_a_loss_that_explodes_ends_the_run(data, tmp_path):
     with pytest.raises(FloatingPointError, match="--lr"):
         pretrain(data, tmp_path, "--lr", "1e30", "--clip_max_norm", "0", "--max_steps", "20")
+
+
+def test_a_diverged_run_without_boxes_is_noticed_before_it_is_saved(data, tmp_path):
+    """No box, no cost, no matching: the weights alone tell, and the good checkpoint stays."""
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    path = root / "annotations" / "instances_train.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    argv = [*DETECTOR, "--lr", "1e30", "--max_steps", "9", "--log_every", "100"]
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        finetune(root, tmp_path / "out", *argv)
+
+
+def test_every_save_and_the_last_log_line_happen(data, tmp_path):
+    argv = ["--save_every_steps", "5", "--save_every_epochs", "0", "--max_steps", "7", "--log_every", "3"]
+    pretrain(data, tmp_path, *argv, "--keep_checkpoints", "9")  # an epoch has 5 steps
+    assert sorted(path.name for path in tmp_path.glob("checkpoint_*")) == [
+        "checkpoint_00000005.pth",
+        "checkpoint_00000007.pth",
+    ]
+    assert [line["step"] for line in read_log(tmp_path, "train")] == [3, 6, 7]
+
+
+def test_a_resumed_run_takes_the_rates_that_are_typed(data, tmp_path):
+    finetune(data, tmp_path / "a", *DETECTOR, "--max_steps", "2", "--lr_drop_step", "1")
+    argv = ["--resume", str(tmp_path / "a" / "checkpoint.pth"), "--max_steps", "3", "--lr_drop_step", "1"]
+    resumed = finetune(data, tmp_path / "b", *argv, "--lr", "7e-4", "--weight_decay", "0.5")
+    assert read_log(tmp_path / "b", "train")[-1]["lr"] == pytest.approx(7e-5)
+    assert [group["weight_decay"] for group in resumed["optimizer"]["param_groups"]] == [0.5, 0.5]
+    assert resumed["optimizer"]["param_groups"][1]["lr"] == pytest.approx(1e-6)
+
+
+def test_resume_on_other_categories_is_refused(data, tmp_path):
+    finetune(data, tmp_path / "a", *DETECTOR, "--max_steps", "1")
+    root = tmp_path / "zoo"
+    shutil.copytree(data, root)
+    for path in (root / "annotations").iterdir():
+        path.write_text(path.read_text().replace("square", "zebra"))
+    with pytest.raises(CheckpointError, match=r"square, brick.*zebra, brick.*--pretrain"):
+        finetune(root, tmp_path / "b", "--resume", str(tmp_path / "a" / "checkpoint.pth"))
+    kept = finetune(root, tmp_path / "c", "--pretrain", str(tmp_path / "a" / "checkpoint.pth"), "--max_steps", "1")
+    assert [category["name"] for category in kept["categories"]] == ["zebra", "brick"]

@@ -33,6 +33,7 @@ from util.box_ops import box_cxcywh_to_xyxy
 from util.errors import UserError
 from util.nested_tensor import nested_tensor_from_tensor_list
 from util.plot_utils import contact_sheet, draw_detections, draw_two_views, plot_curves
+from util.recipes import is_focal
 from util.script import run_script, select_device
 
 LEGIBLE_SIDE = 320  # smaller images are enlarged to this short side
@@ -73,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
 def draw_views(argv: Sequence[str], count: int) -> Image.Image:
     """Two-view samples of the data that main_pretrain.py would train on with the flags ``argv``."""
     args, _ = main_pretrain.parse(argv)
-    dataset = main_pretrain.build_loader(args).dataset
+    dataset = main_pretrain.build_dataset(args)
     samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
     return contact_sheet([draw_sample(sample, dataset.transform) for sample in samples], columns=1)
 
@@ -92,7 +93,7 @@ def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image
     detector = main_finetune.restore_detector(args, origin).to(device).eval()
     dataset = main_finetune.build_val_loader(args, origin.content["categories"]).dataset
     names = {category["label"]: category["name"] for category in dataset.categories}
-    postprocess = PostProcess("focal" if main_finetune.is_focal(args) else "softmax")
+    postprocess = PostProcess("focal" if is_focal(args) else "softmax")
     pictures = [
         draw_detections(image, truth, found, names, threshold=threshold, zoom=legible_zoom(image))
         for image, truth, found in detect(detector, postprocess, dataset, count, device)

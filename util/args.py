@@ -51,7 +51,7 @@ def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]
     group.add_argument("--dropout", type=float, default=0.1)
 
 
-def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
+def add_loss_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Costs of the matching and weights of the losses, spelled as in DETR."""
     group = parser.add_argument_group("matching costs and loss weights")
     group.add_argument("--set_cost_class", type=float, help="default: 1 with softmax, 2 with focal loss")
@@ -61,6 +61,7 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--bbox_loss_coef", type=float, default=5.0)
     group.add_argument("--giou_loss_coef", type=float, default=2.0)
     group.add_argument("--eos_coef", type=float, default=0.1, help="softmax: weight of the no-object class")
+    return group
 
 
 def add_optimizer_arguments(parser: argparse.ArgumentParser, *, batch_size: int) -> argparse._ArgumentGroup:
@@ -74,12 +75,18 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser, *, batch_size: int)
         "--accum_steps",
         type=int,
         default=1,
-        help="batches a step: the gradients of a larger batch in less memory",
+        help="batches a step, to save memory; each is normalised on its own",
     )
     group.add_argument("--epochs", type=int, help="length of the schedule in epochs")
-    group.add_argument("--lr_drop", type=int, help="epoch after which lr is multiplied by 0.1")
+    group.add_argument(
+        "--lr_drop",
+        type=int,
+        help="epoch after which lr is multiplied by 0.1; default: after 2/3 of them (conditional finetuning: 4/5)",
+    )
     group.add_argument("--max_steps", type=int, help="length of the schedule in steps, instead of --epochs")
-    group.add_argument("--lr_drop_step", type=int, help="step after which lr is multiplied by 0.1")
+    group.add_argument(
+        "--lr_drop_step", type=int, help="step after which lr is multiplied by 0.1; default: after the same share"
+    )
     group.add_argument("--amp", choices=["none", "bf16", "fp16"], help="mixed precision; default: none")
     return group
 
@@ -95,15 +102,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument("--save_every_epochs", type=int, default=1, help="0: only by steps and at the end")
     group.add_argument("--save_every_steps", type=int, default=0, help="0: only by epochs and at the end")
     group.add_argument("--keep_checkpoints", type=int, default=2, help="older checkpoints are deleted")
-    group.add_argument("--log_every", type=int, default=50, help="steps between two lines of log.txt")
+    group.add_argument("--log_every", type=int, default=20, help="steps between two lines of log.txt")
     group.add_argument("--tensorboard", action="store_true", help="write the log's numbers for tensorboard, too")
     return group
 
 
-def pretrain_parser(detectors: list[str], pretexts: list[str]) -> argparse.ArgumentParser:
+def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: list[str]) -> argparse.ArgumentParser:
     """The parser of main_pretrain.py."""
     parser = argparse.ArgumentParser("main_pretrain.py", description="Pretrain the Transformer without labels.")
-    data = add_data_arguments(parser, ["imagefolder", "coco", "voc"])
+    data = add_data_arguments(parser, dataset_files)
     data.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
     data.add_argument(
         "--proposals",
@@ -131,10 +138,10 @@ def pretrain_parser(detectors: list[str], pretexts: list[str]) -> argparse.Argum
     return parser
 
 
-def finetune_parser(detectors: list[str]) -> argparse.ArgumentParser:
+def finetune_parser(dataset_files: list[str], detectors: list[str]) -> argparse.ArgumentParser:
     """The parser of main_finetune.py."""
     parser = argparse.ArgumentParser("main_finetune.py", description="Train or evaluate a detector on boxes.")
-    data = add_data_arguments(parser, ["coco", "voc"])
+    data = add_data_arguments(parser, dataset_files)
     for split in ("train", "val"):
         data.add_argument(f"--{split}_ann", metavar="FILE", help="COCO-format annotations, any place")
         data.add_argument(f"--{split}_images", metavar="DIR", help="the images they name")
@@ -143,14 +150,18 @@ def finetune_parser(detectors: list[str]) -> argparse.ArgumentParser:
     data.add_argument("--eval_size", type=int, help="short side at evaluation; default: the largest of --scales")
     data.add_argument("--eval_max_size", type=int, help="long side at evaluation; default: --max_size")
     add_detector_arguments(parser, detectors)
-    add_loss_arguments(parser)
-    parser.add_argument("--focal_alpha", type=float, default=0.25, help="focal loss: weight of the positives")
+    losses = add_loss_arguments(parser)
+    losses.add_argument("--focal_alpha", type=float, default=0.25, help="focal loss: weight of the positives")
     optimization = add_optimizer_arguments(parser, batch_size=2)
     optimization.add_argument(
         "--lr_backbone", type=float, help="0 freezes it; default: 5e-5 after pretraining, 1e-5 from scratch"
     )
     run = add_run_arguments(parser)
-    run.add_argument("--pretrain", metavar="FILE", help="start from this checkpoint's detector, class head new")
+    run.add_argument(
+        "--pretrain",
+        metavar="FILE",
+        help="start from this checkpoint's detector; its class head is kept if the categories are the same",
+    )
     run.add_argument("--eval", action="store_true", help="evaluate the checkpoint of --resume and stop")
     run.add_argument("--eval_every", type=int, default=1, help="epochs between two evaluations; 0: at the end only")
     return parser

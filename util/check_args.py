@@ -7,27 +7,25 @@ import argparse
 from util.errors import UserError
 
 
+def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
+    """Raises UserError if one of the arguments is smaller; None, a flag without a value, is not."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}")
+
+
 def check_common(args: argparse.Namespace) -> None:
     """What both scripts need.
 
     Raises:
         UserError: names the flags and their values.
     """
-    positive = ("batch_size", "accum_steps", "num_queries", "hidden_dim", "nheads", "dim_feedforward")
-    positive += ("dec_layers", "enc_layers", "max_size", "keep_checkpoints", "log_every")
-    for name in positive:
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
-    for name in (
-        "num_workers",
-        "save_every_epochs",
-        "save_every_steps",
-        "lr",
-        "weight_decay",
-        "clip_max_norm",
-    ):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name} {getattr(args, name)}: must not be negative")
+    at_least(args, 1, "batch_size", "accum_steps", "max_size", "keep_checkpoints", "log_every", "epochs", "max_steps")
+    at_least(args, 1, "num_queries", "hidden_dim", "nheads", "dim_feedforward", "dec_layers", "enc_layers")
+    at_least(args, 0, "num_workers", "save_every_epochs", "save_every_steps", "seed", "lr_drop", "lr_drop_step")
+    at_least(args, 0, "lr", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox", "set_cost_giou")
+    at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must lie in [0, 1)")
     if min(args.scales) < 1:
@@ -43,8 +41,6 @@ def check_common(args: argparse.Namespace) -> None:
         raise UserError("--lr_drop counts epochs and goes with --epochs; with --max_steps use --lr_drop_step")
     if args.lr_drop_step is not None and args.max_steps is None:
         raise UserError("--lr_drop_step counts steps and goes with --max_steps; with --epochs use --lr_drop")
-    if (args.epochs or args.max_steps) < 1:
-        raise UserError("--epochs and --max_steps must be at least 1")
 
 
 def check_pretrain(args: argparse.Namespace, world_size: int) -> None:
@@ -63,8 +59,10 @@ def check_pretrain(args: argparse.Namespace, world_size: int) -> None:
         )
     if not 0 < args.view_iou < 1:
         raise UserError(f"--view_iou {args.view_iou}: must lie between 0 and 1")
-    if args.crop_size < 1:
-        raise UserError(f"--crop_size {args.crop_size}: must be at least 1 pixel")
+    at_least(args, 1, "crop_size")
+    at_least(args, 0, "feature_loss_coef", "global_loss_coef")
+    if args.voc_train and args.dataset_file != "voc":
+        raise UserError("--voc_train goes with --dataset_file voc")
     if not 0 <= args.query_jitter < 0.5:
         raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), or corners would cross")
     if (args.proposals == "random") != (args.proposal_dir is None):
@@ -87,6 +85,8 @@ def check_finetune(args: argparse.Namespace) -> None:
         UserError: names the flags.
     """
     check_common(args)
+    at_least(args, 0, "eval_every", "focal_alpha", "lr_backbone")
+    at_least(args, 1, "eval_size", "eval_max_size")
     if args.resume and args.resume != "auto" and args.pretrain:
         raise UserError("--pretrain starts a run and --resume FILE goes on with one: choose one")
     files = [args.train_ann, args.train_images, args.val_ann, args.val_images]

@@ -148,8 +148,9 @@ def load_run(path: str | Path, stage: str | None = None) -> dict[str, Any]:
     """
     checkpoint = load_file(path)
     needed = {"model", "args", "stage"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of this project (it lacks {', '.join(sorted(needed))})")
+    missing = sorted(needed - checkpoint.keys() if isinstance(checkpoint, dict) else needed)
+    if missing:
+        raise CheckpointError(f"{path}: not a checkpoint of this project (it lacks {', '.join(missing)})")
     if stage is not None and checkpoint["stage"] != stage:
         advice = (
             "start from it by main_finetune.py --pretrain FILE"
@@ -238,7 +239,7 @@ def restore_rank_rng(states: list[dict[str, Any]]) -> None:
         set_rng_state(states[distributed.rank()])
 
 
-def open_output_dir(args: argparse.Namespace, *, resuming: bool) -> Path:
+def open_output_dir(args: argparse.Namespace, origin: Origin | None) -> Path:
     """Make the folder of a training run, prove that it can be written, write ``args.json``. Collective.
 
     Raises:
@@ -247,10 +248,13 @@ def open_output_dir(args: argparse.Namespace, *, resuming: bool) -> Path:
     folder = Path(args.output_dir)
     if distributed.is_main():
         make_writable(folder)
-        if not resuming and (folder / LATEST).exists():
+        goes_on_here = origin is not None and origin.resumes and origin.path.resolve().parent == folder.resolve()
+        if not goes_on_here and (folder / LATEST).exists():
             raise UserError(
                 f"--output_dir {folder} holds a run already: go on with --resume auto, or name another folder"
             )
+        for leftover in folder.glob(".checkpoint_*.pth.*"):  # of a save that was killed
+            leftover.unlink()
         write_json(vars(args), folder / "args.json")
     distributed.barrier()
     return folder

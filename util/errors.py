@@ -28,4 +28,6 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
+    if not lines[0].startswith("Caught "):
+        return " ".join(lines)
     return re.sub(r"^[\w.]*\w+(Error|Exception): ", "", lines[-1])

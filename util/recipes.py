@@ -27,8 +27,11 @@ ARCHITECTURE = (
     "num_queries",
 )
 
-# What an evaluation of a saved detector takes over from its training, so that it prints the same numbers.
-EVALUATION = ("eval_size", "eval_max_size", "batch_size", "amp")
+SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
+
+# Where things lie: no part of what a run computes.
+PLACES = ("data_path", "train_ann", "train_images", "val_ann", "val_images", "voc_train", "voc_val")
+PLACES += ("proposal_dir", "backbone_weights", "pretrain", "resume", "output_dir", "device", "num_workers", "eval")
 
 COCO_SCALES = list(range(480, 801, 32))
 IMAGENET_SCALES = list(range(320, 481, 16))
@@ -61,15 +64,12 @@ def pretrain_recipe(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": 8,
         "amp": "none",
     }
-    if args.epochs is None and args.max_steps is None:
-        recipe |= {"max_steps": 120_000 if on_coco else 300_000}
-        recipe |= {"lr_drop_step": 80_000 if on_coco else 200_000}
-    return recipe
+    return recipe | _schedule_of(args, {"max_steps": 120_000 if on_coco else 300_000}, drop_at=2 / 3)
 
 
 def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
     """Values of the paper's finetuning for this detector."""
-    focal = args.detr != "vanilla"
+    focal = is_focal(args)
     recipe = {
         "scales": COCO_SCALES,
         "max_size": 1333,
@@ -81,9 +81,20 @@ def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
         "eval_size": max(args.scales or COCO_SCALES),
         "eval_max_size": args.max_size or 1333,
     }
-    if args.epochs is None and args.max_steps is None:
-        recipe |= {"epochs": 50, "lr_drop": 40} if focal else {"epochs": 150, "lr_drop": 100}
-    return recipe
+    return recipe | _schedule_of(args, {"epochs": 50 if focal else 150}, drop_at=0.8 if focal else 2 / 3)
+
+
+def is_focal(args: argparse.Namespace) -> bool:
+    """In finetuning vanilla DETR classifies by softmax with a no-object class, the others by sigmoid (focal loss)."""
+    return args.detr != "vanilla"
+
+
+def _schedule_of(args: argparse.Namespace, default: dict[str, int], *, drop_at: float) -> dict[str, int]:
+    """The length that was typed, else the default one, and lr dropping at this share of it."""
+    length = {name: getattr(args, name) for name in ("epochs", "max_steps") if getattr(args, name) is not None}
+    drops = {"epochs": "lr_drop", "max_steps": "lr_drop_step"}
+    length = length or default
+    return length | {drops[name]: round(drop_at * value) for name, value in length.items()}
 
 
 def fill(args: argparse.Namespace, values: dict[str, Any]) -> None:
@@ -111,6 +122,17 @@ def adopt(args: argparse.Namespace, names: tuple[str, ...], saved: dict[str, Any
         setattr(args, name, saved[name])
 
 
+def continue_run(args: argparse.Namespace, saved: dict[str, Any]) -> None:
+    """A resumed run goes on as it was: what is not typed again is what it was, but for places.
+
+    A schedule that is typed anew replaces the saved one as a whole.
+    """
+    kept = {name: value for name, value in saved.items() if hasattr(args, name) and name not in PLACES}
+    if any(getattr(args, name) is not None for name in SCHEDULE):
+        kept = {name: value for name, value in kept.items() if name not in SCHEDULE}
+    fill(args, kept)
+
+
 def schedule(args: argparse.Namespace, steps_per_epoch: int) -> tuple[int, int | None]:
     """Length of the schedule and the step at which lr drops (None: never), both in optimizer steps."""
     if args.max_steps is not None:
@@ -121,11 +143,10 @@ def schedule(args: argparse.Namespace, steps_per_epoch: int) -> tuple[int, int |
 
 def tell_changes(args: argparse.Namespace, saved: dict[str, Any]) -> None:
     """Say what a resumed run does otherwise than the stopped one; places do not count."""
-    places = {"resume", "output_dir", "device", "num_workers", "pretrain", "data_path", "proposal_dir"}
     changes = [
         f"--{name} {saved[name]} -> {value}"
         for name, value in vars(args).items()
-        if name in saved and name not in places and saved[name] != value
+        if name in saved and name not in PLACES and saved[name] != value
     ]
     if changes:
         say(f"not the run that was stopped: {', '.join(changes)}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -18,15 +20,25 @@ def run_script(main: Callable[[], None]) -> None:
     """Run ``main``; the user's errors become one line on stderr and exit status 1, without a traceback."""
     try:
         main()
+        distributed.shutdown()
     except (UserError, FloatingPointError) as error:
         who = f"error (process {distributed.rank()})" if distributed.rank() else "error"
-        print(f"{who}: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _leave(f"{who}: {one_line(error)}", status=1)
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume auto", file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        distributed.shutdown()
+        _leave("interrupted; go on with --resume auto", status=130)
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    """Say ``message`` and exit.
+
+    Among several processes at once: to leave the group in good order would be to wait for the others, who wait for
+    this one, and only its end makes the launcher end them.
+    """
+    print(message, file=sys.stderr, flush=True)
+    if distributed.world_size() > 1:
+        sys.stdout.flush()
+        os._exit(status)
+    raise SystemExit(status) from None
 
 
 def select_device(name: str) -> torch.device:
@@ -39,6 +51,11 @@ def select_device(name: str) -> torch.device:
         raise UserError("--device cuda: this PyTorch finds no GPU; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if distributed.local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"process {distributed.local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            "lower --nproc_per_node"
+        )
     return torch.device("cuda", distributed.local_rank())
 
 

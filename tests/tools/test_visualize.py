@@ -63,7 +63,7 @@ class Detector(torch.nn.Module):
 
 
 def test_detections_and_truth_are_in_pixels_of_the_file(data: Path) -> None:
-    args = finetune_parser(["conditional"]).parse_args(["--data_path", str(data), "--eval_size", "64"])
+    args = finetune_parser(["coco"], ["conditional"]).parse_args(["--data_path", str(data), "--eval_size", "64"])
     args.eval_max_size, args.scales = 200, [64]
     dataset = build_detection(args, "val", (0.5,) * 3, (0.5,) * 3)
     postprocess = visualize.PostProcess("focal", top_k=1)

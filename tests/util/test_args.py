@@ -9,14 +9,16 @@ from util.errors import CheckpointError, UserError
 
 
 def pretrain(*argv):
-    args = pretrain_parser(["vanilla", "conditional"], ["siamese"]).parse_args(["--data_path", "images", *argv])
+    args = pretrain_parser(["imagefolder", "coco", "voc"], ["vanilla", "conditional"], ["siamese"]).parse_args(
+        ["--data_path", "images", *argv]
+    )
     recipes.fill(args, recipes.DETECTOR_DEFAULTS)
     recipes.fill(args, recipes.pretrain_recipe(args))
     return args
 
 
 def finetune(*argv):
-    args = finetune_parser(["vanilla", "conditional"]).parse_args(["--data_path", "images", *argv])
+    args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args(["--data_path", "images", *argv])
     recipes.fill(args, recipes.DETECTOR_DEFAULTS)
     recipes.fill(args, recipes.finetune_recipe(args))
     return args
@@ -53,16 +55,16 @@ def test_finetuning_recipes(detr, epochs, drop, classes):
 def test_what_is_typed_wins():
     args = finetune("--scales", "100", "120", "--max_size", "200", "--epochs", "3")
     assert (args.scales, args.eval_size, args.eval_max_size) == ([100, 120], 120, 200)
-    assert recipes.schedule(args, 7) == (21, None)
+    assert recipes.schedule(args, 7) == (21, 14)  # lr drops at 4/5 of the schedule, in whole epochs
     assert recipes.schedule(pretrain("--max_steps", "9", "--lr_drop_step", "6"), 7) == (9, 6)
 
 
 def test_the_checkpoint_decides_the_architecture():
-    args = finetune_parser(["vanilla", "conditional"]).parse_args([])
+    args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args([])
     recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
     recipes.fill(args, recipes.DETECTOR_DEFAULTS)
     assert (args.detr, args.hidden_dim, args.enc_layers) == ("vanilla", 64, 6)
-    args = finetune_parser(["vanilla", "conditional"]).parse_args(["--hidden_dim", "128"])
+    args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args(["--hidden_dim", "128"])
     with pytest.raises(CheckpointError, match=r"--hidden_dim 128 does not fit f\.pth.*--hidden_dim 64"):
         recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
 
@@ -85,6 +87,10 @@ def test_the_checkpoint_decides_the_architecture():
         (["--dropout", "1"], "--dropout"),
         (["--max_steps", "0"], "at least 1"),
         (["--lr", "-1"], "--lr"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--global_loss_coef", "-1"], "--global_loss_coef"),
+        (["--voc_train", "2007:train"], "--dataset_file voc"),
     ],
 )
 def test_pretraining_refuses(argv, message):
@@ -105,6 +111,8 @@ def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
         (["--dataset_file", "voc", "--train_ann", "a", "--train_images", "b"], "--dataset_file coco"),
         (["--voc_train", "2007:train"], "--dataset_file voc"),
         (["--train_ann", "a"], "--train_ann FILE and --train_images DIR go together"),
+        (["--eval_size", "0"], "--eval_size 0"),
+        (["--lr_backbone", "-1"], "--lr_backbone"),
     ],
 )
 def test_finetuning_refuses(argv, message):
@@ -113,8 +121,23 @@ def test_finetuning_refuses(argv, message):
 
 
 def test_finetuning_needs_data():
-    args = finetune_parser(["vanilla", "conditional"]).parse_args([])
+    args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args([])
     recipes.fill(args, recipes.DETECTOR_DEFAULTS)
     recipes.fill(args, recipes.finetune_recipe(args))
     with pytest.raises(UserError, match="--data_path"):
         check_finetune(args)
+
+
+def test_a_resumed_run_keeps_what_is_not_typed_again():
+    saved = vars(finetune("--epochs", "9", "--lr_drop", "8", "--pretrain", "there", "--scales", "99"))
+
+    def resumed(*argv):
+        args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args(["--resume", "f", *argv])
+        recipes.continue_run(args, saved)
+        return args
+
+    args = resumed()
+    assert (args.epochs, args.lr_drop, args.scales, args.lr_backbone) == (9, 8, [99], 5e-5)
+    assert args.pretrain is None
+    args = resumed("--max_steps", "7")
+    assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 7, None)

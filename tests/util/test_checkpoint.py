@@ -14,6 +14,7 @@ from torch import nn
 
 from util.checkpoint import (
     LATEST,
+    Origin,
     find_origin,
     load_detector,
     load_file,
@@ -199,10 +200,14 @@ def test_random_states_come_back(tmp_path):
 def test_output_dir_that_is_a_file_or_holds_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        open_output_dir(argparse.Namespace(output_dir=str(tmp_path / "file" / "out")), resuming=False)
+        open_output_dir(argparse.Namespace(output_dir=str(tmp_path / "file" / "out")), None)
     args = argparse.Namespace(output_dir=str(tmp_path / "out"))
-    open_output_dir(args, resuming=False)
-    save_checkpoint(args.output_dir, {"step": 1}, keep=1)
-    with pytest.raises(UserError, match="--resume auto"):
-        open_output_dir(args, resuming=False)
-    open_output_dir(args, resuming=True)
+    open_output_dir(args, None)
+    path = save_checkpoint(args.output_dir, {"step": 1}, keep=1)
+    elsewhere = Origin(tmp_path / "run.pth", {}, resumes=True)
+    for origin in (None, elsewhere, Origin(path, {}, resumes=False)):
+        with pytest.raises(UserError, match="--resume auto"):
+            open_output_dir(args, origin)
+    (tmp_path / "out" / ".checkpoint_00000002.pth.abc").write_text("of a save that was killed")
+    open_output_dir(args, Origin(path, {}, resumes=True))
+    assert not list((tmp_path / "out").glob(".checkpoint*"))
