@@ -32,7 +32,6 @@ from util.script import run_script, start
 def main(argv: list[str] | None = None) -> None:
     """Arguments -> data, detector -> training, or evaluation alone."""
     args, origin = parse(argv)
-    check_finetune(args)
     device = start(args)
     if args.eval:
         evaluate_only(args, origin, device)
@@ -50,7 +49,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     """Complete arguments, and the checkpoint to start from, if any.
 
     Raises:
-        UserError: ``--eval`` without a checkpoint.
+        UserError: ``--eval`` without a checkpoint, or flags that cannot work.
     """
     args = finetune_parser(list(DATASETS), list(DETECTORS)).parse_args(argv)
     origin = find_origin(args, "finetune")
@@ -62,6 +61,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
         recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, recipes.DETECTOR_DEFAULTS)
     recipes.fill(args, recipes.finetune_recipe(args))
+    check_finetune(args)
     return args, origin
 
 

@@ -29,7 +29,6 @@ def main(argv: list[str] | None = None) -> None:
     """Arguments -> data, detector, pretext task -> training."""
     args, origin = parse(argv)
     device = start(args)
-    check_pretrain(args, distributed.world_size())
     folder = open_output_dir(args, origin)
     training, loader = build(args, origin, device)
     del origin  # a model and its optimizer once more
@@ -47,6 +46,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
         recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, recipes.DETECTOR_DEFAULTS)
     recipes.fill(args, recipes.pretrain_recipe(args))
+    check_pretrain(args, distributed.num_launched())
     return args, origin
 
 

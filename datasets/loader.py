@@ -28,7 +28,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
     Args:
         length: number of samples in the data set.
         batch_size: samples a batch *on each process*.
-        seed, shuffle: how the samples are ordered; without ``shuffle`` as they come.
+        seed: of the order.
         world_size, rank: number of processes and index of this one.
 
     Raises:
@@ -43,14 +43,12 @@ class EpochBatchSampler(Sampler[list[Key]]):
         seed: int,
         world_size: int = 1,
         rank: int = 0,
-        shuffle: bool = True,
     ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.world_size = world_size
         self.rank = rank
-        self.shuffle = shuffle
         self.epoch = 0
         self.first_batch = 0
         if len(self) == 0:
@@ -70,9 +68,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, first = self.epoch, self.first_batch
-        order = np.arange(self.length)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         for batch in range(first, len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield [(epoch, index) for index in order[start : start + self.batch_size].tolist()]

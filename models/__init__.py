@@ -10,7 +10,7 @@ from torch import nn
 from models.backbone import build_backbone
 from models.conditional_transformer import build_conditional_transformer
 from models.detr import DETR
-from models.position_encoding import build_position_encoding
+from models.position_encoding import build_position_encoding, check_learned_positions
 from models.pretext.siamese import build_siamese
 from models.transformer import Transformer, build_transformer
 
@@ -50,14 +50,17 @@ def _build_single_scale(
     Raises:
         UserError: flags that do not go together; the message names them.
     """
+    backbone = build_backbone(
+        name=args.backbone,
+        multi_scale=False,
+        dilation=args.dilation,
+        feature_stride=args.feature_stride,
+        trainable=train_backbone,
+    )
+    if args.position_embedding == "learned":
+        check_learned_positions(max(args.max_size, getattr(args, "eval_max_size", 0)), backbone.strides[-1])
     return DETR(
-        backbone=build_backbone(
-            name=args.backbone,
-            multi_scale=False,
-            dilation=args.dilation,
-            feature_stride=args.feature_stride,
-            trainable=train_backbone,
-        ),
+        backbone=backbone,
         position_encoding=build_position_encoding(args.position_embedding, args.hidden_dim),
         transformer=build(
             d_model=args.hidden_dim,

@@ -74,6 +74,15 @@ class PositionEmbeddingLearned(nn.Module):
         return encoding.expand(batch_size, -1, -1, -1).to(level.tensors.dtype)
 
 
+def check_learned_positions(max_size: int, stride: int) -> None:
+    """Raises UserError if images of ``max_size`` pixels can have more rows or columns than are learned."""
+    if math.ceil(max_size / stride) > LEARNED_POSITIONS:
+        raise UserError(
+            f"--position_embedding learned knows {LEARNED_POSITIONS} rows and columns, {max_size} pixels make "
+            f"{math.ceil(max_size / stride)} at stride {stride}; use --position_embedding sine or a smaller --max_size"
+        )
+
+
 def build_position_encoding(kind: str, hidden_dim: int) -> nn.Module:
     """``kind`` "sine" or "learned", for a Transformer of width ``hidden_dim``."""
     encodings = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}

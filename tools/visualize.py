@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(args.out)
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if args.command != "curves" and args.count < 1:
+        raise UserError(f"--count {args.count}: must be at least 1")
     if args.command == "curves":
         plot_curves(name_runs(args.logs), out)
     elif args.command == "views":

@@ -32,6 +32,11 @@ def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def num_launched() -> int:
+    """Number of processes that the launcher started; known before they have joined the group."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def local_rank() -> int:
     """Index of this process on its own machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))

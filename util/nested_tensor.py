@@ -13,7 +13,7 @@ class NestedTensor:
     """A padded batch.
 
     Attributes:
-        tensors: [B, C, H, W]; images (or feature maps) in the top left corner, zeros elsewhere.
+        tensors: [B, C, H, W]; images in the top left corner, zeros elsewhere; feature maps have values everywhere.
         mask: [B, H, W] bool, True at padded positions.
     """
 

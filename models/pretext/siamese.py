@@ -48,7 +48,7 @@ class SiameseDETR(nn.Module):
     ) -> None:
         """A coefficient of 0 leaves that loss and its head out."""
         super().__init__()
-        backbone, width = detector.backbone[0], detector.transformer.d_model
+        backbone, width = detector.backbone[0], detector.hidden_dim
         feature_dim = sum(backbone.num_channels)
         self.detector = detector
         self.criterion = criterion
@@ -158,7 +158,7 @@ class SiameseDETR(nn.Module):
         return pooled.unflatten(0, (-1, self.num_regions))
 
     def region_queries(self, regions: Tensor) -> Tensor:
-        """Region features [2B, R, K] -> queries [2B, Q, C]: each region in Q/R consecutive queries.
+        """Region features [2B, R, K] -> queries [2B, Q, C]: each region in Q/R consecutive queries (R divides Q).
 
         Every image has queries of its own.
         """

@@ -54,10 +54,6 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert len({tuple(order(seed, epoch)) for seed in (5, 6) for epoch in (0, 1)}) == 4
 
 
-def test_unshuffled():
-    assert batches(shuffle=False)(2) == [[(2, 0), (2, 1), (2, 2), (2, 3)], [(2, 4), (2, 5), (2, 6), (2, 7)]]
-
-
 def test_position_in_mid_epoch():
     at = batches(batch_size=2)
     assert at(1, 3) == at(1)[3:]

@@ -22,6 +22,7 @@ def small_args(detr: str, **changes: object) -> argparse.Namespace:
         "dilation": False,
         "feature_stride": None,
         "position_embedding": "sine",
+        "max_size": 640,
         "hidden_dim": 32,
         "nheads": 4,
         "enc_layers": 2,
