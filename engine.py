@@ -63,6 +63,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
+            "steps_per_epoch": self.steps_per_epoch,
             "rng": distributed.all_gather_object(rng_state()),
         }
         if hasattr(self.method, "pretext_state_dict"):
@@ -131,7 +132,12 @@ def resume(training: Training, origin: Origin | None, args: argparse.Namespace) 
     training.use_rates(args)
     if len(set(distributed.all_gather_object(training.step))) > 1:
         raise UserError(f"--resume {args.resume}: not all processes found the same checkpoint; is it on a shared disk?")
-    say(f"resumed from {origin.path} at step {training.step}")
+    say(f"resumed from {origin.path} at step {training.step} of {training.total_steps}")
+    if training.step >= training.total_steps:
+        say("nothing is left to do; to go on, raise --epochs or --max_steps")
+    was = origin.content["steps_per_epoch"]
+    if was != training.steps_per_epoch:
+        say(f"an epoch has {training.steps_per_epoch} steps instead of {was}: going on in epoch {training.epoch}")
     tell_changes(args, origin.content["args"])
 
 

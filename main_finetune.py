@@ -24,7 +24,7 @@ from util import recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
 from util.checkpoint import Origin, find_origin, load_detector, make_writable, open_output_dir, write_json
-from util.errors import CheckpointError, UserError
+from util.errors import CheckpointError, DataError, UserError
 from util.logger import RunLog, say
 from util.script import run_script, start
 
@@ -54,12 +54,13 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     args = finetune_parser(list(DATASETS), list(DETECTORS)).parse_args(argv)
     origin = find_origin(args, "finetune")
     if args.eval and (origin is None or not origin.resumes):
-        raise UserError(f"--eval needs a trained checkpoint by --resume FILE; --resume {args.resume} finds none")
+        found = "--pretrain does not evaluate" if args.resume is None else f"there is none in {args.output_dir}"
+        raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE ({found})")
     if origin:
         recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
     if origin and origin.resumes:
         recipes.continue_run(args, origin.content["args"])
-    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, {"dataset_file": "coco", **recipes.DETECTOR_DEFAULTS})
     recipes.fill(args, recipes.finetune_recipe(args))
     check_finetune(args)
     return args, origin
@@ -70,6 +71,8 @@ def build(
 ) -> tuple[engine.Training, DataLoader, DataLoader]:
     """The run, new or as the checkpoint left it, and its training and validation data."""
     train_set = build_detection(args, "train", *backbone_normalization(args.backbone))
+    if not train_set.num_objects:
+        raise DataError(f"{train_set.records.source}: no usable box in the whole training set")
     val_loader = build_val_loader(args, train_set.categories)
     detector = build_detector(args, origin, train_set)
     train_loader = make_train_loader(train_set, collate_detection, args)

@@ -65,7 +65,7 @@ def read_coco(images_dir: str | Path, ann_file: str | Path, categories: list[dic
     """Read and check an annotation file.
 
     Labels: the raw category ids where the categories are exactly COCO's 80 (the numbering of the public checkpoints),
-    else 0..K-1 in order of id. ``categories`` (of the training set, say) fixes them instead, and the file may hold no
+    else 0..K-1 in order of id. ``categories`` (of the training set, say) fixes them instead, and annotations may use no
     others. Images come in order of id, also those without boxes.
 
     Raises:
@@ -145,10 +145,13 @@ def _categories(listed: list[dict], path: Path, fixed: list[dict] | None) -> lis
         if category_id in names:
             raise DataError(f"{where}: the id {category_id} is given twice")
         names[category_id] = _string(entry, "name", where)
+    if len(set(names.values())) < len(names):
+        double = next(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise DataError(f'{path}: two categories have the name "{double}"; give each its own')
     if fixed is not None:
         known = {category["id"]: category["name"] for category in fixed}
         for category_id, name in names.items():
-            if known.get(category_id) != name:
+            if known.get(category_id, name) != name:
                 raise DataError(
                     f'{path}: category {category_id} "{name}" is not one that the model was trained with '
                     f"({reprlib.repr(known)})"
@@ -183,7 +186,7 @@ def _add_annotation(
     if image_id not in index_of_id:
         raise DataError(f'{where}: no image has the id {image_id}; add it to "images" or remove the annotation')
     if category_id not in label_of_id:
-        raise DataError(f'{where}: no category has the id {category_id}; add it to "categories"')
+        raise DataError(f"{where}: category {category_id} is not one of {reprlib.repr(sorted(label_of_id))}")
     bbox, area = entry.get("bbox"), entry.get("area")
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(value) for value in bbox)):
         raise DataError(f'{where}: "bbox" must be four finite numbers [x, y, width, height], not {reprlib.repr(bbox)}')

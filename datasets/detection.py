@@ -81,6 +81,11 @@ class DetectionDataset(Dataset):
         return self.records.dropped
 
     @property
+    def num_objects(self) -> int:
+        """Boxes to train on in the whole data set."""
+        return int((~self.records.crowd).sum())
+
+    @property
     def num_labels(self) -> int:
         """One more than the largest label; 91 for COCO, whose labels are its raw ids."""
         return max(category["label"] for category in self.categories) + 1

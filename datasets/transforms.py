@@ -143,8 +143,8 @@ def detection_train_transforms(
 ) -> Compose:
     """DETR's training augmentation: flip, resize, and for one image in two a crop before the resize."""
     ratio = max(scales) / _SHORT_SIDE_OF_DETR
-    before_crop = [round(side * ratio) for side in _RESIZE_BEFORE_CROP]
-    crop = [round(side * ratio) for side in _CROP_SIDES]
+    before_crop = [max(1, round(side * ratio)) for side in _RESIZE_BEFORE_CROP]
+    crop = [max(1, round(side * ratio)) for side in _CROP_SIDES]
     resize = RandomResize(scales, max_size)
     cropped = Compose([RandomResize(before_crop), RandomSizeCrop(*crop), resize])
     return Compose([RandomHorizontalFlip(), RandomSelect(resize, cropped), ToTensor(mean, std)])

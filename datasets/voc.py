@@ -141,6 +141,8 @@ def voc_images(sets: list[VocSet]) -> Iterator[Path]:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{image_set.list_file}: cannot be read as a list of images ({error})") from None
         stems = [stem for stem in stems if stem]
+        if all(stem.split()[-1] in ("1", "0", "-1") and len(stem.split()) > 1 for stem in stems):
+            raise DataError(f"{image_set.list_file}: a list for one class; use train, val, trainval or test")
         if not stems:
             raise DataError(f"{image_set.list_file}: no images in this set")
         for stem in stems:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import engine
 import main_finetune
 import main_pretrain
+from util.errors import UserError
 from util.script import run_script, start
 
 PARTS = ("data", "backbone", "transformer", "matching", "losses", "backward", "optimizer")
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     step.add_argument("stage", choices=["pretrain", "finetune"])
     step.add_argument("--steps", type=int, default=10, help="steps that are measured")
     args, rest = parser.parse_known_args(argv)
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps}: must be at least 1")
     benchmark_step(args.stage, args.steps, rest)
 
 

@@ -12,7 +12,7 @@ import argparse
 def add_data_arguments(parser: argparse.ArgumentParser, dataset_files: list[str]) -> argparse._ArgumentGroup:
     """Where the images are and how large they become."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_file", choices=dataset_files, default=dataset_files[0])
+    group.add_argument("--dataset_file", choices=dataset_files, help=f"default: {dataset_files[0]}")
     group.add_argument("--data_path", help="root folder of the data set")
     group.add_argument("--scales", type=int, nargs="+", help="short sides in pixels, one drawn an image")
     group.add_argument("--max_size", type=int, help="limit of the long side in pixels")

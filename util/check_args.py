@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from util.errors import UserError
 
@@ -21,6 +22,9 @@ def check_common(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the flags and their values.
     """
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} {value}: must be a number")
     at_least(args, 1, "batch_size", "accum_steps", "max_size", "keep_checkpoints", "log_every", "epochs", "max_steps")
     at_least(args, 1, "num_queries", "hidden_dim", "nheads", "dim_feedforward", "dec_layers", "enc_layers")
     at_least(args, 0, "num_workers", "save_every_epochs", "save_every_steps", "seed", "lr_drop", "lr_drop_step")
@@ -90,6 +94,8 @@ def check_finetune(args: argparse.Namespace) -> None:
     if args.resume and args.resume != "auto" and args.pretrain:
         raise UserError("--pretrain starts a run and --resume FILE goes on with one: choose one")
     files = [args.train_ann, args.train_images, args.val_ann, args.val_images]
+    if args.pretrain and args.backbone_weights and args.resume is None:
+        raise UserError("--pretrain brings its own backbone: leave --backbone_weights out")
     if args.dataset_file == "voc" and any(files):
         raise UserError("--train_ann, --train_images, --val_ann, --val_images go with --dataset_file coco")
     if args.dataset_file == "coco" and (args.voc_train or args.voc_val):

@@ -25,7 +25,7 @@ def run_script(main: Callable[[], None]) -> None:
         who = f"error (process {distributed.rank()})" if distributed.rank() else "error"
         _leave(f"{who}: {one_line(error)}", status=1)
     except KeyboardInterrupt:
-        _leave("interrupted; go on with --resume auto", status=130)
+        _leave("interrupted; --resume auto goes on from the last checkpoint", status=130)
 
 
 def _leave(message: str, status: int) -> NoReturn:
