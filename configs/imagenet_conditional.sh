@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # ImageNet -> COCO, Conditional DETR with 100 queries: 40.5 AP in the paper (37.7 without pretraining).
-# IMAGENET, COCO: roots of the data sets. SWAV: SwAV's ResNet-50 (800 epochs). 8 GPUs.
+# IMAGENET, COCO: roots of the data sets. SWAV: SwAV's ResNet-50 (800 epochs). PROPOSALS: EdgeBoxes of the
+# unlabelled images. 8 GPUs; bf16 is our choice.
 set -euo pipefail
 python -m torch.distributed.run --nproc_per_node=8 main_pretrain.py \
     --dataset_file imagefolder --data_path "$IMAGENET/train" --detr conditional --backbone resnet50 \
-    --backbone_weights "$SWAV" --batch_size 32 --num_workers 8 --amp bf16 --resume auto \
+    --backbone_weights "$SWAV" --proposals edgebox --proposal_dir "$PROPOSALS" --batch_size 32 --num_workers 8 --amp bf16 --resume auto \
     --output_dir out/imagenet_conditional
 python -m torch.distributed.run --nproc_per_node=8 main_finetune.py \
     --dataset_file coco --data_path "$COCO" --pretrain out/imagenet_conditional/checkpoint.pth \

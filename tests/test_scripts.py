@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import main_finetune
 import main_pretrain
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from datasets.proposals import write_proposals
+from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set, write_voc
 from util.checkpoint import load_file
-from util.errors import CheckpointError
+from util.errors import CheckpointError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_data_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def voc(data, tmp_path_factory) -> Path:
+    return write_voc(tmp_path_factory.mktemp("voc") / "data", data)
 
 
 def pretrain(data, out, *argv) -> dict:
@@ -58,7 +65,7 @@ def assert_equal(a, b, where="checkpoint"):
 
 
 @pytest.mark.parametrize("detr", ["vanilla", "conditional"])
-def test_pretrain_finetune_evaluate(data, tmp_path, detr, capsys):
+def test_finetuning_takes_over_what_was_pretrained(data, tmp_path, detr):
     pretrained = pretrain(data, tmp_path / "pre", "--detr", detr, "--max_steps", "3")
     assert pretrained["stage"] == "pretrain"
     assert {"loss_ce", "loss_bbox", "loss_giou", "loss_feature", "loss_global", "lr", "images_per_second"} <= set(
@@ -74,16 +81,26 @@ def test_pretrain_finetune_evaluate(data, tmp_path, detr, capsys):
             assert torch.equal(finetuned["model"][name], value), name
     assert [category["name"] for category in finetuned["categories"]] == ["square", "brick"]
 
+
+@pytest.mark.parametrize(("detr", "form", "amp"), [("vanilla", "voc", "none"), ("conditional", "coco", "bf16")])
+def test_eval_prints_what_training_printed(data, voc, tmp_path, detr, form, amp, capsys):
+    root = {"coco": data, "voc": voc}[form]
+    schedule = ["--max_steps", "30", "--lr", "1e-3", "--eval_every", "0", "--amp", amp]
+    finetune(root, tmp_path / "fine", *DETECTOR, "--detr", detr, "--dataset_file", form, *schedule)
+    trained = json.loads((tmp_path / "fine" / "eval.json").read_text())
     (logged,) = read_log(tmp_path / "fine", "eval")
-    capsys.readouterr()
-    resume = ["--resume", f"{tmp_path}/fine/checkpoint.pth", "--eval", "--data_path", str(data), "--device", "cpu"]
-    main_finetune.main([*resume, "--output_dir", str(tmp_path / "eval"), "--num_workers", "0"])
-    table = capsys.readouterr().out
-    scores = json.loads((tmp_path / "eval" / "eval.json").read_text())
-    assert "square" in table
-    assert {name: scores[name] for name in ("AP", "AP50", "AR100")} == {
-        name: logged[name] for name in ("AP", "AP50", "AR100")
-    }
+    assert trained["AR100"] > 0, "a detector that finds nothing proves nothing"
+    assert logged["AP"] == trained["AP"]
+    if form == "voc":
+        assert set(trained["voc"]["per_class"]) == {"square", "brick"}
+        assert logged["voc_mAP50"] == trained["voc"]["mAP50"]
+
+    table = capsys.readouterr().out.split("steps, ")[-1].partition("\n")[2]
+    # sizes, data set form, batch size and precision are the checkpoint's
+    argv = ["--resume", f"{tmp_path}/fine/checkpoint.pth", "--eval", "--data_path", str(root), "--num_workers", "0"]
+    main_finetune.main([*argv, "--device", "cpu", "--output_dir", str(tmp_path / "eval")])
+    assert json.loads((tmp_path / "eval" / "eval.json").read_text()) == trained
+    assert table.strip() in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -216,3 +233,52 @@ def test_resume_on_other_categories_is_refused(data, tmp_path):
         finetune(root, tmp_path / "b", "--resume", str(tmp_path / "a" / "checkpoint.pth"))
     kept = finetune(root, tmp_path / "c", "--pretrain", str(tmp_path / "a" / "checkpoint.pth"), "--max_steps", "1")
     assert [category["name"] for category in kept["categories"]] == ["zebra", "brick"]
+
+
+def test_proposals_from_disk(data, tmp_path):
+    paths = sorted(path.name for path in (data / "train").iterdir())
+    boxes = [np.array([[5, 5, 60, 60], [20, 10, 70, 50]], dtype=np.float32)] * len(paths)
+    scores = [np.array([0.9, 0.5], dtype=np.float32)] * len(paths)
+    write_proposals(
+        tmp_path / "boxes", paths=paths, boxes=boxes, scores=scores, method="edgebox", parameters={"by": "hand"}
+    )
+    argv = ["--proposals", "edgebox", "--proposal_dir", str(tmp_path / "boxes"), "--max_steps", "1"]
+    assert pretrain(data, tmp_path / "out", *argv)["args"]["proposals"] == "edgebox"
+    with pytest.raises(DataError, match="made by edgebox"):
+        pretrain(data, tmp_path / "other", "--proposals", "selective_search", *argv[2:])
+
+
+def test_an_error_on_one_of_two_processes_is_one_line(data, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(data / "train", images)
+    for path in sorted(images.iterdir())[::2]:
+        path.write_bytes(path.read_bytes()[:200])
+    argv = ["--data_path", images, *PRETRAIN, *DETECTOR, "--batch_size", "1", "--max_steps", "5"]
+    done = launch(2, "main_pretrain.py", *argv, "--output_dir", tmp_path / "out")
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert told
+    assert all("png" in line or "another process" in line for line in told)
+    assert "main_pretrain.py" not in "".join(line for line in done.stderr.splitlines() if "File" in line)
+
+
+def test_a_finished_run_says_so(data, tmp_path, capsys):
+    pretrain(data, tmp_path, "--max_steps", "1")
+    pretrain(data, tmp_path, "--max_steps", "1", "--resume", "auto")
+    assert "nothing is left to do" in capsys.readouterr().out
+
+
+def test_one_decoder_layer_trains_on_two_processes(data, tmp_path):
+    argv = ["--data_path", f"{data}/train", *PRETRAIN, *DETECTOR, "--dec_layers", "1", "--batch_size", "1"]
+    done = launch(2, "main_pretrain.py", *argv, "--max_steps", "2", "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_progress_bar_is_for_terminals(data, tmp_path, capsys, monkeypatch):
+    pretrain(data, tmp_path / "quiet", "--max_steps", "2")
+    assert "images/s" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    pretrain(data, tmp_path / "bar", "--max_steps", "2")
+    bar = capsys.readouterr().err
+    for word in ("2/2", "loss", "lr", "images/s"):
+        assert word in bar

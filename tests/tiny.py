@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,4 +39,31 @@ def write_data_set(root: Path, num_images: int = 10) -> Path:
     (root / "annotations").mkdir()
     for split in ("train", "val"):
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def write_voc(root: Path, coco_root: Path) -> Path:
+    """The training images of :func:`write_data_set` as a folder in VOC form, every third object difficult."""
+    content = json.loads((coco_root / "annotations" / "instances_train.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    stems = []
+    for image in content["images"]:
+        stem = Path(image["file_name"]).stem
+        stems.append(stem)
+        shutil.copy(coco_root / "train" / image["file_name"], root / "JPEGImages")
+        objects = ""
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                x, y, w, h = annotation["bbox"]
+                box = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+                difficult = int(annotation["id"] % 3 == 0)
+                objects += f"<object><name>{names[annotation['category_id']]}</name>"
+                objects += f"<difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
+        size = f"<size><width>{image['width']}</width><height>{image['height']}</height><depth>3</depth></size>"
+        text = f"<annotation><filename>{image['file_name']}</filename>{size}{objects}</annotation>"
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+    for image_set in ("trainval", "test"):
+        (root / "ImageSets" / "Main" / f"{image_set}.txt").write_text("\n".join(stems))
     return root

@@ -102,7 +102,7 @@ def rename_in_order(theirs: dict[str, Tensor], ours: dict[str, Tensor], source: 
 
 def pretrain_command(out: Path) -> list[str]:
     """Pretraining of the Transformer on the unlabelled pictures."""
-    schedule = f"--num_regions 10 --batch_size 8 --lr 2e-4 --max_steps {PRETRAIN_STEPS}"
+    schedule = f"--num_regions 10 --batch_size 8 --lr 2e-4 --global_loss_coef 1 --max_steps {PRETRAIN_STEPS}"
     schedule += f" --lr_drop_step {PRETRAIN_STEPS * 4 // 5} --save_every_steps 50 --log_every 10"
     return [
         *script("main_pretrain.py"),

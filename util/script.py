@@ -15,6 +15,9 @@ import torch
 from util import distributed
 from util.errors import UserError, one_line
 
+# What a collective says when a process at its other end is gone.
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+
 
 def run_script(main: Callable[[], None]) -> None:
     """Run ``main``; the user's errors become one line on stderr and exit status 1, without a traceback."""
@@ -24,6 +27,10 @@ def run_script(main: Callable[[], None]) -> None:
     except (UserError, FloatingPointError) as error:
         who = f"error (process {distributed.rank()})" if distributed.rank() else "error"
         _leave(f"{who}: {one_line(error)}", status=1)
+    except RuntimeError as error:
+        if distributed.world_size() == 1 or not any(sign in str(error) for sign in LOST_PEER):
+            raise
+        _leave(f"error (process {distributed.rank()}): another process ended; its message says why", status=1)
     except KeyboardInterrupt:
         _leave("interrupted; --resume auto goes on from the last checkpoint", status=130)
 
