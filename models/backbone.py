@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from models.timm_body import build_timm_body, timm_normalization
@@ -102,6 +103,7 @@ def _build_resnet(name: str, multi_scale: bool, dilation: bool) -> Backbone:
         weights=None, norm_layer=FrozenBatchNorm2d, replace_stride_with_dilation=[False, False, dilation]
     )
     _freeze_shallow_stages(resnet)
+    _calm_residuals(resnet)
     stages = ["layer2", "layer3", "layer4"] if multi_scale else ["layer4"]
     body = IntermediateLayerGetter(resnet, {stage: str(index) for index, stage in enumerate(stages)})
     widths = {"layer2": 128, "layer3": 256, "layer4": 512}
@@ -112,6 +114,18 @@ def _build_resnet(name: str, multi_scale: bool, dilation: bool) -> Backbone:
         strides=[strides[stage] for stage in stages],
         num_channels=[widths[stage] * expansion for stage in stages],
     )
+
+
+def _calm_residuals(resnet: nn.Module) -> None:
+    """Scale the residual branches of a random ResNet down, by the last norm of each block.
+
+    A batch norm that is frozen as the identity normalises nothing, and activations would double in variance with
+    every block. Weights that are loaded replace this.
+    """
+    blocks = [module for module in resnet.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    for block in blocks:
+        last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+        last.weight.fill_(len(blocks) ** -0.5)
 
 
 def _freeze_shallow_stages(resnet: nn.Module) -> None:

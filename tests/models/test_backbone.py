@@ -207,3 +207,12 @@ def test_names_and_shapes_are_those_of_public_checkpoints(real_data, layout, nam
     public = json.loads((real_data / "layouts" / f"{layout}.json").read_text())
     own = {f"backbone.0.{key}": list(value.shape) for key, value in build(name, dilation=dilation).state_dict().items()}
     assert own == {key: shape for key, shape in public.items() if key.startswith("backbone.0.")}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])
+def test_random_activations_do_not_explode(name):
+    """Frozen batch norms that are still the identity hold nothing back."""
+    images = NestedTensor(torch.randn(1, 3, 96, 96), torch.zeros(1, 96, 96, dtype=torch.bool))
+    backbone = build_backbone(name=name, multi_scale=True, dilation=False, feature_stride=None, trainable=False)
+    for level in backbone(images):
+        assert 0.03 < level.tensors.std() < 3
