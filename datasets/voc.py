@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +142,10 @@ def voc_images(sets: list[VocSet]) -> Iterator[Path]:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{image_set.list_file}: cannot be read as a list of images ({error})") from None
         stems = [stem for stem in stems if stem]
-        if all(stem.split()[-1] in ("1", "0", "-1") and len(stem.split()) > 1 for stem in stems):
-            raise DataError(f"{image_set.list_file}: a list for one class; use train, val, trainval or test")
         if not stems:
             raise DataError(f"{image_set.list_file}: no images in this set")
+        if all(re.fullmatch(r"\S+\s+(1|0|-1)", stem) for stem in stems):
+            raise DataError(f"{image_set.list_file}: a list for one class; use train, val, trainval or test")
         for stem in stems:
             if stem not in file_of_stem:
                 raise DataError(

@@ -221,3 +221,11 @@ def test_bccd(real_data):
     assert train_records.dropped.total + test_records.dropped.total == 4155 + 372 + 361, "with the degenerate two"
     counts = Counter(train_records.labels.tolist()) + Counter(test_records.labels.tolist())
     assert counts == {0: 361, 1: 4155 - 2, 2: 372}
+
+
+def test_a_list_for_one_class_is_told_apart(tmp_path):
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\nb -1\nc  0\n")
+    with pytest.raises(DataError, match=r"cat_train\.txt: a list for one class"):
+        list(voc_images([VocSet(tmp_path, "cat_train")]))

@@ -63,8 +63,8 @@ class Detector(torch.nn.Module):
 
 
 def test_detections_and_truth_are_in_pixels_of_the_file(data: Path) -> None:
-    args = finetune_parser(["coco"], ["conditional"]).parse_args(["--data_path", str(data), "--eval_size", "64"])
-    args.eval_max_size, args.scales = 200, [64]
+    args = finetune_parser(["coco"], ["conditional"]).parse_args(["--data_path", str(data)])
+    args.dataset_file, args.eval_size, args.eval_max_size = "coco", 64, 200
     dataset = build_detection(args, "val", (0.5,) * 3, (0.5,) * 3)
     postprocess = visualize.PostProcess("focal", top_k=1)
     results = list(visualize.detect(Detector(), postprocess, dataset, 2, torch.device("cpu")))

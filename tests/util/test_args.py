@@ -12,14 +12,14 @@ def pretrain(*argv):
     args = pretrain_parser(["imagefolder", "coco", "voc"], ["vanilla", "conditional"], ["siamese"]).parse_args(
         ["--data_path", "images", *argv]
     )
-    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, {"dataset_file": "imagefolder", **recipes.DETECTOR_DEFAULTS})
     recipes.fill(args, recipes.pretrain_recipe(args))
     return args
 
 
 def finetune(*argv):
     args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args(["--data_path", "images", *argv])
-    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, {"dataset_file": "coco", **recipes.DETECTOR_DEFAULTS})
     recipes.fill(args, recipes.finetune_recipe(args))
     return args
 
@@ -122,7 +122,7 @@ def test_finetuning_refuses(argv, message):
 
 def test_finetuning_needs_data():
     args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args([])
-    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, {"dataset_file": "coco", **recipes.DETECTOR_DEFAULTS})
     recipes.fill(args, recipes.finetune_recipe(args))
     with pytest.raises(UserError, match="--data_path"):
         check_finetune(args)
