@@ -7,12 +7,13 @@ import pytest
 
 import main_finetune
 import main_pretrain
+from util.plot_utils import plot_curves
 
 pytestmark = pytest.mark.slow
 
 SMALL = (
     "--detr conditional --backbone timm:tf_efficientnet_lite0 --feature_stride 16 --enc_layers 2 --dec_layers 2 "
-    "--hidden_dim 128 --dim_feedforward 512 --dropout 0 --device cpu --num_workers 2 --seed 1"
+    "--dim_feedforward 512 --num_queries 50 --dropout 0 --device cpu --num_workers 2 --seed 1"
 ).split()
 
 
@@ -35,7 +36,7 @@ def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path):
     weights = real_data / "backbones" / "tf_efficientnet_lite0.pth"
     main_finetune.main([
         "--dataset_file", "voc", "--data_path", str(root), *SMALL, "--backbone_weights", str(weights),
-        *"--scales 240 --max_size 320 --batch_size 4 --lr 5e-4 --lr_backbone 1e-4".split(),
+        *"--scales 240 --max_size 320 --batch_size 4 --lr 4e-4 --lr_backbone 1e-4".split(),
         *"--max_steps 800 --lr_drop_step 650 --eval_every 0 --save_every_epochs 0".split(),
         "--output_dir", str(tmp_path / "out"),
     ])  # fmt: skip
@@ -52,9 +53,11 @@ def test_pretraining_losses_fall(real_data, tmp_path):
     main_pretrain.main([
         "--data_path", str(tmp_path / "photos"), *SMALL,
         "--backbone_weights", str(real_data / "backbones" / "tf_efficientnet_lite0.pth"),
-        *"--scales 128 144 160 --max_size 256 --crop_size 64 --batch_size 8 --lr 5e-4 --global_loss_coef 1".split(),
-        *"--max_steps 600 --log_every 25 --save_every_epochs 0 --output_dir".split(), str(tmp_path / "out"),
+        *"--scales 112 128 144 --max_size 224 --crop_size 48 --batch_size 8 --lr 4e-4 --global_loss_coef 1".split(),
+        *"--max_steps 500 --log_every 20 --save_every_epochs 0 --output_dir".split(), str(tmp_path / "out"),
     ])  # fmt: skip
+    plot_curves({"pretraining": tmp_path / "out" / "log.txt"}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
     log = read_log(tmp_path / "out", "train")
     for name in ("loss_ce", "loss_bbox", "loss_giou", "loss_feature"):
         first, last = log[0][name], sum(line[name] for line in log[-3:]) / 3

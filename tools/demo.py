@@ -27,12 +27,12 @@ from util.script import run_script
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = "tf_efficientnet_lite0"
 NUM_TRAIN, NUM_VAL, NUM_UNLABELLED = 120, 80, 800
-SCALES = ["160", "176", "192", "208"]
+SCALES = ["112", "128", "144"]
 DETECTOR = (
     f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
-    "--enc_layers 3 --dec_layers 3 --dim_feedforward 1024"
+    "--enc_layers 2 --dec_layers 2 --dim_feedforward 512 --num_queries 50"
 ).split()
-PRETRAIN_STEPS, FINETUNE_STEPS = 300, 300
+PRETRAIN_STEPS, FINETUNE_STEPS = 500, 300
 RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
 
 
@@ -102,7 +102,7 @@ def rename_in_order(theirs: dict[str, Tensor], ours: dict[str, Tensor], source: 
 
 def pretrain_command(out: Path) -> list[str]:
     """Pretraining of the Transformer on the unlabelled pictures."""
-    schedule = f"--num_regions 10 --batch_size 8 --lr 2e-4 --global_loss_coef 1 --max_steps {PRETRAIN_STEPS}"
+    schedule = f"--num_regions 10 --batch_size 8 --lr 4e-4 --global_loss_coef 1 --max_steps {PRETRAIN_STEPS}"
     schedule += f" --lr_drop_step {PRETRAIN_STEPS * 4 // 5} --save_every_steps 50 --log_every 10"
     return [
         *script("main_pretrain.py"),
@@ -110,7 +110,7 @@ def pretrain_command(out: Path) -> list[str]:
         *DETECTOR,
         *("--backbone_weights", str(backbone_file(out))),
         *image_sizes(),
-        *("--crop_size", "64"),
+        *("--crop_size", "48"),
         *schedule.split(),
         *("--output_dir", str(out / "pretraining"), "--resume", "auto"),
     ]
@@ -137,14 +137,14 @@ def finetune_command(out: Path, folder: str) -> list[str]:
 
 def image_sizes() -> list[str]:
     """Flags for small images."""
-    return ["--scales", *SCALES, "--max_size", "320"]
+    return ["--scales", *SCALES, "--max_size", "224"]
 
 
 def picture_commands(out: Path) -> dict[str, list[str]]:
     """What each picture of the result is drawn by."""
     visualize = script("tools/visualize.py")
     views = [*visualize, "views", "--out", str(out / "views.png"), "--data_path", str(out / "data" / "unlabelled")]
-    views += [*image_sizes(), "--crop_size", "64", "--backbone", f"timm:{BACKBONE}"]
+    views += [*image_sizes(), "--crop_size", "48", "--backbone", f"timm:{BACKBONE}"]
     checkpoint = str(out / "siamese" / "checkpoint.pth")
     predictions = [*visualize, "predictions", "--out", str(out / "predictions.png"), "--resume", checkpoint]
     predictions += ["--data_path", str(out / "data")]
