@@ -32,7 +32,7 @@ DETECTOR = (
     f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
     "--enc_layers 2 --dec_layers 2 --dim_feedforward 512 --num_queries 50"
 ).split()
-PRETRAIN_STEPS, FINETUNE_STEPS = 500, 300
+PRETRAIN_STEPS, FINETUNE_STEPS = 500, 700
 RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
 
 
@@ -123,7 +123,7 @@ def finetune_command(out: Path, folder: str) -> list[str]:
         if folder == "siamese"
         else [*DETECTOR, "--backbone_weights", str(backbone_file(out))]
     )
-    schedule = f"--batch_size 4 --lr 1e-4 --lr_backbone 5e-5 --max_steps {FINETUNE_STEPS}"
+    schedule = f"--batch_size 4 --lr 2e-4 --lr_backbone 5e-5 --max_steps {FINETUNE_STEPS}"
     schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 5 --log_every 10"
     return [
         *script("main_finetune.py"),
@@ -147,7 +147,7 @@ def picture_commands(out: Path) -> dict[str, list[str]]:
     views += [*image_sizes(), "--crop_size", "48", "--backbone", f"timm:{BACKBONE}"]
     checkpoint = str(out / "siamese" / "checkpoint.pth")
     predictions = [*visualize, "predictions", "--out", str(out / "predictions.png"), "--resume", checkpoint]
-    predictions += ["--data_path", str(out / "data")]
+    predictions += ["--data_path", str(out / "data"), "--threshold", "0.2"]
     logs = [str(out / folder / "log.txt") for folder in ("pretraining", *RUNS)]
     return {
         "views": views,
