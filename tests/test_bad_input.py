@@ -12,6 +12,7 @@ from PIL import Image
 import main_finetune
 import main_pretrain
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from util.checkpoint import load_file
 from util.script import run_script
 
 
@@ -102,6 +103,7 @@ def test_unusual_images_work(data, tmp_path):
     main_pretrain.main(
         ["--data_path", str(folder), *PRETRAIN, *DETECTOR, "--max_steps", "3", "--output_dir", str(tmp_path / "out")]
     )
+    assert load_file(tmp_path / "out" / "checkpoint.pth")["step"] == 3
 
 
 def _with_annotations(data, tmp_path, change) -> Path:
