@@ -37,7 +37,7 @@ def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path):
     main_finetune.main([
         "--dataset_file", "voc", "--data_path", str(root), *SMALL, "--backbone_weights", str(weights),
         *"--scales 240 --max_size 320 --batch_size 4 --lr 4e-4 --lr_backbone 1e-4".split(),
-        *"--max_steps 800 --lr_drop_step 650 --eval_every 0 --save_every_epochs 0".split(),
+        *"--max_steps 2000 --lr_drop_step 1600 --eval_every 0 --save_every_epochs 0".split(),
         "--output_dir", str(tmp_path / "out"),
     ])  # fmt: skip
     assert read_log(tmp_path / "out", "eval")[-1]["AP50"] >= 0.90
