@@ -1,0 +1,46 @@
+"""Multi-scale deformable attention in plain PyTorch: what the compiled operator computes, slowly and readably."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ms_deform_attn_reference(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """The sampling of Deformable DETR (2010.04159, equation 3), without its projections.
+
+    Args and result as :func:`ops.functional.ms_deform_attn`; computed in the dtype of the arguments, float32 for
+    16-bit ones.
+    """
+    dtype = value.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        arguments = (value.float(), sampling_locations.float(), attention_weights.float())
+        value, sampling_locations, attention_weights = arguments
+    batch_size, _, num_heads, channels = value.shape
+    num_queries = sampling_locations.shape[1]
+    grids = 2 * sampling_locations - 1
+    output = value.new_zeros(batch_size * num_heads, channels, num_queries)
+    starts = level_start_index.tolist()
+    for level, (height, width) in enumerate(spatial_shapes.tolist()):
+        rows = value[:, starts[level] : starts[level] + height * width]
+        maps = rows.permute(0, 2, 3, 1).reshape(batch_size * num_heads, channels, height, width)
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # [B * M, Q, P, 2]
+        sampled = _grid_sample(maps, grid)  # [B * M, D, Q, P]
+        weights = attention_weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)  # [B * M, 1, Q, P]
+        output = output + (sampled * weights).sum(-1)
+    output = output.view(batch_size, num_heads * channels, num_queries).transpose(1, 2)
+    return output.contiguous().to(dtype)
+
+
+def _grid_sample(maps: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear, zeros outside, pixel centres at half-integers; empty input gives empty output or zeros."""
+    if maps.numel() == 0 or grid.numel() == 0:
+        return maps.new_zeros(*maps.shape[:2], *grid.shape[1:3])
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
