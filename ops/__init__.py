@@ -1,0 +1,6 @@
+"""Multi-scale deformable attention: a compiled operator, its module and a plain PyTorch form."""
+
+from .functional import ms_deform_attn
+from .reference import ms_deform_attn_reference
+
+__all__ = ["ms_deform_attn", "ms_deform_attn_reference"]

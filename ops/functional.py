@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ops.reference import ms_deform_attn_reference
+from .extension import has_kernels
+from .reference import ms_deform_attn_reference
 
 
 def ms_deform_attn(
@@ -23,9 +25,21 @@ def ms_deform_attn(
         sampling_locations: [B, Q, M, L, P, 2], (x, y), 0 and 1 being the edges of a level; what lies outside is 0.
         attention_weights: [B, Q, M, L, P].
 
+    All floating-point arguments have one dtype of float32, float64, bfloat16 and float16 (16-bit ones are computed with
+    in float32) and one device; under autocast all are made float32. The integers may also stay on the CPU, which on a
+    GPU saves waiting for it. Gradients reach value, sampling_locations and attention_weights; they are the same bit
+    for bit for any number of threads on a CPU, but not from call to call on a GPU, whose atomic additions come in any
+    order. There is no second derivative.
+
     Returns:
         [B, Q, M * D], of value's dtype.
+
+    Raises:
+        ValueError: sizes that do not add up, mixed dtypes or devices, wrong level starts; names the argument.
     """
-    return ms_deform_attn_reference(
-        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-    )
+    compute = _compiled if has_kernels(value.device.type) else ms_deform_attn_reference
+    return compute(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+
+
+def _compiled(*arguments: Tensor) -> Tensor:
+    return torch.ops.siamese_detr.ms_deform_attn(*arguments)

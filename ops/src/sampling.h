@@ -6,8 +6,6 @@
 
 #if defined(__CUDACC__)
 #define MSDA_INLINE __host__ __device__ __forceinline__
-#elif defined(MSDA_TARGET)  // functions of one file for several instruction sets, see cpu/kernels.h
-#define MSDA_INLINE inline __attribute__((always_inline, target(MSDA_TARGET)))
 #else
 #define MSDA_INLINE inline __attribute__((always_inline))
 #endif

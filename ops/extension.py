@@ -1,0 +1,117 @@
+"""Finding, compiling and loading the compiled operator.
+
+In this order: an installed build (``pip install --no-build-isolation ./ops``); what an earlier first use compiled; else it
+is compiled now, once for all processes of the machine. Without a compiler the plain PyTorch form takes its place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .sources import PACKAGE, ROOT, module_name, why_no_cuda
+
+HOW_TO_BUILD = "pip install --no-build-isolation ./ops"
+
+
+class BuildError(Exception):
+    """The extension cannot be compiled here; the message says why in one line."""
+
+
+@functools.cache
+def load() -> str | None:
+    """Make ``torch.ops.siamese_detr`` known, compiling it if need be.
+
+    Returns:
+        None, or why there is no compiled operator.
+    """
+    try:
+        torch.ops.load_library(installed_build() or build_in_place())
+    except (BuildError, OSError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+# The answer never changes while a program runs: a traced one need not ask again.
+@torch.compiler.assume_constant_result
+@functools.cache
+def has_kernels(device_type: str) -> bool:
+    """Whether the compiled operator runs on this type of device. The first answer "no" comes with a warning."""
+    reason = load()
+    if reason is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "siamese_detr::ms_deform_attn", {"cpu": "CPU", "cuda": "CUDA"}.get(device_type, "PrivateUse1")
+    ):
+        return True
+    if reason is None and device_type == "cuda":
+        reason = f"its CUDA kernels are not built: {why_no_cuda() or 'it was built where they could not be'}"
+    reason = reason or f"there is no kernel for {device_type}"
+    warnings.warn(
+        "multi-scale deformable attention runs in plain PyTorch, several times slower and with several times the "
+        f"memory ({reason}); to build it: {HOW_TO_BUILD}",
+        stacklevel=2,
+    )
+    return False
+
+
+def installed_build() -> Path | None:
+    """The library of an installed package that was built from these very sources for this PyTorch."""
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    return next((path for folder in folders or [] for path in Path(folder).glob(f"{module_name()}.*so")), None)
+
+
+def build_in_place() -> Path:
+    """The library in the user's cache (TORCH_EXTENSIONS_DIR, else ~/.cache/torch_extensions), compiled if it is missing.
+
+    Processes that come at the same time wait for the one that compiles. A library is complete or not there.
+
+    Raises:
+        BuildError: it cannot be compiled.
+        OSError: the cache cannot be written.
+    """
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
+    kind = "cpu" if why_no_cuda() else "cuda"
+    library = cache / PACKAGE / kind / f"{module_name()}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(library.with_suffix(".lock")):
+            if not library.exists():
+                _compile(library)
+    return library
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock among processes; it ends with its process, however that ends."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(library: Path) -> None:
+    print("compiling multi-scale deformable attention, once (about a minute) ...", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", folder, "--build-temp", folder]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        built = next(Path(folder).rglob(f"{module_name()}.*so"), None)
+        if done.returncode or built is None:
+            raise BuildError(f"compiling it failed: {_reason(done.stdout + done.stderr)}")
+        os.replace(built, library)
+
+
+def _reason(output: str) -> str:
+    """The line of a compiler's output that says most."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if "error:" in line.lower() or "not found" in line.lower()]
+    return (errors or lines or ["no output"])[0][:300]

@@ -1,0 +1,220 @@
+// The CPU kernels, included once for every instruction set: MSDA_SET names its namespace, MSDA_TARGET the attribute that
+// lets functions use it.
+//
+// What bounds them (encoder of a 800 x 1066 image: 17,767 queries, 8 heads of 32 channels, 16 points): every point reads
+// four rows of 128 bytes, 1.16 GB in all for 18 MB of values. Vectors of 32 bytes, two loaded a cycle, are the limit as
+// long as the rows come from the first and second level of cache; hence one head at a time and all queries in their
+// order, whose points lie close together. The backward pass reads, adds to and writes as many rows again.
+
+#define MSDA_FN MSDA_TARGET inline __attribute__((always_inline))
+
+namespace msda::MSDA_SET {
+
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(32)));
+};
+template <>
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(32)));
+};
+
+// Points are located this many at a time: first all positions and weights, which vectorises over the points, then the
+// rows, which vectorises over the channels.
+constexpr int64_t kChunk = 32;
+
+template <typename T>
+struct Chunk {
+  int32_t rows[kCorners][kChunk];
+  T weights[kCorners][kChunk];  // corner weight times attention weight
+  T fx[kChunk], fy[kChunk];
+};
+
+template <typename T>
+MSDA_FN typename Vector<T>::type load(const T* from) {
+  typename Vector<T>::type vector;
+  __builtin_memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+
+template <typename T>
+MSDA_FN void store(T* to, typename Vector<T>::type vector) {
+  __builtin_memcpy(to, &vector, sizeof(vector));
+}
+
+template <typename T>
+MSDA_FN void locate_points(const Problem& problem, int64_t first, int64_t count, const T* locations, const T* weights,
+                           Chunk<T>& chunk) {
+  const int32_t* heights = problem.heights.data() + first;
+  const int32_t* widths = problem.widths.data() + first;
+  const int32_t* starts = problem.starts.data() + first;
+  const int32_t zeros = static_cast<int32_t>(problem.positions);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t height = heights[i], width = widths[i];
+    const Point<T> point = locate(locations[2 * i], locations[2 * i + 1], height, width);
+    chunk.fx[i] = point.fx;
+    chunk.fy[i] = point.fy;
+    T corners[kCorners];
+    corner_weights(point.fx, point.fy, corners);
+    const int32_t row = starts[i] + point.y * width + point.x;
+    const int32_t offsets[kCorners] = {0, 1, width, width + 1};
+    for (int c = 0; c < kCorners; ++c) {
+      const bool inside = is_inside(point.x + (c & 1), point.y + (c >> 1), height, width);
+      chunk.rows[c][i] = inside ? row + offsets[c] : zeros;
+      chunk.weights[c][i] = corners[c] * weights[i];
+    }
+  }
+}
+
+// sums[c] += all lanes of vectors[c] together, by exchanging halves rather than lane by lane.
+MSDA_FN void add_sums(const Vector<float>::type (&vectors)[kCorners], float* sums) {
+  using V = Vector<float>::type;
+  const V ab = __builtin_shufflevector(vectors[0], vectors[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+               __builtin_shufflevector(vectors[0], vectors[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const V cd = __builtin_shufflevector(vectors[2], vectors[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+               __builtin_shufflevector(vectors[2], vectors[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  const V abcd = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+                 __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+  for (int c = 0; c < kCorners; ++c) sums[c] += abcd[c] + abcd[c + 4];
+}
+
+MSDA_FN void add_sums(const Vector<double>::type (&vectors)[kCorners], double* sums) {
+  using V = Vector<double>::type;
+  const V ab = __builtin_shufflevector(vectors[0], vectors[1], 0, 4, 2, 6) +
+               __builtin_shufflevector(vectors[0], vectors[1], 1, 5, 3, 7);
+  const V cd = __builtin_shufflevector(vectors[2], vectors[3], 0, 4, 2, 6) +
+               __builtin_shufflevector(vectors[2], vectors[3], 1, 5, 3, 7);
+  const V abcd = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  for (int c = 0; c < kCorners; ++c) sums[c] += abcd[c];
+}
+
+// sums[0 .. kVectors * lanes) += weighted rows of the chunk's corners.
+template <typename T, int kVectors>
+MSDA_FN void add_rows(const Chunk<T>& chunk, int64_t count, const T* values, int64_t row, T* sums) {
+  using V = typename Vector<T>::type;
+  // Additions wait for each other: corners on the left and on the right have sums of their own.
+  V left[kVectors], right[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    left[v] = load(sums + v * kLanes<T>);
+    right[v] = V{};
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const T* rows[kCorners];
+    for (int c = 0; c < kCorners; ++c) rows[c] = values + static_cast<int64_t>(chunk.rows[c][i]) * row;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      left[v] += chunk.weights[0][i] * load(rows[0] + v * kLanes<T>);
+      right[v] += chunk.weights[1][i] * load(rows[1] + v * kLanes<T>);
+      left[v] += chunk.weights[2][i] * load(rows[2] + v * kLanes<T>);
+      right[v] += chunk.weights[3][i] * load(rows[3] + v * kLanes<T>);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes<T>, left[v] + right[v]);
+}
+
+// Adds one query's share to the gradients of the rows, and the dots of its output gradient with the rows to `dots`.
+template <typename T, int kVectors>
+MSDA_FN void scatter_rows(const Chunk<T>& chunk, int64_t count, const T* values, const T* grad_output, int64_t row,
+                          T* grad_values, T (*dots)[kCorners]) {
+  using V = typename Vector<T>::type;
+  V gradient[kVectors];
+  for (int v = 0; v < kVectors; ++v) gradient[v] = load(grad_output + v * kLanes<T>);
+  for (int64_t i = 0; i < count; ++i) {
+    V products[kCorners];
+#pragma GCC unroll 4
+    for (int c = 0; c < kCorners; ++c) {
+      const int64_t at = static_cast<int64_t>(chunk.rows[c][i]) * row;
+      const T* value = values + at;
+      T* grad_value = grad_values + at;
+      const T weight = chunk.weights[c][i];
+      products[c] = gradient[0] * load(value);
+      store(grad_value, load(grad_value) + weight * gradient[0]);
+#pragma GCC unroll 8
+      for (int v = 1; v < kVectors; ++v) {
+        products[c] += gradient[v] * load(value + v * kLanes<T>);
+        T* to = grad_value + v * kLanes<T>;
+        store(to, load(to) + weight * gradient[v]);
+      }
+    }
+    add_sums(products, dots[i]);
+  }
+}
+
+template <typename T>
+MSDA_FN void finish_points(const Problem& problem, int64_t first, int64_t count, const Chunk<T>& chunk,
+                           const T (*dots)[kCorners], const T* weights, T* grad_locations, T* grad_weights) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t height = problem.heights[first + i], width = problem.widths[first + i];
+    const PointGradient<T> gradient = point_gradient(chunk.fx[i], chunk.fy[i], dots[i], height, width);
+    grad_weights[i] = gradient.weight;
+    grad_locations[2 * i] = weights[i] * gradient.location_x;
+    grad_locations[2 * i + 1] = weights[i] * gradient.location_y;
+  }
+}
+
+// How many vectors of a row to take at once when so many are left: pieces of four fill the registers.
+MSDA_FN int64_t piece_of(int64_t vectors_left) { return vectors_left >= 4 ? 4 : vectors_left >= 2 ? 2 : 1; }
+
+template <typename T>
+MSDA_TARGET void forward(const Problem& problem, const T* values, const T* locations, const T* weights, T* output,
+                         int64_t begin, int64_t end) {
+  const int64_t row = problem.row, points = problem.points;
+  std::vector<T> sums(row);
+  Chunk<T> chunk;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t head = item / problem.queries, query = item % problem.queries;
+    const int64_t batch = head / problem.heads;
+    const int64_t place = (batch * problem.queries + query) * problem.heads + head % problem.heads;
+    const T* head_values = values + head * (problem.positions + 1) * row;
+    std::fill(sums.begin(), sums.end(), T(0));
+    for (int64_t first = 0; first < points; first += kChunk) {
+      const int64_t count = std::min(kChunk, points - first), at = place * points + first;
+      locate_points(problem, first, count, locations + 2 * at, weights + at, chunk);
+      for (int64_t offset = 0, piece; offset < row; offset += piece * kLanes<T>) {
+        const T* from = head_values + offset;
+        piece = piece_of((row - offset) / kLanes<T>);
+        if (piece == 4) add_rows<T, 4>(chunk, count, from, row, &sums[offset]);
+        if (piece == 2) add_rows<T, 2>(chunk, count, from, row, &sums[offset]);
+        if (piece == 1) add_rows<T, 1>(chunk, count, from, row, &sums[offset]);
+      }
+    }
+    std::memcpy(output + place * problem.channels, sums.data(), problem.channels * sizeof(T));
+  }
+}
+
+template <typename T>
+MSDA_TARGET void backward(const Problem& problem, const T* values, const T* locations, const T* weights,
+                          const T* grad_output, T* grad_values, T* grad_locations, T* grad_weights, int64_t begin,
+                          int64_t end) {
+  const int64_t row = problem.row, points = problem.points;
+  std::vector<T> gradient(row, T(0));
+  Chunk<T> chunk;
+  T dots[kChunk][kCorners];
+  for (int64_t item = begin * problem.queries; item < end * problem.queries; ++item) {
+    const int64_t head = item / problem.queries, query = item % problem.queries;
+    const int64_t batch = head / problem.heads;
+    const int64_t place = (batch * problem.queries + query) * problem.heads + head % problem.heads;
+    const int64_t packed = head * (problem.positions + 1) * row;
+    std::memcpy(gradient.data(), grad_output + place * problem.channels, problem.channels * sizeof(T));
+    for (int64_t first = 0; first < points; first += kChunk) {
+      const int64_t count = std::min(kChunk, points - first), at = place * points + first;
+      locate_points(problem, first, count, locations + 2 * at, weights + at, chunk);
+      std::fill(&dots[0][0], &dots[0][0] + count * kCorners, T(0));
+      for (int64_t offset = 0, piece; offset < row; offset += piece * kLanes<T>) {
+        const T *from = values + packed + offset, *grad = &gradient[offset];
+        T* to = grad_values + packed + offset;
+        piece = piece_of((row - offset) / kLanes<T>);
+        if (piece == 4) scatter_rows<T, 4>(chunk, count, from, grad, row, to, dots);
+        if (piece == 2) scatter_rows<T, 2>(chunk, count, from, grad, row, to, dots);
+        if (piece == 1) scatter_rows<T, 1>(chunk, count, from, grad, row, to, dots);
+      }
+      finish_points(problem, first, count, chunk, dots, weights + at, grad_locations + 2 * at, grad_weights + at);
+    }
+  }
+}
+
+}  // namespace msda::MSDA_SET
+
+#undef MSDA_FN
