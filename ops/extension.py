@@ -1,7 +1,7 @@
 """Finding, compiling and loading the compiled operator.
 
-In this order: an installed build (``pip install --no-build-isolation ./ops``); what an earlier first use compiled; else it
-is compiled now, once for all processes of the machine. Without a compiler the plain PyTorch form takes its place.
+In this order: an installed build (``pip install --no-build-isolation ./ops``); what an earlier first use compiled; else
+it is compiled now, once for all processes of the machine. Without a compiler the plain PyTorch form takes its place.
 """
 
 from __future__ import annotations
@@ -43,11 +43,17 @@ def load() -> str | None:
     return None
 
 
-# The answer never changes while a program runs: a traced one need not ask again.
 @torch.compiler.assume_constant_result
-@functools.cache
 def has_kernels(device_type: str) -> bool:
-    """Whether the compiled operator runs on this type of device. The first answer "no" comes with a warning."""
+    """Whether the compiled operator runs on this type of device. The first answer "no" comes with a warning.
+
+    It never changes while a program runs, so that a traced program need not ask again.
+    """
+    return _has_kernels(device_type)
+
+
+@functools.cache
+def _has_kernels(device_type: str) -> bool:
     reason = load()
     if reason is None and torch._C._dispatch_has_kernel_for_dispatch_key(
         "siamese_detr::ms_deform_attn", {"cpu": "CPU", "cuda": "CUDA"}.get(device_type, "PrivateUse1")
@@ -59,7 +65,7 @@ def has_kernels(device_type: str) -> bool:
     warnings.warn(
         "multi-scale deformable attention runs in plain PyTorch, several times slower and with several times the "
         f"memory ({reason}); to build it: {HOW_TO_BUILD}",
-        stacklevel=2,
+        stacklevel=4,
     )
     return False
 
@@ -68,11 +74,12 @@ def installed_build() -> Path | None:
     """The library of an installed package that was built from these very sources for this PyTorch."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
-    return next((path for folder in folders or [] for path in Path(folder).glob(f"{module_name()}.*so")), None)
+    names = [f"{module_name(with_cuda=with_cuda)}.*so" for with_cuda in (True, False)]
+    return next((path for folder in folders or [] for name in names for path in Path(folder).glob(name)), None)
 
 
 def build_in_place() -> Path:
-    """The library in the user's cache (TORCH_EXTENSIONS_DIR, else ~/.cache/torch_extensions), compiled if it is missing.
+    """The library in the cache (TORCH_EXTENSIONS_DIR, else ~/.cache/torch_extensions), compiled if it is missing.
 
     Processes that come at the same time wait for the one that compiles. A library is complete or not there.
 
@@ -81,8 +88,7 @@ def build_in_place() -> Path:
         OSError: the cache cannot be written.
     """
     cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
-    kind = "cpu" if why_no_cuda() else "cuda"
-    library = cache / PACKAGE / kind / f"{module_name()}.so"
+    library = cache / PACKAGE / f"{module_name(with_cuda=why_no_cuda() is None)}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix(".lock")):
@@ -104,7 +110,7 @@ def _compile(library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", folder, "--build-temp", folder]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        built = next(Path(folder).rglob(f"{module_name()}.*so"), None)
+        built = next(Path(folder).rglob(f"{library.stem}.*so"), None)
         if done.returncode or built is None:
             raise BuildError(f"compiling it failed: {_reason(done.stdout + done.stderr)}")
         os.replace(built, library)
@@ -114,4 +120,4 @@ def _reason(output: str) -> str:
     """The line of a compiler's output that says most."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line.lower() or "not found" in line.lower()]
-    return (errors or lines or ["no output"])[0][:300]
+    return (errors[:1] or lines[-1:] or ["no output"])[0][:300]

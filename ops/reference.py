@@ -29,18 +29,14 @@ def ms_deform_attn_reference(
     output = value.new_zeros(batch_size * num_heads, channels, num_queries)
     starts = level_start_index.tolist()
     for level, (height, width) in enumerate(spatial_shapes.tolist()):
+        if height * width == 0:  # grid_sample takes no empty map
+            continue
         rows = value[:, starts[level] : starts[level] + height * width]
         maps = rows.permute(0, 2, 3, 1).reshape(batch_size * num_heads, channels, height, width)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # [B * M, Q, P, 2]
-        sampled = _grid_sample(maps, grid)  # [B * M, D, Q, P]
+        sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        # sampled: [B * M, D, Q, P]
         weights = attention_weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)  # [B * M, 1, Q, P]
         output = output + (sampled * weights).sum(-1)
     output = output.view(batch_size, num_heads * channels, num_queries).transpose(1, 2)
     return output.contiguous().to(dtype)
-
-
-def _grid_sample(maps: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear, zeros outside, pixel centres at half-integers; empty input gives empty output or zeros."""
-    if maps.numel() == 0 or grid.numel() == 0:
-        return maps.new_zeros(*maps.shape[:2], *grid.shape[1:3])
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,7 +1,7 @@
 """Builds the operator as a package: ``pip install --no-build-isolation ./ops``, from the project's root.
 
-The CPU kernels are compiled for every processor of this one's family (AVX2 is chosen when they run), the CUDA kernels for
-the GPUs found here or those in TORCH_CUDA_ARCH_LIST; where these cannot be compiled, a line says why.
+The CPU kernels are compiled for every processor of this one's family (AVX2 is chosen when they run), the CUDA kernels
+for the GPUs found here or those in TORCH_CUDA_ARCH_LIST; where these cannot be compiled, a line says why.
 """
 
 import sys
@@ -28,7 +28,7 @@ setup(
     package_data={PACKAGE: ["src/*", "src/*/*"]},
     ext_modules=[
         make_extension(
-            f"{PACKAGE}.{module_name()}",
+            f"{PACKAGE}.{module_name(with_cuda=reason is None)}",
             files,
             extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
             extra_link_args=["-fopenmp"],

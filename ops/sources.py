@@ -18,17 +18,20 @@ NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
 
 def source_files(*, with_cuda: bool) -> list[Path]:
     """The files to compile."""
-    folders = ["src", "src/cpu", *(["src/cuda"] if with_cuda else [])]
-    return sorted(path for folder in folders for path in (ROOT / folder).iterdir() if path.suffix in (".cpp", ".cu"))
+    return [path for path in _files(with_cuda) if path.suffix in (".cpp", ".cu")]
 
 
-def module_name() -> str:
+def module_name(*, with_cuda: bool) -> str:
     """Name of the compiled module: it changes with the sources and with PyTorch, so that no stale build is loaded."""
     digest = hashlib.sha256(torch.__version__.encode())
-    paths = [ROOT / "setup.py", ROOT / "sources.py", *(path for path in (ROOT / "src").rglob("*") if path.is_file())]
-    for path in sorted(paths):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return f"_C_{digest.hexdigest()[:12]}"
+    for path in [ROOT / "setup.py", ROOT / "sources.py", *_files(with_cuda)]:
+        digest.update(path.name.encode() + path.read_bytes())
+    return f"_C_{'cuda' if with_cuda else 'cpu'}_{digest.hexdigest()[:12]}"
+
+
+def _files(with_cuda: bool) -> list[Path]:
+    folders = ["src", "src/cpu", *(["src/cuda"] if with_cuda else [])]
+    return sorted(path for folder in folders for path in (ROOT / folder).iterdir() if path.is_file())
 
 
 def why_no_cuda() -> str | None:

@@ -1,9 +1,11 @@
-"""Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps.
+"""Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps; `msda`
+compares the compiled operator with plain PyTorch.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
+    python tools/benchmark.py msda --rounds 10
 
-Everything behind the stage but --steps is the command line of main_pretrain.py or main_finetune.py.
+Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import engine
 import main_finetune
 import main_pretrain
-from util.errors import UserError
+from tools.benchmark_msda import benchmark_msda
+from util.check_args import at_least
 from util.script import run_script, start
 
 PARTS = ("data", "backbone", "transformer", "matching", "losses", "backward", "optimizer")
@@ -44,10 +47,18 @@ def main(argv: list[str] | None = None) -> None:
     step = commands.add_parser("step", help="milliseconds for each part of a training step")
     step.add_argument("stage", choices=["pretrain", "finetune"])
     step.add_argument("--steps", type=int, default=10, help="steps that are measured")
+    msda = commands.add_parser("msda", help="multi-scale deformable attention on the CPU, compiled and in PyTorch")
+    msda.add_argument("--rounds", type=int, default=7, help="rounds that are measured")
+    msda.add_argument("--dtype", choices=["float32", "float64", "bfloat16", "float16"], default="float32")
     args, rest = parser.parse_known_args(argv)
-    if args.steps < 1:
-        raise UserError(f"--steps {args.steps}: must be at least 1")
-    benchmark_step(args.stage, args.steps, rest)
+    if args.command == "step":
+        at_least(args, 1, "steps")
+        benchmark_step(args.stage, args.steps, rest)
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        at_least(args, 1, "rounds")
+        benchmark_msda(args.rounds, getattr(torch, args.dtype))
 
 
 def benchmark_step(stage: str, num_steps: int, argv: list[str]) -> None:

@@ -1,0 +1,106 @@
+"""Multi-scale deformable attention, compiled against plain PyTorch: `benchmark.py msda`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ops import ms_deform_attn, ms_deform_attn_reference
+from ops.extension import load
+from util.errors import UserError
+
+LEVELS = ((100, 134), (50, 67), (25, 33), (12, 16))  # of an 800 x 1066 image at strides 8, 16, 32, 64
+HEADS, CHANNELS, POINTS = 8, 32, 4
+MAX_OFFSET = 3.0  # cells around a query's own place
+DECODER_QUERIES = 300
+FORMS = {"compiled": ms_deform_attn, "PyTorch": ms_deform_attn_reference}
+
+
+def benchmark_msda(rounds: int, dtype: torch.dtype) -> None:
+    """Print milliseconds of both forms, forward and backward, in the encoder and the decoder, and what they allocate.
+
+    Raises:
+        UserError: there is no compiled operator to measure.
+    """
+    if reason := load():
+        raise UserError(f"nothing to compare: {reason}")
+    print(f"{torch.get_num_threads()} threads, {dtype}, medians of {rounds} rounds in turn")
+    print(f"{'':<18}{'compiled':>12}{'PyTorch':>12}{'ratio':>8}")
+    for shape in ("encoder", "decoder"):
+        arguments = make_arguments(shape, dtype)
+        times = measure(arguments, rounds)
+        for part in ("forward", "backward"):
+            fast, slow = (median(times[form, part]) for form in FORMS)
+            print(f"{shape + ' ' + part:<18}{fast:>9.1f} ms{slow:>9.1f} ms{slow / fast:>8.1f}")
+        fast, slow = (extra_memory(form, shape, dtype) for form in FORMS)
+        print(f"{shape + ' memory':<18}{fast:>9.0f} MB{slow:>9.0f} MB{slow / max(fast, 1e-9):>8.1f}")
+
+
+def make_arguments(shape: str, dtype: torch.dtype) -> list[Tensor]:
+    """Arguments of the operator for one image; queries of the encoder are the positions themselves."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = torch.tensor(LEVELS)
+    areas = shapes.prod(1)
+    starts = areas.cumsum(0) - areas
+    if shape == "encoder":
+        centres = torch.cat([_cell_centres(height, width) for height, width in LEVELS])
+    else:
+        centres = torch.rand(DECODER_QUERIES, 2, generator=generator)
+    sampling = (1, len(centres), HEADS, len(LEVELS), POINTS)
+    offsets = (torch.rand(*sampling, 2, generator=generator) * 2 - 1) * MAX_OFFSET / shapes.flip(1)[:, None]
+    locations = centres[None, :, None, None, None] + offsets
+    weights = torch.rand(sampling, generator=generator).flatten(-2).softmax(-1).view(sampling)
+    value = torch.randn(1, int(areas.sum()), HEADS, CHANNELS, generator=generator)
+    tensors = [tensor.to(dtype).requires_grad_() for tensor in (value, locations, weights)]
+    return [tensors[0], shapes, starts, *tensors[1:]]
+
+
+def _cell_centres(height: int, width: int) -> Tensor:
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
+def measure(arguments: list[Tensor], rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of every form and pass, the forms taking turns; the first round warms up and does not count."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for count in range(rounds + 1):
+        for name, form in FORMS.items():
+            began = time.perf_counter()
+            output = form(*arguments)
+            between = time.perf_counter()
+            output.backward(torch.ones_like(output))
+            ended = time.perf_counter()
+            for tensor in arguments:
+                tensor.grad = None
+            if count:
+                times.setdefault((name, "forward"), []).append(1e3 * (between - began))
+                times.setdefault((name, "backward"), []).append(1e3 * (ended - between))
+    return times
+
+
+def extra_memory(form: str, shape: str, dtype: torch.dtype) -> float:
+    """Megabytes that a forward and backward pass adds to the peak of a fresh process, results included."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_growth, (form, shape, dtype))
+
+
+def _peak_growth(form: str, shape: str, dtype: torch.dtype) -> float:
+    arguments = make_arguments(shape, dtype)
+    load()
+    run: Callable[..., Tensor] = FORMS[form]
+    before = _peak()
+    run(*arguments).sum().backward()
+    return _peak() - before
+
+
+def _peak() -> float:
+    """Largest resident size so far in megabytes; Linux."""
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
