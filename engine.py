@@ -37,6 +37,7 @@ class Training:
     Attributes:
         method: ``forward(batch) -> (loss, logs)``; its ``detector`` is what the checkpoint's ``model`` holds.
         optimizer, scheduler, scaler: of torch; the scaler does nothing unless fp16 is used.
+        rates: learning rate of each of the optimizer's parameter groups before the schedule's factor.
         total_steps, steps_per_epoch: in optimizer steps.
         step: optimizer steps done. The position in the shuffled data follows from it.
     """
@@ -45,6 +46,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
     scaler: torch.amp.GradScaler
+    rates: list[float]
     total_steps: int
     steps_per_epoch: int
     step: int = 0
@@ -93,9 +95,8 @@ class Training:
     def use_rates(self, args: argparse.Namespace) -> None:
         """Let the learning rates and the weight decay of the command line hold, not those of a resumed run."""
         factor = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
-        rates = [args.lr, getattr(args, "lr_backbone", None)][: len(self.optimizer.param_groups)]
-        self.scheduler.base_lrs = rates
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+        self.scheduler.base_lrs = list(self.rates)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group.update(initial_lr=rate, lr=rate * factor, weight_decay=args.weight_decay)
 
 
@@ -109,6 +110,7 @@ def make_training(
     """Optimizer (AdamW) and schedule (lr x 0.1 at one step) for ``method``.
 
     Args:
+        param_groups: of the optimizer; those without ``lr`` learn at ``--lr``.
         num_batches: batches an epoch of one process.
 
     Raises:
@@ -118,10 +120,12 @@ def make_training(
     if steps_per_epoch == 0:
         raise UserError(f"--accum_steps {args.accum_steps}: an epoch has only {num_batches} batches")
     total_steps, drop_step = schedule(args, steps_per_epoch)
+    param_groups = [{"lr": args.lr, **group} for group in param_groups]
     optimizer = torch.optim.AdamW(param_groups, lr=args.lr, weight_decay=args.weight_decay)
     scheduler = LambdaLR(optimizer, lambda step: 0.1 if drop_step is not None and step >= drop_step else 1.0)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    return Training(method, optimizer, scheduler, scaler, total_steps, steps_per_epoch)
+    rates = [group["lr"] for group in param_groups]
+    return Training(method, optimizer, scheduler, scaler, rates, total_steps, steps_per_epoch)
 
 
 def resume(training: Training, origin: Origin | None, args: argparse.Namespace) -> None:

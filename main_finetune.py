@@ -23,10 +23,21 @@ from models.supervised import SupervisedDETR
 from util import recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
-from util.checkpoint import Origin, find_origin, load_detector, make_writable, open_output_dir, write_json
+from util.checkpoint import (
+    Origin,
+    find_origin,
+    load_detector,
+    make_writable,
+    num_class_logits,
+    open_output_dir,
+    write_json,
+)
 from util.errors import CheckpointError, DataError, UserError
 from util.logger import RunLog, say
 from util.script import run_script, start
+
+CHOOSES_POINTS = ("reference_points", "sampling_offsets")
+"""Parameters of Deformable DETR that learn at ``--lr_linear_proj_mult`` of the rate, by a part of their names."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,7 +71,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
         recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
     if origin and origin.resumes:
         recipes.continue_run(args, origin.content["args"])
-    recipes.fill(args, {"dataset_file": "coco", **recipes.DETECTOR_DEFAULTS})
+    recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.finetune_recipe(args))
     check_finetune(args)
     return args, origin
@@ -91,7 +102,7 @@ def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device
 
 def restore_detector(args: argparse.Namespace, origin: Origin) -> DETR:
     """The detector of a finetuned checkpoint, class head included."""
-    num_logits = len(origin.content["model"]["class_embed.bias"])
+    num_logits = num_class_logits(origin.content["model"])
     detector = DETECTORS[args.detr](args, num_logits, focal=recipes.is_focal(args), train_backbone=False)
     load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
     return detector
@@ -140,20 +151,26 @@ def make_criterion(args: argparse.Namespace, detector: DETR) -> Any:
     """The detection losses of this detector."""
     return build_criterion(
         args,
-        num_logits=detector.class_embed.out_features,
+        num_logits=detector.num_logits,
         classification="focal" if recipes.is_focal(args) else "softmax",
     )
 
 
 def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any]]:
-    """The backbone learns at its own rate."""
-    backbone = {id(parameter) for parameter in detector.backbone[0].parameters()}
-    trained = engine.parameters_to_train(detector)
-    groups = [{"params": [parameter for parameter in trained if id(parameter) not in backbone]}]
-    if args.lr_backbone > 0:
-        in_backbone = [parameter for parameter in trained if id(parameter) in backbone]
-        groups.append({"params": in_backbone, "lr": args.lr_backbone})
-    return groups
+    """The backbone, and what chooses the points to look at, learn at rates of their own; no group is empty."""
+    rates = {"rest": args.lr, "backbone": args.lr_backbone, "choice": args.lr * args.lr_linear_proj_mult}
+    groups = {kind: {"params": [], "lr": rate} for kind, rate in rates.items()}
+    for name, parameter in detector.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("backbone.0."):
+            kind = "backbone"
+        elif any(part in name for part in CHOOSES_POINTS):
+            kind = "choice"
+        else:
+            kind = "rest"
+        groups[kind]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLoader:

@@ -44,7 +44,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     if origin:
         recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
         recipes.continue_run(args, origin.content["args"])
-    recipes.fill(args, {"dataset_file": "imagefolder", **recipes.DETECTOR_DEFAULTS})
+    recipes.fill(args, {"dataset_file": "imagefolder", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.pretrain_recipe(args))
     check_pretrain(args, distributed.num_launched())
     return args, origin

@@ -7,12 +7,17 @@ from collections.abc import Callable
 
 from torch import nn
 
-from models.backbone import build_backbone
+from models.backbone import Backbone, build_backbone
 from models.conditional_transformer import build_conditional_transformer
+from models.deformable_transformer import DeformableTransformer
 from models.detr import DETR
+from models.input_projection import LevelProjection, MapProjection
 from models.position_encoding import build_position_encoding, check_learned_positions
 from models.pretext.siamese import build_siamese
 from models.transformer import Transformer, build_transformer
+
+PIXEL_CENTRE = 0.5
+"""What Deformable DETR subtracts from rows and columns counted from 1; the others subtract nothing."""
 
 
 def build_vanilla(args: argparse.Namespace, num_logits: int, *, focal: bool, train_backbone: bool) -> DETR:
@@ -25,9 +30,32 @@ def build_conditional(args: argparse.Namespace, num_logits: int, *, focal: bool,
     return _build_single_scale(args, num_logits, focal, train_backbone, build_conditional_transformer)
 
 
+def build_deformable(args: argparse.Namespace, num_logits: int, *, focal: bool, train_backbone: bool) -> DETR:
+    """Deformable DETR (arXiv 2010.04159), single or multi-scale."""
+    backbone = _backbone_of(args, train_backbone, multi_scale=args.num_feature_levels > 1)
+    transformer = DeformableTransformer(
+        **_widths_of(args),
+        num_levels=args.num_feature_levels,
+        enc_n_points=args.enc_n_points,
+        dec_n_points=args.dec_n_points,
+        with_box_refine=args.with_box_refine,
+        num_proposals=args.num_queries if args.two_stage else None,
+    )
+    return DETR(
+        backbone=backbone,
+        position_encoding=_positions_of(args, backbone, offset=PIXEL_CENTRE),
+        input_proj=LevelProjection(backbone.num_channels, args.hidden_dim, args.num_feature_levels),
+        transformer=transformer,
+        num_logits=num_logits,
+        num_queries=args.num_queries,
+        focal_prior=focal,
+    )
+
+
 DETECTORS: dict[str, Callable[..., DETR]] = {
     "vanilla": build_vanilla,
     "conditional": build_conditional,
+    "deformable": build_deformable,
 }
 """``--detr`` -> builder(args, num_logits, focal=, train_backbone=): the outputs of the class head, whether its bias
 is initialised for the focal loss, whether the backbone gets gradients. Weights are random."""
@@ -39,38 +67,54 @@ PRETEXTS: dict[str, Callable[[argparse.Namespace, DETR], nn.Module]] = {
 
 
 def _build_single_scale(
-    args: argparse.Namespace,
-    num_logits: int,
-    focal: bool,
-    train_backbone: bool,
-    build: Callable[..., Transformer],
+    args: argparse.Namespace, num_logits: int, focal: bool, train_backbone: bool, build: Callable[..., Transformer]
 ) -> DETR:
-    """A detector over one feature map.
-
-    Raises:
-        UserError: flags that do not go together; the message names them.
-    """
-    backbone = build_backbone(
-        name=args.backbone,
-        multi_scale=False,
-        dilation=args.dilation,
-        feature_stride=args.feature_stride,
-        trainable=train_backbone,
-    )
-    if args.position_embedding == "learned":
-        check_learned_positions(max(args.max_size, getattr(args, "eval_max_size", 0)), backbone.strides[-1])
+    """A detector over one feature map."""
+    backbone = _backbone_of(args, train_backbone, multi_scale=False)
     return DETR(
         backbone=backbone,
-        position_encoding=build_position_encoding(args.position_embedding, args.hidden_dim),
-        transformer=build(
-            d_model=args.hidden_dim,
-            nhead=args.nheads,
-            num_encoder_layers=args.enc_layers,
-            num_decoder_layers=args.dec_layers,
-            dim_feedforward=args.dim_feedforward,
-            dropout=args.dropout,
-        ),
+        position_encoding=_positions_of(args, backbone),
+        input_proj=MapProjection(backbone.num_channels[-1], args.hidden_dim),
+        transformer=build(**_widths_of(args)),
         num_logits=num_logits,
         num_queries=args.num_queries,
         focal_prior=focal,
     )
+
+
+def _backbone_of(args: argparse.Namespace, trainable: bool, *, multi_scale: bool) -> Backbone:
+    """The backbone of the flags.
+
+    Raises:
+        UserError: flags that do not go together; the message names them.
+    """
+    return build_backbone(
+        name=args.backbone,
+        multi_scale=multi_scale,
+        dilation=args.dilation,
+        feature_stride=args.feature_stride,
+        trainable=trainable,
+    )
+
+
+def _positions_of(args: argparse.Namespace, backbone: Backbone, *, offset: float = 0.0) -> nn.Module:
+    """The position encoding of the flags.
+
+    Raises:
+        UserError: learned positions, and images that can have more of them.
+    """
+    if args.position_embedding == "learned":
+        check_learned_positions(max(args.max_size, getattr(args, "eval_max_size", 0)), backbone.strides[0])
+    return build_position_encoding(args.position_embedding, args.hidden_dim, offset=offset)
+
+
+def _widths_of(args: argparse.Namespace) -> dict[str, int | float]:
+    """What the Transformers of all detectors are built from."""
+    return {
+        "d_model": args.hidden_dim,
+        "nhead": args.nheads,
+        "num_encoder_layers": args.enc_layers,
+        "num_decoder_layers": args.dec_layers,
+        "dim_feedforward": args.dim_feedforward,
+        "dropout": args.dropout,
+    }

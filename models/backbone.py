@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -47,8 +47,12 @@ class Backbone(nn.Module):
         """
         maps = self.body(images.tensors)
         maps = list(maps.values()) if isinstance(maps, dict) else maps
-        masks = images.mask[:, None].float()
-        return [NestedTensor(x, F.interpolate(masks, size=x.shape[-2:])[:, 0].bool()) for x in maps]
+        return [NestedTensor(x, mask_of_map(images.mask, x)) for x in maps]
+
+
+def mask_of_map(image_mask: Tensor, feature_map: Tensor) -> Tensor:
+    """The mask [B, h, w] of images at the pixels that nearest interpolation picks for a map [B, _, H, W]: [B, H, W]."""
+    return F.interpolate(image_mask[:, None].float(), size=feature_map.shape[-2:])[:, 0].bool()
 
 
 def build_backbone(

@@ -13,19 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import MLP, FeedForwardLayer, ProjectedAttention, full_precision
+from models.position_encoding import sine_waves
 from models.transformer import Decoded, Memory, Transformer, TransformerEncoder, may_attend
 
 
-def sine_embedding(points: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
+def sine_embedding(points: Tensor, num_features: int) -> Tensor:
     """Points (x, y) in [0, 1], [..., 2] -> [..., num_features]: the first half encodes y, the second x.
 
     The frequencies are those of the sine position encoding, so that a point's embedding is comparable with
     the encoding of the memory positions.
     """
-    per_axis = num_features // 2
-    exponents = 2 * (torch.arange(per_axis, device=points.device) // 2) / per_axis
-    angles = points.flip(-1)[..., None] * (2 * math.pi) / temperature**exponents  # [..., 2, per_axis]
-    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-3)
+    return sine_waves(2 * math.pi * points.flip(-1), num_features // 2).flatten(-2)
 
 
 def concatenate_heads(content: Tensor, position: Tensor, nhead: int) -> Tensor:

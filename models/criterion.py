@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,8 @@ class SetCriterion(nn.Module):
       divided by the number of objects, as in Conditional DETR (2108.06152).
     * ``bbox``: L1 of the matched boxes (cxcywh in [0, 1]), ``giou``: 1 - GIoU; both summed and divided by the
       number of objects.
+    * ``enc_ce``, ``enc_bbox``, ``enc_giou``, two stages: the same of the encoder's proposals, for which every object
+      has label 0 (Deformable DETR, 2010.04159, appendix A.4).
 
     The divisors are averaged over processes, so that W processes with a W-th of a batch each have, on average,
     the gradients of one process with the whole batch.
@@ -74,17 +77,17 @@ class SetCriterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
 
-    def forward(
-        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]
-    ) -> tuple[dict[str, Tensor], Matching]:
+    def forward(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Matching]:
         """Losses before their weights, and the matching that they rest on.
 
         Args:
-            outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1].
+            outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1]; perhaps enc_outputs,
+                the same of proposals with L = 1.
             targets: of each of the B images labels [T] int64 and boxes [T, 4] cxcywh in [0, 1]; T may be 0.
 
         Returns:
-            ``{"ce", "bbox", "giou"}``, each [L] float32, and the matching.
+            ``{"ce", "bbox", "giou"}``, each [L] float32, perhaps ``{"enc_ce", "enc_bbox", "enc_giou"}``, each [1], and
+            the matching of the L layers.
 
         Raises:
             FloatingPointError: predictions are not finite.
@@ -92,7 +95,12 @@ class SetCriterion(nn.Module):
         with record_function("matching"):
             matching = self.matcher(outputs, targets)
         with record_function("losses"):
-            return self._losses(outputs, targets, matching), matching
+            losses = self._losses(outputs, targets, matching)
+        if "enc_outputs" in outputs:
+            objects = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
+            of_proposals, _ = self(outputs["enc_outputs"], objects)
+            losses |= {f"enc_{name}": value for name, value in of_proposals.items()}
+        return losses, matching
 
     def _losses(
         self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], matching: Matching
@@ -116,7 +124,8 @@ class SetCriterion(nn.Module):
         Raises:
             KeyError: a term has no weight here.
         """
-        return torch.stack([self.weights[name] * values.sum() for name, values in losses.items()]).sum()
+        weighted = [self.weights[name.removeprefix("enc_")] * values.sum() for name, values in losses.items()]
+        return torch.stack(weighted).sum()
 
     @torch.no_grad()
     def errors(

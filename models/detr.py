@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.layers import MLP, full_precision
+from models.layers import MLP, full_precision, widen
 from models.transformer import Decoded, Memory
 from util.nested_tensor import NestedTensor
 
@@ -18,17 +19,20 @@ FOCAL_PRIOR = 0.01
 class DETR(nn.Module):
     """A detector whose stages can be called one by one, as a pretext task does.
 
-    ``forward(images)`` is ``predict(decode(encode(features(images)), queries(len(images))))``.
+    ``forward(images)`` is ``predict(decode(encode(features(images), images.mask), queries(len(images))))``.
 
     Attributes:
-        hidden_dim: C, width of queries and decoder outputs.
+        hidden_dim: C, width of decoder outputs.
+        num_logits: K, outputs of the class head.
+        query_embed: the learned queries [Q, C or 2C]; None where the Transformer makes its own.
 
     Args:
-        backbone: images -> feature maps (one level), with ``num_channels``, a list of the channels of each.
+        backbone: images -> feature maps, finest first.
         position_encoding: feature map -> position encoding [B, C, H, W].
-        transformer: ``encode`` and ``decode``, see ``models/transformer.py``.
-        num_logits: K, outputs of the class head.
-        num_queries: Q, learned queries.
+        input_proj: the backbone's maps and the images' mask -> the levels that the Transformer sees.
+        transformer: see ``models/transformer.py``.
+        num_logits: K.
+        num_queries: Q.
         focal_prior: set the class head's bias for the focal loss.
     """
 
@@ -37,6 +41,7 @@ class DETR(nn.Module):
         *,
         backbone: nn.Module,
         position_encoding: nn.Module,
+        input_proj: nn.Module,
         transformer: nn.Module,
         num_logits: int,
         num_queries: int,
@@ -44,68 +49,74 @@ class DETR(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden_dim = d_model = transformer.d_model
+        self.num_logits = num_logits
         # A list for the sake of the public names: backbone.0.body..., backbone.1.row_embed...
         self.backbone = nn.ModuleList([backbone, position_encoding])
-        self.input_proj = nn.Conv2d(backbone.num_channels[-1], d_model, kernel_size=1)
+        self.input_proj = input_proj
         self.transformer = transformer
-        self.query_embed = nn.Embedding(num_queries, d_model)
-        self.class_embed = nn.Linear(d_model, num_logits)
-        self.bbox_embed = MLP(d_model, d_model, 4, 3)
+        self.query_embed = None if transformer.query_dim is None else nn.Embedding(num_queries, transformer.query_dim)
+        class_embed = nn.Linear(d_model, num_logits)
+        bbox_embed = MLP(d_model, d_model, 4, 3)
         if focal_prior:
-            nn.init.constant_(self.class_embed.bias, -math.log((1 - FOCAL_PRIOR) / FOCAL_PRIOR))
+            nn.init.constant_(class_embed.bias, -math.log((1 - FOCAL_PRIOR) / FOCAL_PRIOR))
         if transformer.has_reference:
             # Training starts from boxes centred on the reference points.
-            nn.init.zeros_(self.bbox_embed.layers[-1].weight)
-            nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+            nn.init.zeros_(bbox_embed.layers[-1].weight)
+            nn.init.zeros_(bbox_embed.layers[-1].bias)
+        self.class_embed, self.bbox_embed = transformer.spread_heads(class_embed, bbox_embed)
 
     def features(self, images: NestedTensor) -> list[NestedTensor]:
         """Feature maps of the backbone, finest first: [B, K_l, H_l, W_l] and masks [B, H_l, W_l]."""
         return self.backbone[0](images)
 
-    def encode(self, features: list[NestedTensor]) -> Memory:
-        """Project the backbone's maps to C channels, add positions, run the encoder."""
-        levels = self.project(features)
+    def encode(self, features: list[NestedTensor], image_mask: Tensor) -> Memory:
+        """Project the backbone's maps to C channels, add positions, run the encoder.
+
+        Args:
+            features: from :meth:`features`.
+            image_mask: [B, h, w] of the images, True at padded pixels.
+        """
+        levels = self.input_proj(features, image_mask)
         return self.transformer.encode(
             [level.tensors for level in levels],
             [level.mask for level in levels],
             [self.backbone[1](level) for level in levels],
         )
 
-    def project(self, features: list[NestedTensor]) -> list[NestedTensor]:
-        """The levels that the Transformer sees: [B, C, H_l, W_l]."""
-        return [NestedTensor(self.input_proj(level.tensors), level.mask) for level in features]
+    def queries(self, batch_size: int) -> Tensor | None:
+        """The learned queries for every image: [B, Q, C or 2C], a view of one copy; None: there are none."""
+        return None if self.query_embed is None else self.query_embed.weight.expand(batch_size, -1, -1)
 
-    def queries(self, batch_size: int) -> Tensor:
-        """The learned queries for every image: [B, Q, C], a view of one copy."""
-        return self.query_embed.weight.expand(batch_size, -1, -1)
-
-    def decode(self, memory: Memory, queries: Tensor, query_mask: Tensor | None = None) -> Decoded:
-        """Decode queries [B, Q, C] of any origin.
+    def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
+        """Decode queries of any origin.
 
         Args:
             memory: from :meth:`encode`.
-            queries: [B, Q, C]; image b's queries look into image b's memory.
+            queries: as :meth:`queries`: [B, Q, C], or [B, Q, 2C] where the second half is what the decoder starts
+                with, or None; image b's queries look into image b's memory.
             query_mask: bool [Q, Q], True where the query of the row may not attend to that of the column. No row
                 may be all True.
         """
         return self.transformer.decode(memory, queries, query_mask)
 
-    def predict(self, decoded: Decoded) -> dict[str, Tensor]:
+    def predict(self, decoded: Decoded) -> dict[str, Any]:
         """Classes and boxes of every decoder layer, in float32 under autocast as well.
 
         Returns:
             "pred_logits" [L, B, Q, K] and "pred_boxes" [L, B, Q, 4], cxcywh in [0, 1] of each image's own
-            (unpadded) size; layer L - 1 is the final one.
+            (unpadded) size; layer L - 1 is the final one. Two stages: also "enc_outputs", what the encoder proposes
+            at each of its S positions, "pred_logits" [1, B, S, K] and "pred_boxes" [1, B, S, 4].
         """
         with full_precision(decoded.hidden.device.type):
-            hidden = decoded.hidden.to(self.class_embed.weight.dtype)
+            hidden = widen(decoded.hidden)
             boxes = self.bbox_embed(hidden)
             if decoded.reference is not None:
                 located = decoded.reference.shape[-1]  # the centre, or centre and size
                 boxes = torch.cat([boxes[..., :located] + decoded.reference, boxes[..., located:]], dim=-1)
-            return {"pred_logits": self.class_embed(hidden), "pred_boxes": boxes.sigmoid()}
+            outputs = {"pred_logits": self.class_embed(hidden), "pred_boxes": boxes.sigmoid()}
+        return outputs if decoded.proposals is None else {**outputs, "enc_outputs": decoded.proposals}
 
-    def forward(self, images: NestedTensor) -> dict[str, Tensor]:
-        """Detect with the learned queries; see :meth:`predict` for what is returned."""
-        memory = self.encode(self.features(images))
+    def forward(self, images: NestedTensor) -> dict[str, Any]:
+        """Detect with the detector's own queries; see :meth:`predict` for what is returned."""
+        memory = self.encode(self.features(images), images.mask)
         return self.predict(self.decode(memory, self.queries(len(images))))

@@ -92,6 +92,20 @@ class FeedForwardLayer(nn.Module):
         return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
 
 
+class LayerHeads(nn.ModuleList):
+    """A head for each decoder layer, which may all be the same one; more heads than layers may follow."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Outputs of the layers [L, ...] -> [L, ...]."""
+        return torch.stack([head(layer) for head, layer in zip(self, hidden, strict=False)])
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logits of probabilities, within +- log(1 / eps); ``eps`` is that of the public code."""
+    x = x.clamp(min=0, max=1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
 def full_precision(device_type: str) -> torch.autocast:
     """Context without autocast, for what must not be rounded to 16 bit: coordinates and the final heads."""
     return torch.autocast(device_type, enabled=False)

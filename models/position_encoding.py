@@ -14,36 +14,45 @@ LEARNED_POSITIONS = 50
 """Rows and columns that the public checkpoints have a learned embedding for."""
 
 
+def sine_waves(positions: Tensor, num_features: int, temperature: float = 10_000.0) -> Tensor:
+    """Sine and cosine side by side for each of num_features / 2 frequencies: [...] -> [..., num_features].
+
+    Args:
+        positions: angles; 2 pi is a full turn of the fastest wave.
+        num_features: even.
+        temperature: ratio of the longest wavelength to the shortest.
+    """
+    exponents = torch.arange(0, num_features, 2, device=positions.device) / num_features
+    angles = positions.unsqueeze(-1) / temperature**exponents
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
 class PositionEmbeddingSine(nn.Module):
     """Sines and cosines of the position in the image, relative to its unpadded size (DETR, 2005.12872, A.4).
 
     Args:
         num_pos_feats: features an axis, even; half of the width.
         temperature: ratio of the longest wavelength to the shortest.
+        offset: subtracted from rows and columns counted from 1; 0.5 gives pixel centres (Deformable DETR).
     """
 
     scale = 2 * math.pi
     eps = 1e-6
 
-    def __init__(self, *, num_pos_feats: int, temperature: float = 10_000.0) -> None:
+    def __init__(self, *, num_pos_feats: int, temperature: float = 10_000.0, offset: float = 0.0) -> None:
         super().__init__()
         self.num_pos_feats = num_pos_feats
         self.temperature = temperature
+        self.offset = offset
 
     def forward(self, level: NestedTensor) -> Tensor:
         """A feature map with its mask [B, H, W] -> [B, 2 * num_pos_feats, H, W]: first y, then x."""
         valid = (~level.mask).float()
         y, x = valid.cumsum(1), valid.cumsum(2)
-        y = y / (y[:, -1:, :] + self.eps) * self.scale
-        x = x / (x[:, :, -1:] + self.eps) * self.scale
-        features = [self._waves(y), self._waves(x)]
+        y = (y - self.offset) / (y[:, -1:, :] + self.eps) * self.scale
+        x = (x - self.offset) / (x[:, :, -1:] + self.eps) * self.scale
+        features = [sine_waves(axis, self.num_pos_feats, self.temperature) for axis in (y, x)]
         return torch.cat(features, dim=-1).permute(0, 3, 1, 2).to(level.tensors.dtype)
-
-    def _waves(self, positions: Tensor) -> Tensor:
-        """[B, H, W] -> [B, H, W, num_pos_feats]: sine and cosine of each frequency side by side."""
-        exponents = torch.arange(0, self.num_pos_feats, 2, device=positions.device) / self.num_pos_feats
-        angles = positions.unsqueeze(-1) / self.temperature**exponents
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 class PositionEmbeddingLearned(nn.Module):
@@ -83,7 +92,8 @@ def check_learned_positions(max_size: int, stride: int) -> None:
         )
 
 
-def build_position_encoding(kind: str, hidden_dim: int) -> nn.Module:
-    """``kind`` "sine" or "learned", for a Transformer of width ``hidden_dim``."""
-    encodings = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}
-    return encodings[kind](num_pos_feats=hidden_dim // 2)
+def build_position_encoding(kind: str, hidden_dim: int, *, offset: float = 0.0) -> nn.Module:
+    """``kind`` "sine" or "learned", for a Transformer of width ``hidden_dim``; ``offset`` is for sines alone."""
+    if kind == "learned":
+        return PositionEmbeddingLearned(num_pos_feats=hidden_dim // 2)
+    return PositionEmbeddingSine(num_pos_feats=hidden_dim // 2, offset=offset)

@@ -23,13 +23,14 @@ class SupervisedDETR(nn.Module):
 
         Returns:
             The weighted sum over terms and decoder layers (scalar), and scalars for the log: each term
-            unweighted at the last layer, ``class_error`` and ``cardinality_error``.
+            unweighted at the last layer (two stages: ``loss_enc_...`` of the encoder's proposals), ``class_error``
+            and ``cardinality_error``.
         """
         images, targets = batch
         with record_function("backbone"):
             features = self.detector.features(images)
         with record_function("transformer"):
-            memory = self.detector.encode(features)
+            memory = self.detector.encode(features, images.mask)
             decoded = self.detector.decode(memory, self.detector.queries(len(images)))
             outputs = self.detector.predict(decoded)
         losses, matching = self.criterion(outputs, targets)

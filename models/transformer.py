@@ -1,8 +1,9 @@
 """The Transformer of DETR (arXiv 2005.12872), and the interface that every Transformer here has.
 
-A Transformer has ``d_model``, ``has_reference`` (whether :class:`Decoded` has one) and two methods,
-``encode`` (feature maps -> :class:`Memory`) and ``decode`` (memory and queries -> :class:`Decoded`). All tensors
-are batch first.
+A Transformer has ``d_model``, ``query_dim`` (width of the queries that it takes; None: it makes its own),
+``has_reference`` (whether :class:`Decoded` has one) and three methods: ``encode`` (feature maps -> :class:`Memory`),
+``decode`` (memory and queries -> :class:`Decoded`) and ``spread_heads``, by which it decides whether the decoder's
+layers share the heads. All tensors are batch first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.layers import FeedForwardLayer, MultiheadAttention
+from models.layers import MLP, FeedForwardLayer, MultiheadAttention
 
 
 @dataclass
@@ -40,10 +41,13 @@ class Decoded:
         hidden: [L, B, Q, C], after the decoder's final norm.
         reference: logits of the points (or boxes) that the box head's output is relative to, broadcastable to
             [L, B, Q, 2 or 4] in the order cx, cy(, w, h); None where boxes are predicted outright.
+        proposals: what a two-stage encoder predicts at each of its S positions, "pred_logits" [1, B, S, K] and
+            "pred_boxes" [1, B, S, 4] (cxcywh in [0, 1]); None with one stage.
     """
 
     hidden: Tensor
     reference: Tensor | None
+    proposals: dict[str, Tensor] | None = None
 
 
 def may_attend(mask: Tensor) -> Tensor:
@@ -163,13 +167,17 @@ class Transformer(nn.Module):
 
     def __init__(self, *, d_model: int, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
-        self.d_model = d_model
+        self.d_model = self.query_dim = d_model
         self.has_reference = decoder.has_reference
         self.encoder = encoder
         self.decoder = decoder
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+
+    def spread_heads(self, class_embed: nn.Linear, bbox_embed: MLP) -> tuple[nn.Module, nn.Module]:
+        """The heads as they are: all decoder layers share them."""
+        return class_embed, bbox_embed
 
     def encode(self, maps: list[Tensor], masks: list[Tensor], pos: list[Tensor]) -> Memory:
         """Encode the feature maps of a batch of images; this Transformer takes exactly one level.

@@ -64,7 +64,7 @@ def assert_equal(a, b, where="checkpoint"):
         assert a == b, where
 
 
-@pytest.mark.parametrize("detr", ["vanilla", "conditional"])
+@pytest.mark.parametrize("detr", ["vanilla", "conditional", "deformable"])
 def test_finetuning_takes_over_what_was_pretrained(data, tmp_path, detr):
     pretrained = pretrain(data, tmp_path / "pre", "--detr", detr, "--max_steps", "3")
     assert pretrained["stage"] == "pretrain"
@@ -79,6 +79,7 @@ def test_finetuning_takes_over_what_was_pretrained(data, tmp_path, detr):
     for name, value in pretrained["model"].items():
         if not name.startswith("class_embed"):
             assert torch.equal(finetuned["model"][name], value), name
+    assert {group["lr"] for group in finetuned["optimizer"]["param_groups"]} == {0}
     assert [category["name"] for category in finetuned["categories"]] == ["square", "brick"]
 
 
@@ -221,6 +222,21 @@ def test_a_resumed_run_takes_the_rates_that_are_typed(data, tmp_path):
     assert read_log(tmp_path / "b", "train")[-1]["lr"] == pytest.approx(7e-5)
     assert [group["weight_decay"] for group in resumed["optimizer"]["param_groups"]] == [0.5, 0.5]
     assert resumed["optimizer"]["param_groups"][1]["lr"] == pytest.approx(1e-6)
+
+
+def test_deformable_detr_has_rates_of_its_own_and_two_stages(data, tmp_path):
+    flags = ["--detr", "deformable", "--with_box_refine", "--two_stage", "--lr_linear_proj_mult", "0.5"]
+    finetune(data, tmp_path / "a", *DETECTOR, *flags, "--max_steps", "1", "--lr_drop_step", "9")
+    assert {"loss_enc_ce", "loss_enc_bbox", "loss_enc_giou"} <= set(read_log(tmp_path / "a", "train")[0])
+    argv = ["--resume", str(tmp_path / "a" / "checkpoint.pth"), "--max_steps", "2", "--lr_drop_step", "1"]
+    resumed = finetune(data, tmp_path / "b", *argv, "--lr", "7e-4")
+    groups = resumed["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([7e-5, 2e-6, 3.5e-5])
+    assert len(groups[2]["params"]) == 2 * (1 + 2)  # weight and bias of the offsets, one encoder and two decoder layers
+    evaluate = ["--resume", str(tmp_path / "b" / "checkpoint.pth"), "--eval", "--data_path", str(data)]
+    main_finetune.main([*evaluate, "--device", "cpu", "--num_workers", "0", "--output_dir", str(tmp_path / "eval")])
+    scores = [json.loads((tmp_path / run / "eval.json").read_text()) for run in ("b", "eval")]
+    assert scores[0] == scores[1]
 
 
 def test_resume_on_other_categories_is_refused(data, tmp_path):

@@ -46,8 +46,28 @@ def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]
     group.add_argument("--dec_layers", type=int, help="default: 6")
     group.add_argument("--hidden_dim", type=int, help="width of the Transformer; default: 256")
     group.add_argument("--nheads", type=int, help="default: 8")
-    group.add_argument("--dim_feedforward", type=int, help="default: 2048")
-    group.add_argument("--num_queries", type=int, help="most objects an image can have; default: 100")
+    group.add_argument("--dim_feedforward", type=int, help="default: 2048 (deformable: 1024)")
+    group.add_argument("--num_queries", type=int, help="most objects an image can have; default: 100 (deformable: 300)")
+    group.add_argument(
+        "--num_feature_levels",
+        type=int,
+        choices=[1, 4],
+        help="deformable: 4 sees maps of strides 8 to 64, which small objects need; 1 is faster; default: 4",
+    )
+    group.add_argument("--enc_n_points", type=int, help="deformable: points a head looks at on each map; default: 4")
+    group.add_argument("--dec_n_points", type=int, help="the same in the decoder; default: 4")
+    group.add_argument(
+        "--with_box_refine",
+        action="store_true",
+        default=None,
+        help="deformable: every decoder layer starts from the box that the one before predicts",
+    )
+    group.add_argument(
+        "--two_stage",
+        action="store_true",
+        default=None,
+        help="deformable with --with_box_refine: queries are the encoder's best guesses; cannot be pretrained",
+    )
     group.add_argument("--dropout", type=float, default=0.1)
 
 
@@ -67,7 +87,7 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 def add_optimizer_arguments(parser: argparse.ArgumentParser, *, batch_size: int) -> argparse._ArgumentGroup:
     """Optimizer and schedule; a schedule counts either epochs or steps."""
     group = parser.add_argument_group("optimization")
-    group.add_argument("--lr", type=float, default=1e-4)
+    group.add_argument("--lr", type=float, help="default: 1e-4 (finetuning deformable: 2e-4)")
     group.add_argument("--weight_decay", type=float, default=1e-4)
     group.add_argument("--clip_max_norm", type=float, default=0.1, help="gradient norm limit; 0 switches it off")
     group.add_argument("--batch_size", type=int, help=f"a process; default: {batch_size}")
@@ -81,7 +101,7 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser, *, batch_size: int)
     group.add_argument(
         "--lr_drop",
         type=int,
-        help="epoch after which lr is multiplied by 0.1; default: after 2/3 of them (conditional finetuning: 4/5)",
+        help="epoch after which lr is multiplied by 0.1; default: after 2/3 of them (finetuning but vanilla: 4/5)",
     )
     group.add_argument("--max_steps", type=int, help="length of the schedule in steps, instead of --epochs")
     group.add_argument(
@@ -154,7 +174,14 @@ def finetune_parser(dataset_files: list[str], detectors: list[str]) -> argparse.
     losses.add_argument("--focal_alpha", type=float, default=0.25, help="focal loss: weight of the positives")
     optimization = add_optimizer_arguments(parser, batch_size=2)
     optimization.add_argument(
-        "--lr_backbone", type=float, help="0 freezes it; default: 5e-5 after pretraining, 1e-5 from scratch"
+        "--lr_backbone",
+        type=float,
+        help="0 freezes it; default: 5e-5 after pretraining, 1e-5 from scratch (deformable: 2e-5)",
+    )
+    optimization.add_argument(
+        "--lr_linear_proj_mult",
+        type=float,
+        help="deformable: reference points and sampling offsets learn at --lr times this; default: 0.1",
     )
     run = add_run_arguments(parser)
     run.add_argument(

@@ -27,6 +27,7 @@ def check_common(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: must be a number")
     at_least(args, 1, "batch_size", "accum_steps", "max_size", "keep_checkpoints", "log_every", "epochs", "max_steps")
     at_least(args, 1, "num_queries", "hidden_dim", "nheads", "dim_feedforward", "dec_layers", "enc_layers")
+    at_least(args, 1, "enc_n_points", "dec_n_points")
     at_least(args, 0, "num_workers", "save_every_epochs", "save_every_steps", "seed", "lr_drop", "lr_drop_step")
     at_least(args, 0, "lr", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox", "set_cost_giou")
     at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef")
@@ -39,12 +40,35 @@ def check_common(args: argparse.Namespace) -> None:
             f"--hidden_dim {args.hidden_dim}: must be a multiple of 4 and of --nheads {args.nheads}, "
             "for the position encoding and the attention heads"
         )
+    check_deformable(args)
     if args.epochs is not None and args.max_steps is not None:
         raise UserError("--epochs and --max_steps both give the length of the schedule: choose one")
     if args.lr_drop is not None and args.epochs is None:
         raise UserError("--lr_drop counts epochs and goes with --epochs; with --max_steps use --lr_drop_step")
     if args.lr_drop_step is not None and args.max_steps is None:
         raise UserError("--lr_drop_step counts steps and goes with --max_steps; with --epochs use --lr_drop")
+
+
+def check_deformable(args: argparse.Namespace) -> None:
+    """What only Deformable DETR has, and what it needs.
+
+    Raises:
+        UserError: names the flags and their values.
+    """
+    if args.detr != "deformable":
+        if args.num_feature_levels != 1:
+            raise UserError(
+                f"--num_feature_levels {args.num_feature_levels} goes with --detr deformable; "
+                f"--detr {args.detr} sees one map"
+            )
+        for name in ("with_box_refine", "two_stage"):
+            if getattr(args, name):
+                raise UserError(f"--{name} goes with --detr deformable, not with --detr {args.detr}")
+        return
+    if args.two_stage and not args.with_box_refine:
+        raise UserError("--two_stage needs --with_box_refine: its decoder starts from the encoder's boxes")
+    if args.hidden_dim % 32:  # models.input_projection.NORM_GROUPS
+        raise UserError(f"--hidden_dim {args.hidden_dim}: --detr deformable normalises 32 groups: a multiple of 32")
 
 
 def check_pretrain(args: argparse.Namespace, world_size: int) -> None:
@@ -56,6 +80,8 @@ def check_pretrain(args: argparse.Namespace, world_size: int) -> None:
     check_common(args)
     if args.data_path is None:
         raise UserError("--data_path DIR is needed: the folder of images to pretrain on")
+    if args.two_stage:
+        raise UserError("--two_stage cannot be pretrained: the pretext task's queries are regions, not proposals")
     if args.num_regions < 1 or args.num_queries % args.num_regions:
         raise UserError(
             f"--num_queries {args.num_queries} is not divisible by --num_regions {args.num_regions}: "
@@ -89,7 +115,7 @@ def check_finetune(args: argparse.Namespace) -> None:
         UserError: names the flags.
     """
     check_common(args)
-    at_least(args, 0, "eval_every", "focal_alpha", "lr_backbone")
+    at_least(args, 0, "eval_every", "focal_alpha", "lr_backbone", "lr_linear_proj_mult")
     at_least(args, 1, "eval_size", "eval_max_size")
     if args.resume and args.resume != "auto" and args.pretrain:
         raise UserError("--pretrain starts a run and --resume FILE goes on with one: choose one")

@@ -25,14 +25,23 @@ LATEST = "checkpoint.pth"
 # Which flag decides the shape of a parameter, by the beginning of its name; the first that fits is named.
 _DECIDING_FLAG = (
     ("query_embed", "--num_queries"),
-    ("transformer.encoder.layers", "--enc_layers, --dim_feedforward or --hidden_dim"),
-    ("transformer.decoder.layers", "--dec_layers, --dim_feedforward, --hidden_dim or --detr"),
+    ("transformer.encoder.layers", "--enc_layers, --dim_feedforward, --hidden_dim, --num_feature_levels or --detr"),
+    ("transformer.decoder.layers", "--dec_layers, --dim_feedforward, --hidden_dim, --num_feature_levels or --detr"),
+    ("transformer.decoder.bbox_embed", "--with_box_refine, --two_stage or --dec_layers"),
+    ("transformer.decoder.class_embed", "--two_stage or --dec_layers"),
+    ("transformer.enc_output", "--two_stage"),
+    ("transformer.pos_trans", "--two_stage"),
+    ("transformer.reference_points", "--two_stage or --detr"),
+    ("transformer.level_embed", "--num_feature_levels or --detr"),
     ("transformer", "--detr or --hidden_dim"),
-    ("input_proj", "--backbone, --feature_stride or --hidden_dim"),
+    ("input_proj", "--backbone, --feature_stride, --num_feature_levels or --hidden_dim"),
     ("backbone.1", "--position_embedding"),
     ("backbone", "--backbone"),
-    ("bbox_embed", "--hidden_dim"),
+    ("bbox_embed", "--hidden_dim, --dec_layers or --detr"),
 )
+
+CLASS_HEADS = ("class_embed.", "transformer.decoder.class_embed.")
+"""How the names of class heads begin; those of a two-stage detector are known to its decoder, too."""
 
 
 def load_file(path: str | Path) -> Any:
@@ -168,13 +177,13 @@ def load_detector(detector: nn.Module, weights: dict, source: str | Path, *, kee
         detector: receives the weights.
         weights: ``{name: tensor}`` under the detector's own names.
         source: the file, for messages.
-        keep_class_head: False leaves ``class_embed`` as it is newly made (other categories).
+        keep_class_head: False leaves :data:`CLASS_HEADS` as they are newly made (other categories).
 
     Raises:
         CheckpointError: a parameter is missing, unknown or of another shape; names the flags that decide it.
     """
     own = detector.state_dict()
-    skipped = [] if keep_class_head else [name for name in own if name.startswith("class_embed.")]
+    skipped = [] if keep_class_head else [name for name in own if name.startswith(CLASS_HEADS)]
     expected = {name: value for name, value in own.items() if name not in skipped}
     for name, value in expected.items():
         if name not in weights:
@@ -185,13 +194,18 @@ def load_detector(detector: nn.Module, weights: dict, source: str | Path, *, kee
                 f"this detector has {list(value.shape)}; see {deciding_flag(name)}"
             )
     left_over = [name for name in weights if name not in expected]
-    unknown = [name for name in left_over if not name.startswith("class_embed.")]
+    unknown = [name for name in left_over if not name.startswith(CLASS_HEADS)]
     if unknown:
         raise CheckpointError(
             f"{source}: holds {unknown[0]}, which this detector has not; see {deciding_flag(unknown[0])}"
         )
     detector.load_state_dict({name: weights[name] for name in expected}, strict=False)
     return LoadReport(loaded=list(expected), new=skipped, left_over=left_over)
+
+
+def num_class_logits(weights: dict) -> int:
+    """Outputs of the class head in a detector's state dict, whether layers share one or each has its own."""
+    return len(weights["class_embed.bias"] if "class_embed.bias" in weights else weights["class_embed.0.bias"])
 
 
 def deciding_flag(name: str) -> str:

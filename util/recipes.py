@@ -25,6 +25,11 @@ ARCHITECTURE = (
     "nheads",
     "dim_feedforward",
     "num_queries",
+    "num_feature_levels",
+    "enc_n_points",
+    "dec_n_points",
+    "with_box_refine",
+    "two_stage",
 )
 
 SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
@@ -36,19 +41,29 @@ PLACES += ("proposal_dir", "backbone_weights", "pretrain", "resume", "output_dir
 COCO_SCALES = list(range(480, 801, 32))
 IMAGENET_SCALES = list(range(320, 481, 16))
 
-DETECTOR_DEFAULTS = {
-    "detr": "conditional",
-    "backbone": "resnet50",
-    "dilation": False,
-    "feature_stride": None,
-    "position_embedding": "sine",
-    "enc_layers": 6,
-    "dec_layers": 6,
-    "hidden_dim": 256,
-    "nheads": 8,
-    "dim_feedforward": 2048,
-    "num_queries": 100,
-}
+
+def detector_defaults(detr: str | None) -> dict[str, Any]:
+    """The paper's detector; ``detr`` is the one that was chosen, if any."""
+    detr = detr or "conditional"
+    deformable = detr == "deformable"
+    return {
+        "detr": detr,
+        "backbone": "resnet50",
+        "dilation": False,
+        "feature_stride": None,
+        "position_embedding": "sine",
+        "enc_layers": 6,
+        "dec_layers": 6,
+        "hidden_dim": 256,
+        "nheads": 8,
+        "dim_feedforward": 1024 if deformable else 2048,
+        "num_queries": 300 if deformable else 100,
+        "num_feature_levels": 4 if deformable else 1,
+        "enc_n_points": 4,
+        "dec_n_points": 4,
+        "with_box_refine": False,
+        "two_stage": False,
+    }
 
 
 def pretrain_recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -61,6 +76,7 @@ def pretrain_recipe(args: argparse.Namespace) -> dict[str, Any]:
         "global_loss_coef": 0.3 if on_coco else 10.0,
         "set_cost_class": 1.0,
         "cls_loss_coef": 1.0,
+        "lr": 1e-4,
         "batch_size": 8,
         "amp": "none",
     }
@@ -69,13 +85,15 @@ def pretrain_recipe(args: argparse.Namespace) -> dict[str, Any]:
 
 def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
     """Values of the paper's finetuning for this detector."""
-    focal = is_focal(args)
+    focal, deformable = is_focal(args), args.detr == "deformable"
     recipe = {
         "scales": COCO_SCALES,
         "max_size": 1333,
         "set_cost_class": 2.0 if focal else 1.0,
         "cls_loss_coef": 2.0 if focal else 1.0,
-        "lr_backbone": 5e-5 if args.pretrain else 1e-5,
+        "lr": 2e-4 if deformable else 1e-4,
+        "lr_linear_proj_mult": 0.1,
+        "lr_backbone": 2e-5 if deformable else 5e-5 if args.pretrain else 1e-5,
         "batch_size": 2,
         "amp": "none",
         "eval_size": max(args.scales or COCO_SCALES),

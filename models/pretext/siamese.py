@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.ops import roi_align
@@ -101,7 +102,7 @@ class SiameseDETR(nn.Module):
             crop_features = None if self.feature_align is None else self.crop_features(batch.crops)
 
         with record_function("transformer"):
-            memory = self.detector.encode(features)
+            memory = self.detector.encode(features, images.mask)
             decoded = self.detector.decode(memory, other_view(self.region_queries(regions)))
             outputs = self.detector.predict(decoded)
 
@@ -160,10 +161,12 @@ class SiameseDETR(nn.Module):
     def region_queries(self, regions: Tensor) -> Tensor:
         """Region features [2B, R, K] -> queries [2B, Q, C]: each region in Q/R consecutive queries (R divides Q).
 
-        Every image has queries of its own.
+        Every image has queries of its own. Where they are 2C wide, the second half, which the decoder starts with, is
+        the learned one alone.
         """
         learned = self.detector.queries(len(regions))
         content = self.patch2query(regions)
+        content = F.pad(content, (0, learned.shape[-1] - content.shape[-1]))
         return learned + content.repeat_interleave(learned.shape[1] // self.num_regions, dim=1)
 
 

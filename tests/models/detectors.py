@@ -30,6 +30,11 @@ def small_args(detr: str, **changes: object) -> argparse.Namespace:
         "dim_feedforward": 48,
         "dropout": 0.0,
         "num_queries": 7,
+        "num_feature_levels": 4 if detr == "deformable" else 1,
+        "enc_n_points": 3,
+        "dec_n_points": 2,
+        "with_box_refine": False,
+        "two_stage": False,
     }
     return argparse.Namespace(**{**defaults, **changes})
 

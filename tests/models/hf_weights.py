@@ -1,7 +1,7 @@
 """State dicts of Hugging Face's DETR family under the public names that this project uses.
 
-``to_public(state)`` takes the state dict of ``DetrForObjectDetection`` or ``ConditionalDetrForObjectDetection``
-(transformers 5 names), whose ResNet is either transformers' own or timm's.
+``to_public(state)`` takes the state dict of ``DetrForObjectDetection``, ``ConditionalDetrForObjectDetection`` or
+``DeformableDetrForObjectDetection`` (transformers 5 names), whose ResNet is either transformers' own or timm's.
 """
 
 from __future__ import annotations
@@ -38,16 +38,32 @@ _RULES = [
     (r"bbox_predictor\.(.+)", r"bbox_embed.\1"),
 ]
 
+# Tried first on the names of Deformable DETR.
+_SAMPLING = r"((?:sampling_offsets|attention_weights|value_proj|output_proj)\..+)"
+_DEFORMABLE_RULES = [
+    (r"model\.(encoder\.layers\.\d+\.self_attn)\." + _SAMPLING, r"transformer.\1.\2"),
+    (r"model\.(decoder\.layers\.\d+)\.encoder_attn\." + _SAMPLING, r"transformer.\1.cross_attn.\2"),
+    (r"model\.(decoder\.layers\.\d+)\.encoder_attn_layer_norm\.(.+)", r"transformer.\1.norm1.\2"),
+    (r"model\.(decoder\.layers\.\d+)\.self_attn_layer_norm\.(.+)", r"transformer.\1.norm2.\2"),
+    (r"model\.(decoder\.(?:class|bbox)_embed\..+)", r"transformer.\1"),
+    (r"model\.(level_embed|(?:reference_points|enc_output|pos_trans)\w*\..+)", r"transformer.\1"),
+    (r"model\.(input_proj\..+)", r"\1"),
+    (r"((?:class|bbox)_embed\..+)", r"\1"),
+]
+
 _ATTENTION = re.compile(r"model\.((?:en|de)coder\.layers\.\d+)\.(self_attn|encoder_attn)\.(\w+)\.(weight|bias)")
 
 
 def to_public(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename every tensor of ``state``; a name that no rule covers is a KeyError."""
     conditional = any("q_content_proj" in name for name in state)
+    deformable = any("sampling_offsets" in name for name in state)
     public = {}
     for name, value in state.items():
         match = _ATTENTION.fullmatch(name)
-        if match is None:
+        if deformable and (renamed := _apply(_DEFORMABLE_RULES, name)):
+            public[renamed] = value
+        elif match is None:
             public[_renamed(name)] = value
         elif conditional and match[1].startswith("decoder"):
             public[_conditional_name(*match.groups())] = value
@@ -62,10 +78,15 @@ def to_public(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(name: str) -> str:
-    for pattern, replacement in _RULES:
-        if match := re.fullmatch(pattern, name):
-            return _torchvision_block(match.expand(replacement))
+    if renamed := _apply(_RULES, name):
+        return _torchvision_block(renamed)
     raise KeyError(f"no rule for {name}")
+
+
+def _apply(rules: list[tuple[str, str]], name: str) -> str | None:
+    """The new name by the first rule that fits; None if none does."""
+    matches = ((re.fullmatch(pattern, name), replacement) for pattern, replacement in rules)
+    return next((match.expand(replacement) for match, replacement in matches if match), None)
 
 
 def _torchvision_block(name: str) -> str:

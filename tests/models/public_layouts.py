@@ -36,6 +36,40 @@ def conditional_detr_layout(blocks: tuple[int, int, int, int]) -> Layout:
     return layout
 
 
+def deformable_detr_layout(
+    blocks: tuple[int, int, int, int], *, num_levels: int = 4, refine: bool = False, two_stage: bool = False
+) -> Layout:
+    """Deformable DETR with 300 queries, 8 heads and 4 points."""
+    layout = _bottleneck_resnet("backbone.0.body", blocks)
+    for index in range(ENCODER_LAYERS):
+        layer = f"transformer.encoder.layers.{index}"
+        layout |= _sampling(f"{layer}.self_attn", num_levels) | _feed_forward_and_norms(layer, 2, ffn=1024)
+    for index in range(DECODER_LAYERS):
+        layer = f"transformer.decoder.layers.{index}"
+        layout |= _sampling(f"{layer}.cross_attn", num_levels) | _attention(f"{layer}.self_attn")
+        layout |= _feed_forward_and_norms(layer, 3, ffn=1024)
+    layout["transformer.level_embed"] = (num_levels, WIDTH)
+    if two_stage:
+        for name, width in (("enc_output", WIDTH), ("pos_trans", 2 * WIDTH)):
+            layout |= _linear(f"transformer.{name}", width, width) | _norm(f"transformer.{name}_norm", width)
+    else:
+        layout |= _linear("transformer.reference_points", WIDTH, 2)
+        layout["query_embed.weight"] = (300, 2 * WIDTH)
+    for index in range(DECODER_LAYERS + two_stage):
+        classes, boxes = _linear(f"class_embed.{index}", WIDTH, 91), _box_head(f"bbox_embed.{index}")
+        layout |= classes | boxes
+        if refine:
+            layout |= {f"transformer.decoder.{name}": shape for name, shape in boxes.items()}
+        if two_stage:
+            layout |= {f"transformer.decoder.{name}": shape for name, shape in classes.items()}
+    kernels = [(512, 1), (1024, 1), (2048, 1), (2048, 3)] if num_levels == 4 else [(2048, 1)]
+    for index, (channels, side) in enumerate(kernels):
+        layout[f"input_proj.{index}.0.weight"] = (WIDTH, channels, side, side)
+        layout[f"input_proj.{index}.0.bias"] = (WIDTH,)
+        layout |= _norm(f"input_proj.{index}.1", WIDTH)
+    return layout
+
+
 def _shared(blocks: tuple[int, int, int, int], *, num_logits: int, num_queries: int) -> Layout:
     """All but the decoder's attention."""
     layout = _bottleneck_resnet("backbone.0.body", blocks)
@@ -46,13 +80,23 @@ def _shared(blocks: tuple[int, int, int, int], *, num_logits: int, num_queries: 
         layout |= _feed_forward_and_norms(f"transformer.decoder.layers.{index}", num_norms=3)
     layout |= _norm("transformer.decoder.norm", WIDTH)
     layout |= _linear("class_embed", WIDTH, num_logits)
-    layout |= _linear("bbox_embed.layers.0", WIDTH, WIDTH)
-    layout |= _linear("bbox_embed.layers.1", WIDTH, WIDTH)
-    layout |= _linear("bbox_embed.layers.2", WIDTH, 4)
+    layout |= _box_head("bbox_embed")
     layout["query_embed.weight"] = (num_queries, WIDTH)
     layout["input_proj.weight"] = (WIDTH, 2048, 1, 1)
     layout["input_proj.bias"] = (WIDTH,)
     return layout
+
+
+def _box_head(name: str) -> Layout:
+    hidden = _linear(f"{name}.layers.0", WIDTH, WIDTH) | _linear(f"{name}.layers.1", WIDTH, WIDTH)
+    return hidden | _linear(f"{name}.layers.2", WIDTH, 4)
+
+
+def _sampling(name: str, num_levels: int) -> Layout:
+    """Deformable attention of 8 heads and 4 points."""
+    layout = _linear(f"{name}.sampling_offsets", WIDTH, 8 * num_levels * 4 * 2)
+    layout |= _linear(f"{name}.attention_weights", WIDTH, 8 * num_levels * 4)
+    return layout | _linear(f"{name}.value_proj", WIDTH, WIDTH) | _linear(f"{name}.output_proj", WIDTH, WIDTH)
 
 
 def _linear(name: str, inputs: int, outputs: int) -> Layout:
@@ -68,8 +112,8 @@ def _attention(name: str) -> Layout:
     return projections | _linear(f"{name}.out_proj", WIDTH, WIDTH)
 
 
-def _feed_forward_and_norms(layer: str, num_norms: int) -> Layout:
-    layout = _linear(f"{layer}.linear1", WIDTH, FFN) | _linear(f"{layer}.linear2", FFN, WIDTH)
+def _feed_forward_and_norms(layer: str, num_norms: int, ffn: int = FFN) -> Layout:
+    layout = _linear(f"{layer}.linear1", WIDTH, ffn) | _linear(f"{layer}.linear2", ffn, WIDTH)
     for index in range(num_norms):
         layout |= _norm(f"{layer}.norm{index + 1}", WIDTH)
     return layout
@@ -104,4 +148,8 @@ PUBLIC_LAYOUTS = {
     "detr-r50-dc5": detr_layout(R50),
     "detr-r101": detr_layout(R101),
     "conditional-detr-r50": conditional_detr_layout(R50),
+    "deformable-detr-r50": deformable_detr_layout(R50),
+    "deformable-detr-r50-single-scale": deformable_detr_layout(R50, num_levels=1),
+    "deformable-detr-r50-refine": deformable_detr_layout(R50, refine=True),
+    "deformable-detr-r50-refine-two-stage": deformable_detr_layout(R50, refine=True, two_stage=True),
 }

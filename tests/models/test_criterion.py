@@ -114,6 +114,22 @@ def test_errors_of_the_last_layer(classification, counts):
     assert errors["class_error"].item() == pytest.approx(100 * wrong / max(matched, 1), abs=1e-4)
 
 
+def test_proposals_of_the_encoder_are_scored_as_objects_of_label_0():
+    outputs = random_outputs(LAYERS, 4, 12, NUM_CLASSES)
+    outputs["enc_outputs"] = random_outputs(1, 4, 30, NUM_CLASSES)
+    targets = random_targets(COUNTS[0], NUM_CLASSES)
+    criterion = make_criterion("focal")
+    losses, matching = criterion(outputs, targets)
+    objects = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
+    expected = reference_losses("focal", outputs["enc_outputs"], objects)
+    assert len(matching) == LAYERS * sum(COUNTS[0])
+    for name in ("ce", "bbox", "giou"):
+        torch.testing.assert_close(losses[f"enc_{name}"], expected[f"loss_{name}"][None], rtol=1e-5, atol=1e-5)
+    of_layers, _ = criterion({name: outputs[name] for name in ("pred_logits", "pred_boxes")}, targets)
+    total = criterion.total(of_layers) + sum(WEIGHTS[name] * expected[f"loss_{name}"] for name in WEIGHTS)
+    torch.testing.assert_close(criterion.total(losses), total)
+
+
 def perfect_outputs(classification, targets, queries):
     """One layer whose first queries are the objects of each image, with confident logits."""
     outputs = random_outputs(1, len(targets), queries, num_logits(classification))

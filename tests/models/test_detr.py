@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models import DETECTORS
 from models.detr import DETR
-from models.transformer import Decoded
+from models.transformer import Decoded, Memory
 from tests.models.detectors import NUM_LOGITS, small_args, small_detector, unequal_images, without_gradient
 from tests.models.public_layouts import PUBLIC_LAYOUTS
 from util.nested_tensor import NestedTensor
@@ -21,6 +21,14 @@ PUBLIC_MODELS = {
     "detr-r101": ("vanilla", 92, {"backbone": "resnet101", "num_queries": 100}),
     "conditional-detr-r50": ("conditional", 91, {"backbone": "resnet50", "num_queries": 300}),
 }
+DEFORMABLE = {"backbone": "resnet50", "num_queries": 300, "dim_feedforward": 1024, "enc_n_points": 4, "dec_n_points": 4}
+REFINE, TWO_STAGE = {"with_box_refine": True}, {"with_box_refine": True, "two_stage": True}
+PUBLIC_MODELS |= {
+    "deformable-detr-r50": ("deformable", 91, DEFORMABLE),
+    "deformable-detr-r50-single-scale": ("deformable", 91, DEFORMABLE | {"num_feature_levels": 1}),
+    "deformable-detr-r50-refine": ("deformable", 91, DEFORMABLE | REFINE),
+    "deformable-detr-r50-refine-two-stage": ("deformable", 91, DEFORMABLE | TWO_STAGE),
+}
 
 
 @pytest.fixture(params=DETECTORS)
@@ -31,7 +39,7 @@ def detr(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("name", PUBLIC_MODELS)
 def test_state_dict_has_the_public_names_and_shapes(name: str) -> None:
     kind, num_logits, changes = PUBLIC_MODELS[name]
-    args = small_args(kind, **PUBLIC_SIZE, **changes)
+    args = small_args(kind, **{**PUBLIC_SIZE, **changes})
     with torch.device("meta"):
         detector = DETECTORS[kind](args, num_logits, focal=kind != "vanilla", train_backbone=True)
     shapes = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
@@ -44,12 +52,21 @@ def test_compact_layouts_equal_the_listed_ones(name: str, real_data: Path) -> No
     assert {key: tuple(shape) for key, shape in listed.items()} == PUBLIC_LAYOUTS[name]
 
 
+def encode(detector: DETR, images: NestedTensor) -> Memory:
+    return detector.encode(detector.features(images), images.mask)
+
+
+def query_dim(detector: DETR) -> int:
+    return detector.query_embed.embedding_dim
+
+
 def test_stages_compose_to_forward(detr: str) -> None:
     detector = small_detector(detr)
     images = unequal_images((64, 96), (70, 40))
-    memory = detector.encode(detector.features(images))
+    memory = encode(detector, images)
     queries = detector.queries(2)
-    assert queries.shape == (2, 7, 32)
+    assert queries.shape == (2, 7, query_dim(detector))
+    assert query_dim(detector) == (64 if detr == "deformable" else 32)
     composed = detector.predict(detector.decode(memory, queries))
     outputs = detector(images)
     assert outputs["pred_logits"].shape == (3, 2, 7, NUM_LOGITS)
@@ -63,8 +80,8 @@ def test_stages_compose_to_forward(detr: str) -> None:
 def test_each_image_is_asked_its_own_queries(detr: str) -> None:
     """Queries that differ between images: image b answers those of row b."""
     detector = small_detector(detr)
-    memory = detector.encode(detector.features(unequal_images((64, 96), (70, 40))))
-    queries = torch.randn(2, 9, 32)  # any number of them
+    memory = encode(detector, unequal_images((64, 96), (70, 40)))
+    queries = torch.randn(2, 9, query_dim(detector))  # any number of them
     together = detector.predict(detector.decode(memory, queries))["pred_boxes"]
     for image in range(2):
         repeated = queries[image].expand(2, -1, -1)
@@ -75,8 +92,8 @@ def test_each_image_is_asked_its_own_queries(detr: str) -> None:
 def test_query_mask_isolates_groups_of_queries(detr: str) -> None:
     """With the mask of two blocks every block predicts as if it were alone."""
     detector = small_detector(detr)
-    memory = detector.encode(detector.features(unequal_images((64, 96), (70, 40))))
-    queries = torch.randn(2, 6, 32)
+    memory = encode(detector, unequal_images((64, 96), (70, 40)))
+    queries = torch.randn(2, 6, query_dim(detector))
     group = torch.tensor([0, 0, 1, 1, 1, 0])
     mask = group[:, None] != group
     masked = detector.predict(detector.decode(memory, queries, mask))
@@ -89,14 +106,16 @@ def test_query_mask_isolates_groups_of_queries(detr: str) -> None:
 
 
 @pytest.mark.parametrize("garbage", [1e4, float("nan")])
+@pytest.mark.parametrize("detr", ["vanilla", "conditional"])  # deformable's levels are normalised, padding included
 def test_padding_of_the_feature_maps_changes_nothing(detr: str, garbage: float) -> None:
     detector = small_detector(detr)
-    features = detector.features(unequal_images((64, 128), (128, 60)))
+    images = unequal_images((64, 128), (128, 60))
+    features = detector.features(images)
     assert features[0].mask.any()
     queries = detector.queries(2)
-    clean = detector.predict(detector.decode(detector.encode(features), queries))
+    clean = detector.predict(detector.decode(detector.encode(features, images.mask), queries))
     spoilt = [NestedTensor(torch.where(f.mask[:, None], garbage, f.tensors), f.mask) for f in features]
-    outputs = detector.predict(detector.decode(detector.encode(spoilt), queries))
+    outputs = detector.predict(detector.decode(detector.encode(spoilt, images.mask), queries))
     for name, value in outputs.items():
         torch.testing.assert_close(value, clean[name], atol=1e-5, rtol=0)
 
@@ -167,7 +186,7 @@ def test_gradients_reach_every_trainable_parameter(detr: str, train_backbone: bo
 
 
 def test_learned_positions_are_trained_under_their_public_names(detr: str) -> None:
-    detector = small_detector(detr, position_embedding="learned")
+    detector = small_detector(detr, position_embedding="learned", max_size=320)
     detector(unequal_images((64, 96)))["pred_boxes"].sum().backward()
     positions = [name for name, _ in detector.named_parameters() if name.startswith("backbone.1.")]
     assert sorted(positions) == ["backbone.1.col_embed.weight", "backbone.1.row_embed.weight"]
@@ -192,7 +211,7 @@ def test_autocast_keeps_predictions_and_reference_in_float32(detr: str) -> None:
 
 
 def staged(detector: DETR, images: NestedTensor) -> dict[str, Tensor | None]:
-    memory = detector.encode(detector.features(images))
+    memory = encode(detector, images)
     decoded = detector.decode(memory, detector.queries(len(images)))
     return {**detector.predict(decoded), "reference": decoded.reference}
 

@@ -1,6 +1,7 @@
-"""Our detectors against transformers' DETR and Conditional DETR holding the same random weights."""
+"""Our detectors against transformers' DETR, Conditional and Deformable DETR holding the same random weights."""
 
 import argparse
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0")
 
 NUM_CLASSES = 5
 TOLERANCE = 2e-5  # in logits and normalised coordinates
+SAMPLING_TOLERANCE = 5e-5  # rounding also moves the points that deformable attention looks at
 PUBLIC_SIZE = {
     "hidden_dim": 256,
     "nheads": 8,
@@ -41,7 +43,7 @@ class Prediction:
 
 def hf_model(args: argparse.Namespace, *, timm_backbone: bool = False) -> torch.nn.Module:
     """transformers' model of these arguments, with random weights and explicit (eager) attention maps."""
-    family = {"vanilla": "Detr", "conditional": "ConditionalDetr"}[args.detr]
+    family = {"vanilla": "Detr", "conditional": "ConditionalDetr", "deformable": "DeformableDetr"}[args.detr]
     if timm_backbone:
         backbone = transformers.TimmBackboneConfig(
             backbone=args.backbone,
@@ -52,7 +54,8 @@ def hf_model(args: argparse.Namespace, *, timm_backbone: bool = False) -> torch.
         )
     else:
         resnet = HF_RESNETS[args.backbone]
-        backbone = transformers.ResNetConfig(embedding_size=64, out_features=["stage4"], **resnet)
+        stages = ["stage2", "stage3", "stage4"] if args.num_feature_levels > 1 else ["stage4"]
+        backbone = transformers.ResNetConfig(embedding_size=64, out_features=stages, **resnet)
     config = getattr(transformers, f"{family}Config")(
         backbone_config=backbone,
         d_model=args.hidden_dim,
@@ -65,10 +68,39 @@ def hf_model(args: argparse.Namespace, *, timm_backbone: bool = False) -> torch.
         num_queries=args.num_queries,
         num_labels=NUM_CLASSES,
         attn_implementation="eager",
+        **(deformable_options(args) if args.detr == "deformable" else {}),
     )
     model = getattr(transformers, f"{family}ForObjectDetection")(config)
+    if args.detr == "deformable":
+        arrange_heads(model, independent=args.with_box_refine)
     randomize(model)
     return model.eval()
+
+
+def deformable_options(args: argparse.Namespace) -> dict:
+    """What only DeformableDetrConfig knows; the auxiliary outputs are the predictions of the layers before the last."""
+    return {
+        "num_feature_levels": args.num_feature_levels,
+        "encoder_n_points": args.enc_n_points,
+        "decoder_n_points": args.dec_n_points,
+        "with_box_refine": args.with_box_refine,
+        "two_stage": args.two_stage,
+        "two_stage_num_proposals": args.num_queries,
+        "auxiliary_loss": True,
+    }
+
+
+def arrange_heads(model: torch.nn.Module, *, independent: bool) -> None:
+    """Share heads between layers as the public code does; transformers 5 ties some and not others."""
+    for name in ("class_embed", "bbox_embed"):
+        heads = getattr(model, name)
+        if independent:
+            heads = [copy.deepcopy(heads[0]) for _ in heads]
+        else:
+            heads = [heads[0]] * len(heads)
+        setattr(model, name, torch.nn.ModuleList(heads))
+        if getattr(model.model.decoder, name, None) is not None:
+            setattr(model.model.decoder, name, getattr(model, name))
 
 
 @torch.no_grad()
@@ -132,6 +164,52 @@ def assert_same_predictions(args: argparse.Namespace, images: NestedTensor, *, t
 def test_every_decoder_layer_predicts_the_same(detr: str, backbone: str, sizes: dict) -> None:
     args = small_args(detr, backbone=backbone, **sizes)
     assert_same_predictions(args, unequal_images((96, 160), (128, 70), (64, 64)))
+
+
+DEFORMABLE = {
+    "multi-scale": {},
+    "single-scale": {"num_feature_levels": 1},
+    "refine": {"with_box_refine": True},
+    "two-stage": {"with_box_refine": True, "two_stage": True},
+}
+
+
+@torch.no_grad()
+def deformable_predictions(model: torch.nn.Module, images: NestedTensor) -> dict:
+    """Predictions of every decoder layer of transformers' Deformable DETR in our form, two-stage proposals included."""
+    nothing = [{"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}] * len(images)
+    output = model(pixel_values=images.tensors, pixel_mask=(~images.mask).long(), labels=nothing)
+    layers = [*output.auxiliary_outputs, {"logits": output.logits, "pred_boxes": output.pred_boxes}]
+    predictions = {
+        "pred_logits": torch.stack([layer["logits"] for layer in layers]),
+        "pred_boxes": torch.stack([layer["pred_boxes"] for layer in layers]),
+    }
+    if model.config.two_stage:
+        boxes = output.enc_outputs_coord_logits.sigmoid()
+        predictions["enc_outputs"] = {"pred_logits": output.enc_outputs_class[None], "pred_boxes": boxes[None]}
+    return predictions
+
+
+@pytest.mark.parametrize("variant", DEFORMABLE)
+@pytest.mark.parametrize(
+    ("backbone", "sizes"), [("resnet18", {}), ("resnet50", {}), ("resnet50", PUBLIC_SIZE)], ids=["r18", "r50", "public"]
+)
+def test_every_layer_of_deformable_detr_predicts_the_same(variant: str, backbone: str, sizes: dict) -> None:
+    args = small_args("deformable", backbone=backbone, **sizes, **DEFORMABLE[variant])
+    images = unequal_images((96, 160), (128, 70), (64, 64))
+    hf = hf_model(args)
+    expected = deformable_predictions(hf, images)
+    with torch.no_grad():
+        ours = same_detector(args, hf)(images)
+    assert ours.keys() == expected.keys()
+    for name in ("pred_logits", "pred_boxes"):
+        assert len(expected[name]) == args.dec_layers
+        for dim in range(3):
+            assert expected[name].std(dim).mean() > 100 * SAMPLING_TOLERANCE
+        torch.testing.assert_close(ours[name], expected[name], atol=SAMPLING_TOLERANCE, rtol=0)
+    for name, value in expected.get("enc_outputs", {}).items():
+        assert value.std(2).mean() > 100 * SAMPLING_TOLERANCE
+        torch.testing.assert_close(ours["enc_outputs"][name], value, atol=SAMPLING_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("detr", ["vanilla", "conditional"])

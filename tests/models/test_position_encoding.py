@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrSinePositionEmbedding
 from transformers.models.detr.modeling_detr import DetrLearnedPositionEmbedding, DetrSinePositionEmbedding
 
 from models.position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine, build_position_encoding
@@ -29,6 +30,14 @@ def test_sine_equals_transformers(features):
     encoding = PositionEmbeddingSine(num_pos_feats=features)(x)
     assert encoding.shape == (2, 2 * features, 6, 9)
     torch.testing.assert_close(encoding, wanted, rtol=0, atol=1e-6)
+
+
+def test_sine_at_pixel_centres_equals_deformable_transformers():
+    x = padded_map()
+    reference = DeformableDetrSinePositionEmbedding(num_position_features=10, normalize=True)
+    wanted = reference(shape=x.tensors.shape, device=x.mask.device, dtype=torch.float32, mask=~x.mask)
+    encoding = build_position_encoding("sine", 20, offset=0.5)
+    torch.testing.assert_close(encoding(x), wanted, rtol=0, atol=1e-6)
 
 
 def test_sine_equals_the_formula():

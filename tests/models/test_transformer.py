@@ -1,17 +1,23 @@
 """Attention, encoders and decoders; agreement with a whole independent detector is in test_hf_oracle.py."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models.conditional_transformer import build_conditional_transformer, concatenate_heads, sine_embedding
+from models.deformable_transformer import DeformableTransformer
 from models.layers import MLP, MultiheadAttention
 from models.transformer import Decoded, Memory, Transformer, TransformerEncoderLayer, build_transformer
 from tests.models.detectors import randomize, without_gradient
 
-BUILDERS = {"vanilla": build_transformer, "conditional": build_conditional_transformer}
+BUILDERS = {
+    "vanilla": build_transformer,
+    "conditional": build_conditional_transformer,
+    "deformable": partial(DeformableTransformer, num_levels=1, enc_n_points=3, dec_n_points=2),
+}
 WIDTH, QUERIES, HEIGHT, WIDE = 16, 5, 3, 4
 
 
@@ -43,8 +49,8 @@ def padded_level() -> tuple[Tensor, Tensor, Tensor]:
     return level, mask, pos
 
 
-def random_queries(batch_size: int = 2) -> Tensor:
-    return torch.randn(batch_size, QUERIES, WIDTH, dtype=torch.float64)
+def random_queries(transformer: Transformer, batch_size: int = 2) -> Tensor:
+    return torch.randn(batch_size, QUERIES, transformer.query_dim, dtype=torch.float64)
 
 
 def run(transformer: Transformer, level: Tensor, mask: Tensor, pos: Tensor, queries: Tensor) -> tuple[Memory, Decoded]:
@@ -103,11 +109,12 @@ def test_concatenate_heads_keeps_heads_together() -> None:
 
 def test_shapes(transformer: Transformer) -> None:
     level, mask, pos = padded_level()
-    memory, decoded = run(transformer, level, mask, pos, random_queries())
+    memory, decoded = run(transformer, level, mask, pos, random_queries(transformer))
     assert memory.tokens.shape == memory.pos.shape == (2, HEIGHT * WIDE, WIDTH)
     assert memory.shapes == [(HEIGHT, WIDE)]
     torch.testing.assert_close(memory.mask, mask.flatten(1))
-    torch.testing.assert_close(memory.pos[1, 6], pos[1, :, 1, 2])  # position 6 is row 1, column 2
+    level_embed = getattr(transformer, "level_embed", torch.zeros(1, 1))[0]
+    torch.testing.assert_close(memory.pos[1, 6], pos[1, :, 1, 2] + level_embed)  # position 6 is row 1, column 2
     assert decoded.hidden.shape == (2, 2, QUERIES, WIDTH)
     if transformer.has_reference:
         assert decoded.reference is not None
@@ -119,7 +126,7 @@ def test_shapes(transformer: Transformer) -> None:
 @pytest.mark.parametrize("garbage", [1e6, float("inf"), float("nan")])
 def test_what_stands_at_padded_positions_changes_nothing(transformer: Transformer, garbage: float) -> None:
     level, mask, pos = padded_level()
-    queries = random_queries()
+    queries = random_queries(transformer)
     memory, decoded = run(transformer, level, mask, pos, queries)
     spoilt = torch.where(mask[:, None], garbage, level)
     spoilt_memory, spoilt_decoded = run(transformer, spoilt, mask, pos + 100 * mask[:, None], queries)
@@ -130,7 +137,7 @@ def test_what_stands_at_padded_positions_changes_nothing(transformer: Transforme
 def test_valid_positions_do_matter(transformer: Transformer) -> None:
     """The counterpart of the test above: one changed valid position is noticed by both encoder and decoder."""
     level, mask, pos = padded_level()
-    queries = random_queries()
+    queries = random_queries(transformer)
     memory, decoded = run(transformer, level, mask, pos, queries)
     changed = level.clone()
     changed[1, :, 1, 2] += 1
@@ -142,7 +149,7 @@ def test_valid_positions_do_matter(transformer: Transformer) -> None:
 
 def test_positions_matter(transformer: Transformer) -> None:
     level, mask, pos = padded_level()
-    queries = random_queries()
+    queries = random_queries(transformer)
     _, decoded = run(transformer, level, mask, pos, queries)
     _, moved = run(transformer, level, mask, pos.flip(-1), queries)
     assert (moved.hidden - decoded.hidden).abs().max() > 1e-3
@@ -150,7 +157,7 @@ def test_positions_matter(transformer: Transformer) -> None:
 
 def test_batch_equals_single_images_without_padding(transformer: Transformer) -> None:
     level, mask, pos = padded_level()
-    queries = random_queries()
+    queries = random_queries(transformer)
     _, together = run(transformer, level, mask, pos, queries)
     for image, (height, width) in enumerate([(HEIGHT, WIDE), (2, 3)]):
         single = [x[image : image + 1, ..., :height, :width] for x in (level, mask, pos)]
@@ -163,16 +170,21 @@ def test_decoding_subset_of_layers_is_a_prefix() -> None:
     for detr in BUILDERS:
         transformer = small_transformer(detr, layers=3)
         level, mask, pos = padded_level()
-        memory, decoded = run(transformer, level, mask, pos, random_queries())
-        queries = random_queries()
+        queries = random_queries(transformer)
+        memory, _ = run(transformer, level, mask, pos, queries)
         decoded = transformer.decode(memory, queries)
         transformer.decoder.layers = transformer.decoder.layers[:2]
         torch.testing.assert_close(transformer.decode(memory, queries).hidden, decoded.hidden[:2])
         assert (decoded.hidden[1] - decoded.hidden[2]).abs().max() > 1e-2
 
 
-def test_query_mask_blocks_exactly_what_it_says(transformer: Transformer) -> None:
-    """In the first layer all values are equal; after the second, query i depends on j iff it may attend to it."""
+@pytest.mark.parametrize(("detr", "layers"), [("vanilla", 2), ("conditional", 2), ("deformable", 1)])
+def test_query_mask_blocks_exactly_what_it_says(detr: str, layers: int) -> None:
+    """Query i depends on j iff it may attend to it, once the queries were mixed.
+
+    The decoders that start from zeros have equal values in the first layer: they mix in the second.
+    """
+    transformer = small_transformer(detr, layers=layers)
     query_mask = torch.tensor(
         [
             [0, 1, 0, 0, 1],
@@ -185,7 +197,7 @@ def test_query_mask_blocks_exactly_what_it_says(transformer: Transformer) -> Non
     level, mask, pos = padded_level()
     memory = transformer.encode([level], [mask], [pos])
     jacobian = torch.autograd.functional.jacobian(
-        lambda queries: transformer.decode(memory, queries, query_mask).hidden[-1], random_queries()
+        lambda queries: transformer.decode(memory, queries, query_mask).hidden[-1], random_queries(transformer)
     )  # [B, Q, C, B, Q, C]
     influence = jacobian.abs().amax(dim=(2, 5))  # [B, Q, B, Q]
     for image in range(2):
@@ -197,16 +209,17 @@ def test_query_mask_blocks_exactly_what_it_says(transformer: Transformer) -> Non
 
 def test_open_query_mask_is_no_mask(transformer: Transformer) -> None:
     level, mask, pos = padded_level()
-    queries = random_queries()
+    queries = random_queries(transformer)
     memory, decoded = run(transformer, level, mask, pos, queries)
     opened = transformer.decode(memory, queries, torch.zeros(QUERIES, QUERIES, dtype=torch.bool))
     torch.testing.assert_close(opened.hidden, decoded.hidden, atol=1e-12, rtol=0)
 
 
-def test_conditional_reference_depends_on_own_query_alone() -> None:
-    transformer = small_transformer("conditional")
+@pytest.mark.parametrize("detr", ["conditional", "deformable"])
+def test_reference_depends_on_own_query_alone(detr: str) -> None:
+    transformer = small_transformer(detr)
     level, mask, pos = padded_level()
-    queries = random_queries()
+    queries = random_queries(transformer)
     _, decoded = run(transformer, level, mask, pos, queries)
     _, other_image = run(transformer, torch.randn_like(level), mask, pos, queries)
     torch.testing.assert_close(other_image.reference, decoded.reference)
@@ -215,7 +228,7 @@ def test_conditional_reference_depends_on_own_query_alone() -> None:
 
 def test_gradients_reach_every_parameter(transformer: Transformer) -> None:
     level, mask, pos = padded_level()
-    queries = random_queries().requires_grad_()
+    queries = random_queries(transformer).requires_grad_()
     _, decoded = run(transformer, level.requires_grad_(), mask, pos, queries)
     loss = (decoded.hidden * torch.randn_like(decoded.hidden)).sum()
     if decoded.reference is not None:
@@ -233,7 +246,7 @@ def test_dropout_only_in_training() -> None:
     for detr in BUILDERS:
         transformer = small_transformer(detr, dropout=0.5)
         level, mask, pos = padded_level()
-        queries = random_queries()
+        queries = random_queries(transformer)
         hidden = [run(transformer, level, mask, pos, queries)[1].hidden for _ in range(2)]
         assert torch.equal(*hidden)
         transformer.train()
@@ -248,6 +261,7 @@ def test_initial_weights_are_xavier_uniform() -> None:
             d_model=64, nhead=4, num_encoder_layers=1, num_decoder_layers=1, dim_feedforward=96, dropout=0.1
         )
         for name, parameter in transformer.named_parameters():
-            if parameter.dim() > 1:
+            chosen_by_attention = ("sampling_offsets.weight", "attention_weights.weight", "level_embed")
+            if parameter.dim() > 1 and not name.endswith(chosen_by_attention):
                 bound = math.sqrt(6 / sum(parameter.shape))
                 assert 0.9 * bound < parameter.abs().max() <= bound, name

@@ -7,19 +7,21 @@ from util.args import finetune_parser, pretrain_parser
 from util.check_args import check_finetune, check_pretrain
 from util.errors import CheckpointError, UserError
 
+DETRS = ["vanilla", "conditional", "deformable"]
+
 
 def pretrain(*argv):
-    args = pretrain_parser(["imagefolder", "coco", "voc"], ["vanilla", "conditional"], ["siamese"]).parse_args(
+    args = pretrain_parser(["imagefolder", "coco", "voc"], DETRS, ["siamese"]).parse_args(
         ["--data_path", "images", *argv]
     )
-    recipes.fill(args, {"dataset_file": "imagefolder", **recipes.DETECTOR_DEFAULTS})
+    recipes.fill(args, {"dataset_file": "imagefolder", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.pretrain_recipe(args))
     return args
 
 
 def finetune(*argv):
-    args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args(["--data_path", "images", *argv])
-    recipes.fill(args, {"dataset_file": "coco", **recipes.DETECTOR_DEFAULTS})
+    args = finetune_parser(["coco", "voc"], DETRS).parse_args(["--data_path", "images", *argv])
+    recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.finetune_recipe(args))
     return args
 
@@ -29,6 +31,7 @@ def finetune(*argv):
     [
         ("imagefolder", "conditional", 5, 10, 300_000, 200_000, (320, 480, 600)),
         ("imagefolder", "vanilla", 3, 10, 300_000, 200_000, (320, 480, 600)),
+        ("imagefolder", "deformable", 3, 10, 300_000, 200_000, (320, 480, 600)),
         ("coco", "conditional", 3, 0.3, 120_000, 80_000, (480, 800, 1333)),
     ],
 )
@@ -38,18 +41,37 @@ def test_pretraining_recipes(dataset, detr, feature, weight, steps, drop, scales
     assert recipes.schedule(args, steps_per_epoch=5000) == (steps, drop)
     assert (min(args.scales), max(args.scales), args.max_size) == scales
     assert (args.set_cost_class, args.cls_loss_coef, args.bbox_loss_coef, args.giou_loss_coef) == (1, 1, 5, 2)
+    assert args.lr == 1e-4
     check_pretrain(args, world_size=1)
 
 
-@pytest.mark.parametrize(("detr", "epochs", "drop", "classes"), [("vanilla", 150, 100, 1), ("conditional", 50, 40, 2)])
-def test_finetuning_recipes(detr, epochs, drop, classes):
+@pytest.mark.parametrize(
+    ("detr", "epochs", "drop", "classes", "lr", "from_scratch", "pretrained"),
+    [
+        ("vanilla", 150, 100, 1, 1e-4, 1e-5, 5e-5),
+        ("conditional", 50, 40, 2, 1e-4, 1e-5, 5e-5),
+        ("deformable", 50, 40, 2, 2e-4, 2e-5, 2e-5),
+    ],
+)
+def test_finetuning_recipes(detr, epochs, drop, classes, lr, from_scratch, pretrained):
     args = finetune("--detr", detr)
     assert recipes.schedule(args, steps_per_epoch=10) == (10 * epochs, 10 * drop)
     assert (args.set_cost_class, args.cls_loss_coef) == (classes, classes)
-    assert args.lr_backbone == 1e-5
+    assert (args.lr, args.lr_backbone) == (lr, from_scratch)
     assert (args.eval_size, args.eval_max_size) == (800, 1333)
     check_finetune(args)
-    assert finetune("--detr", detr, "--pretrain", "file").lr_backbone == 5e-5
+    assert finetune("--detr", detr, "--pretrain", "file").lr_backbone == pretrained
+
+
+@pytest.mark.parametrize(
+    ("detr", "ffn", "queries", "levels"),
+    [("vanilla", 2048, 100, 1), ("conditional", 2048, 100, 1), ("deformable", 1024, 300, 4)],
+)
+def test_detectors_of_the_paper(detr, ffn, queries, levels):
+    args = pretrain("--detr", detr)
+    assert (args.dim_feedforward, args.num_queries, args.num_feature_levels) == (ffn, queries, levels)
+    assert (args.enc_layers, args.dec_layers, args.hidden_dim, args.nheads) == (6, 6, 256, 8)
+    assert (args.enc_n_points, args.dec_n_points, args.with_box_refine, args.two_stage) == (4, 4, False, False)
 
 
 def test_what_is_typed_wins():
@@ -60,11 +82,11 @@ def test_what_is_typed_wins():
 
 
 def test_the_checkpoint_decides_the_architecture():
-    args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args([])
+    args = finetune_parser(["coco", "voc"], DETRS).parse_args([])
     recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
-    recipes.fill(args, recipes.DETECTOR_DEFAULTS)
+    recipes.fill(args, recipes.detector_defaults(args.detr))
     assert (args.detr, args.hidden_dim, args.enc_layers) == ("vanilla", 64, 6)
-    args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args(["--hidden_dim", "128"])
+    args = finetune_parser(["coco", "voc"], DETRS).parse_args(["--hidden_dim", "128"])
     with pytest.raises(CheckpointError, match=r"--hidden_dim 128 does not fit f\.pth.*--hidden_dim 64"):
         recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
 
@@ -91,6 +113,12 @@ def test_the_checkpoint_decides_the_architecture():
         (["--seed", "-1"], "--seed -1"),
         (["--global_loss_coef", "-1"], "--global_loss_coef"),
         (["--voc_train", "2007:train"], "--dataset_file voc"),
+        (["--num_feature_levels", "4"], "--num_feature_levels 4 goes with --detr deformable"),
+        (["--detr", "vanilla", "--with_box_refine"], "--with_box_refine goes with --detr deformable"),
+        (["--detr", "deformable", "--two_stage"], "--two_stage needs --with_box_refine"),
+        (["--detr", "deformable", "--two_stage", "--with_box_refine"], "--two_stage cannot be pretrained"),
+        (["--detr", "deformable", "--hidden_dim", "80"], "--hidden_dim 80"),
+        (["--detr", "deformable", "--dec_n_points", "0"], "--dec_n_points 0"),
     ],
 )
 def test_pretraining_refuses(argv, message):
@@ -113,6 +141,7 @@ def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
         (["--train_ann", "a"], "--train_ann FILE and --train_images DIR go together"),
         (["--eval_size", "0"], "--eval_size 0"),
         (["--lr_backbone", "-1"], "--lr_backbone"),
+        (["--lr_linear_proj_mult", "-1"], "--lr_linear_proj_mult"),
     ],
 )
 def test_finetuning_refuses(argv, message):
@@ -121,8 +150,8 @@ def test_finetuning_refuses(argv, message):
 
 
 def test_finetuning_needs_data():
-    args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args([])
-    recipes.fill(args, {"dataset_file": "coco", **recipes.DETECTOR_DEFAULTS})
+    args = finetune_parser(["coco", "voc"], DETRS).parse_args([])
+    recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.finetune_recipe(args))
     with pytest.raises(UserError, match="--data_path"):
         check_finetune(args)
@@ -132,12 +161,13 @@ def test_a_resumed_run_keeps_what_is_not_typed_again():
     saved = vars(finetune("--epochs", "9", "--lr_drop", "8", "--pretrain", "there", "--scales", "99"))
 
     def resumed(*argv):
-        args = finetune_parser(["coco", "voc"], ["vanilla", "conditional"]).parse_args(["--resume", "f", *argv])
+        args = finetune_parser(["coco", "voc"], DETRS).parse_args(["--resume", "f", *argv])
         recipes.continue_run(args, saved)
         return args
 
     args = resumed()
     assert (args.epochs, args.lr_drop, args.scales, args.lr_backbone) == (9, 8, [99], 5e-5)
     assert args.pretrain is None
+    assert args.lr == 1e-4
     args = resumed("--max_steps", "7")
     assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 7, None)

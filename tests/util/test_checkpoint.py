@@ -19,6 +19,7 @@ from util.checkpoint import (
     load_detector,
     load_file,
     load_run,
+    num_class_logits,
     open_output_dir,
     rng_state,
     save_checkpoint,
@@ -174,6 +175,23 @@ def test_detector_loads_without_its_class_head():
     assert torch.equal(detector.class_embed.weight, head)
     assert report.new == report.left_over == ["class_embed.weight", "class_embed.bias"]
     assert "query_embed.weight" in report.loaded
+
+
+class _LayeredDetector(_Detector):
+    """A class head a layer, which the decoder knows, too."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.class_embed = nn.ModuleList(nn.Linear(4, classes) for _ in range(2))
+        self.transformer["decoder"]["class_embed"] = self.class_embed
+
+
+def test_detector_loads_without_the_class_heads_of_its_layers():
+    source, detector = _LayeredDetector(classes=7), _LayeredDetector()
+    report = load_detector(detector, source.state_dict(), "f.pth", keep_class_head=False)
+    names = [f"class_embed.{index}.{kind}" for index in range(2) for kind in ("weight", "bias")]
+    assert set(report.new) == set(report.left_over) == {*names, *(f"transformer.decoder.{name}" for name in names)}
+    assert (num_class_logits(source.state_dict()), num_class_logits(_Detector().state_dict())) == (7, 3)
 
 
 @pytest.mark.parametrize(

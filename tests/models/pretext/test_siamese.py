@@ -17,7 +17,7 @@ from tests.models.detectors import without_gradient
 from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
 from util.nested_tensor import NestedTensor
 
-DETRS = ["vanilla", "conditional"]
+DETRS = ["vanilla", "conditional", "deformable"]
 
 
 def small_args(**changes) -> argparse.Namespace:
@@ -28,6 +28,8 @@ def small_args(**changes) -> argparse.Namespace:
         "no_feature_loss": False, "no_global_loss": False, "feature_loss_coef": 5.0, "global_loss_coef": 10.0,
         "set_cost_class": 1.0, "set_cost_bbox": 5.0, "set_cost_giou": 2.0,
         "cls_loss_coef": 1.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0, "eos_coef": 0.1,
+        "num_feature_levels": 4 if changes.get("detr") == "deformable" else 1, "enc_n_points": 2, "dec_n_points": 2,
+        "with_box_refine": False, "two_stage": False,
     }  # fmt: skip
     return argparse.Namespace(**{**args, **changes})
 
@@ -76,17 +78,23 @@ def plain_direction(model, batch: TwoViewBatch, source: int, target: int):
         return NestedTensor(batch.views[:, index], batch.mask[:, index])
 
     with torch.no_grad():
-        own = backbone(view(source))[0].tensors
-        regions = torch.stack(
-            [roi_align(own[i : i + 1], [batch.boxes[i, source]], 7, 1 / 32, -1).mean((2, 3)) for i in range(num_images)]
-        )
-        crops = [backbone(NestedTensor(c, torch.zeros(len(c), 32, 32, dtype=torch.bool)))[0].tensors
-                 for c in batch.crops[:, source]]  # fmt: skip
-        wanted = torch.stack([c.mean((2, 3)) for c in crops])
+        regions, wanted = [], []
+        for level, stride in enumerate(backbone.strides):
+            own = backbone(view(source))[level].tensors
+            regions.append(torch.stack([
+                roi_align(own[i : i + 1], [batch.boxes[i, source]], 7, 1 / stride, -1).mean((2, 3))
+                for i in range(num_images)
+            ]))  # fmt: skip
+            crops = [backbone(NestedTensor(c, torch.zeros(len(c), 32, 32, dtype=torch.bool)))[level].tensors
+                     for c in batch.crops[:, source]]  # fmt: skip
+            wanted.append(torch.stack([c.mean((2, 3)) for c in crops]))
+        regions, wanted = torch.cat(regions, -1), torch.cat(wanted, -1)
         seen = backbone(view(target))
     repeated = model.patch2query(regions).repeat_interleave(len(detector.query_embed.weight) // num_regions, 1)
-    memory = detector.encode(seen)
-    decoded = detector.decode(memory, detector.query_embed.weight + repeated)
+    queries = detector.query_embed.weight.repeat(num_images, 1, 1)
+    queries[..., :32] += repeated
+    memory = detector.encode(seen, batch.mask[:, target])
+    decoded = detector.decode(memory, queries)
     outputs = detector.predict(decoded)
 
     scale = batch.size.flip(-1).repeat(1, 2)
@@ -113,7 +121,12 @@ def plain_direction(model, batch: TwoViewBatch, source: int, target: int):
         for name in ("bbox", "giou", "feature"):
             losses[name].append(terms[name] / (num_images * num_regions))
         losses["ce"].append(F.cross_entropy(logits.flatten(0, 1), classes.flatten(), torch.tensor([1.0, 1.0, 0.1])))
-    pooled = torch.stack([memory.tokens[i][~memory.mask[i]].mean(0) for i in range(num_images)])
+    pooled, start = [], 0
+    for height, width in memory.shapes[: len(backbone.strides)]:
+        level = slice(start, start + height * width)
+        start = level.stop
+        pooled.append(torch.stack([memory.tokens[i, level][~memory.mask[i, level]].mean(0) for i in range(num_images)]))
+    pooled = torch.cat(pooled, -1)
     return {name: torch.stack(values) for name, values in losses.items()}, pooled
 
 
@@ -169,26 +182,49 @@ def test_gradients_reach_everything_but_the_backbone(detr, off):
             assert blind or parameter.grad.abs().max() > 0, name
 
 
-def test_queries_differ_between_the_images_of_a_batch():
-    model, batch = build().eval(), random_batch()
+@pytest.mark.parametrize("detr", DETRS)
+def test_queries_differ_between_the_images_of_a_batch(detr):
+    model, batch = build(detr=detr).eval(), random_batch()
     images, boxes, sizes = siamese.views_in_a_row(batch)
     queries = model.region_queries(model.region_features(model.frozen_backbone(images), boxes, sizes))
-    assert queries.shape == (4, 6, 32)
     content = queries - model.detector.query_embed.weight
+    assert content.shape == (4, 6, 64 if detr == "deformable" else 32)
+    assert not content[..., 32:].any(), "what the decoder starts with is learned alone"
+    content = content[..., :32]
     # each region fills Q/R consecutive queries
     torch.testing.assert_close(content[:, 0], content[:, 1])
     assert (content[:, 1] - content[:, 2]).abs().max() > 1e-3
     assert (content[0] - content[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("detr", DETRS)
+def test_every_image_is_asked_for_its_own_regions(detr):
+    """Other regions in image 0 change the losses of a batch by what they change for image 0 alone."""
+    model = build(detr=detr, no_global_loss=True).eval()
+    batch, other = random_batch(), random_batch()
+    other.boxes[0, 0] += 8
+    images, boxes, sizes = siamese.views_in_a_row(batch)
+    features = model.frozen_backbone(images)
+    memory = model.detector.encode(features, images.mask)
+
+    def hidden(boxes):
+        queries = siamese.other_view(model.region_queries(model.region_features(features, boxes, sizes)))
+        return model.detector.decode(memory, queries).hidden
+
+    # entry 0 is view 1 of image 0: its regions are looked for in entry 2, view 2 of that image
+    difference = hidden(siamese.views_in_a_row(other)[1]) - hidden(boxes)
+    changed = difference.abs().amax(dim=(0, 2, 3)) > 1e-6
+    assert changed.tolist() == [False, False, True, False]
+
+
 def test_whatever_stands_in_the_padding_of_the_features_changes_nothing():
     model, batch = build().eval(), random_batch()
     images, _, _ = siamese.views_in_a_row(batch)
     features = model.frozen_backbone(images)
-    clean = model.detector.encode(features)
+    clean = model.detector.encode(features, images.mask)
     assert features[0].mask.any()
     dirty = [NestedTensor(f.tensors.masked_fill(f.mask.unsqueeze(1), 1e3), f.mask) for f in features]
-    stained = model.detector.encode(dirty)
+    stained = model.detector.encode(dirty, images.mask)
     valid = ~clean.mask
     torch.testing.assert_close(stained.tokens[valid], clean.tokens[valid], rtol=0, atol=1e-5)
     torch.testing.assert_close(pool_views(stained, 1), pool_views(clean, 1), rtol=0, atol=1e-5)

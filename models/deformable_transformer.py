@@ -1,0 +1,347 @@
+"""The Transformer of Deformable DETR (arXiv 2010.04159), over one or several levels of feature maps.
+
+Every attention to a map looks at a few points around a reference: the encoder's are the positions themselves, the
+decoder's are points or boxes that belong to the queries. Two variants of the paper (section 4.2): iterative box
+refinement, where the box that a decoder layer predicts is the next layer's reference, and two stages, where the
+encoder's best guesses are the first references and make the queries.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import MLP, FeedForwardLayer, LayerHeads, MultiheadAttention, full_precision, inverse_sigmoid
+from models.position_encoding import sine_waves
+from models.transformer import Decoded, Memory
+from ops.module import MSDeformAttn
+
+PROPOSAL_SIZE = 0.05
+"""Side of the box that a position of the finest level proposes before the box head changes it, of the image's."""
+
+PROPOSAL_LIMITS = (0.01, 0.99)
+"""Positions whose box has a coordinate outside propose nothing."""
+
+INITIAL_SIZE_LOGIT = -2.0
+"""Without proposals, boxes start small: width and height of sigmoid(-2) = 0.12."""
+
+
+class DeformableEncoderLayer(FeedForwardLayer):
+    """Deformable self-attention of all positions, feed-forward; post-norm."""
+
+    def __init__(
+        self, *, d_model: int, nhead: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float
+    ) -> None:
+        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
+        self.self_attn = MSDeformAttn(d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+
+    def forward(
+        self, tokens: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """tokens and pos [B, S, C], reference [B, S, levels, 2], mask [B, S] (True = padding) -> [B, S, C]."""
+        attended = self.self_attn(tokens + pos, reference, tokens, mask, shapes)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        return self.norm2(tokens + self.feed_forward(tokens))
+
+
+class DeformableEncoder(nn.Module):
+    """A stack of deformable encoder layers without a final norm."""
+
+    def __init__(self, *, num_layers: int, **widths: int | float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DeformableEncoderLayer(**widths) for _ in range(num_layers))
+
+    def forward(
+        self, tokens: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """As the layers: -> [B, S, C]."""
+        for layer in self.layers:
+            tokens = layer(tokens, pos, reference, mask, shapes)
+        return tokens
+
+
+class DeformableDecoderLayer(FeedForwardLayer):
+    """Self-attention of the queries, deformable attention to the memory, feed-forward; post-norm."""
+
+    def __init__(
+        self, *, d_model: int, nhead: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float
+    ) -> None:
+        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
+        self.cross_attn = MSDeformAttn(d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.self_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.norm3 = nn.LayerNorm(d_model)
+
+    def forward(
+        self, target: Tensor, queries: Tensor, reference: Tensor, memory: Memory, queries_allowed: Tensor | None
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            target: [B, Q, C] what the layers before made of the queries.
+            queries: [B, Q, C], added wherever ``target`` asks or is asked.
+            reference: [B, Q, levels, 2 or 4], relative to the padded maps.
+            memory: of the encoder.
+            queries_allowed: bool [Q, Q], the queries (columns) that a query (row) may attend to; None: all.
+
+        Returns:
+            [B, Q, C].
+        """
+        placed = target + queries
+        attended = self.self_attn(placed, placed, target, queries_allowed)
+        target = self.norm2(target + self.dropout(attended))
+        attended = self.cross_attn(target + queries, reference, memory.tokens, memory.mask, memory.shapes)
+        target = self.norm1(target + self.dropout(attended))
+        return self.norm3(target + self.feed_forward(target))
+
+
+class DeformableDecoder(nn.Module):
+    """A stack of deformable decoder layers without a final norm.
+
+    Attributes:
+        bbox_embed: the detector's box heads, one a layer, where they refine the references; else None.
+        class_embed: the detector's class heads where it has two stages; else None.
+    """
+
+    def __init__(self, *, num_layers: int, **widths: int | float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DeformableDecoderLayer(**widths) for _ in range(num_layers))
+        self.bbox_embed: nn.ModuleList | None = None
+        self.class_embed: nn.ModuleList | None = None
+
+    def forward(
+        self, memory: Memory, target: Tensor, queries: Tensor, reference: Tensor, query_mask: Tensor | None
+    ) -> Decoded:
+        """Let the queries look into the memory.
+
+        Args:
+            memory: of the encoder.
+            target: [B, Q, C], what the decoder starts with.
+            queries: [B, Q, C], the queries' position embeddings.
+            reference: [B, Q, 2 or 4] in [0, 1] of the unpadded image.
+            query_mask: see :meth:`DeformableTransformer.decode`.
+        """
+        ratios = valid_ratios(memory.mask, memory.shapes, reference.dtype)[:, None]  # [B, 1, levels, 2]
+        queries_allowed = None if query_mask is None else ~query_mask
+        hidden, references = [], []
+        for index, layer in enumerate(self.layers):
+            located = reference.shape[-1]
+            target = layer(
+                target, queries, reference[:, :, None] * ratios.repeat(1, 1, 1, located // 2), memory, queries_allowed
+            )
+            hidden.append(target)
+            references.append(inverse_sigmoid(reference))
+            if self.bbox_embed is not None:
+                reference = self._refine(self.bbox_embed[index], target, references[-1])
+        if self.bbox_embed is None:
+            return Decoded(hidden=torch.stack(hidden), reference=references[0])
+        return Decoded(hidden=torch.stack(hidden), reference=torch.stack([_as_box_logits(x) for x in references]))
+
+    @staticmethod
+    @torch.no_grad()
+    def _refine(box_head: nn.Module, target: Tensor, reference: Tensor) -> Tensor:
+        """The box [B, Q, 4] in [0, 1] that a layer's ``target`` predicts from a reference's logits; no gradient."""
+        with full_precision(target.device.type):
+            return (box_head(target.to(reference.dtype)) + _as_box_logits(reference)).sigmoid()
+
+
+class DeformableTransformer(nn.Module):
+    """An encoder and a decoder that see one or several feature maps; see ``models/transformer.py``.
+
+    Args:
+        num_levels: feature maps.
+        enc_n_points, dec_n_points: points that a head looks at on each map.
+        with_box_refine: each decoder layer starts from the box that the one before predicts.
+        num_proposals: two stages: queries are made from so many positions of the memory, and :meth:`decode` takes
+            none. None: one stage.
+    """
+
+    has_reference = True
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        nhead: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+        dim_feedforward: int,
+        dropout: float,
+        num_levels: int,
+        enc_n_points: int,
+        dec_n_points: int,
+        with_box_refine: bool = False,
+        num_proposals: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.query_dim = None if num_proposals else 2 * d_model
+        self.with_box_refine = with_box_refine
+        self.num_proposals = num_proposals
+        widths = {"d_model": d_model, "nhead": nhead, "num_levels": num_levels}
+        widths |= {"dim_feedforward": dim_feedforward, "dropout": dropout}
+        self.encoder = DeformableEncoder(num_layers=num_encoder_layers, num_points=enc_n_points, **widths)
+        self.decoder = DeformableDecoder(num_layers=num_decoder_layers, num_points=dec_n_points, **widths)
+        self.level_embed = nn.Parameter(torch.empty(num_levels, d_model))
+        if num_proposals:
+            self.enc_output = nn.Linear(d_model, d_model)
+            self.enc_output_norm = nn.LayerNorm(d_model)
+            self.pos_trans = nn.Linear(2 * d_model, 2 * d_model)
+            self.pos_trans_norm = nn.LayerNorm(2 * d_model)
+        else:
+            self.reference_points = nn.Linear(d_model, 2)
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.reset_parameters()
+        if not self.num_proposals:
+            nn.init.zeros_(self.reference_points.bias)
+        nn.init.normal_(self.level_embed)
+
+    def spread_heads(self, class_embed: nn.Linear, bbox_embed: MLP) -> tuple[LayerHeads, LayerHeads]:
+        """One class and one box head for each decoder layer, and with two stages one more for the encoder.
+
+        With refinement they are independent, and those the decoder needs are also registered there, as in the public
+        checkpoints; without it all are the same module.
+        """
+        num_heads = len(self.decoder.layers) + (1 if self.num_proposals else 0)
+        if self.with_box_refine:
+            class_embed = LayerHeads(copy.deepcopy(class_embed) for _ in range(num_heads))
+            bbox_embed = LayerHeads(copy.deepcopy(bbox_embed) for _ in range(num_heads))
+            # Later layers start from what the first predicts; proposals have a size already.
+            if not self.num_proposals:
+                nn.init.constant_(bbox_embed[0].layers[-1].bias.data[2:], INITIAL_SIZE_LOGIT)
+            self.decoder.bbox_embed = bbox_embed
+        else:
+            nn.init.constant_(bbox_embed.layers[-1].bias.data[2:], INITIAL_SIZE_LOGIT)
+            class_embed = LayerHeads([class_embed] * num_heads)
+            bbox_embed = LayerHeads([bbox_embed] * num_heads)
+        if self.num_proposals:
+            self.decoder.class_embed = class_embed
+        return class_embed, bbox_embed
+
+    def encode(self, maps: list[Tensor], masks: list[Tensor], pos: list[Tensor]) -> Memory:
+        """Encode the feature maps of a batch of images.
+
+        Args:
+            maps: [B, C, H, W] a level, finest first. What stands at padded positions is of no influence.
+            masks: [B, H, W] bool a level, True at padded positions; the top left corner never is.
+            pos: [B, C, H, W] position encoding a level.
+        """
+        shapes = [(level.shape[-2], level.shape[-1]) for level in maps]
+        mask = torch.cat([level.flatten(1) for level in masks], dim=1)
+        positions = torch.cat(
+            [level.flatten(2).transpose(1, 2) + embed for level, embed in zip(pos, self.level_embed, strict=True)],
+            dim=1,
+        )
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+        # Padding is never sampled, but the gradient of a projection is 0 times it, which may be NaN: hence the zeros.
+        tokens = tokens.masked_fill(mask[..., None], 0.0)
+        ratios = valid_ratios(mask, shapes, self.level_embed.dtype)
+        centres = torch.cat(_pixel_centres(ratios, shapes), dim=1)
+        reference = centres[:, :, None] * ratios[:, None]  # [B, S, levels, 2]
+        return Memory(self.encoder(tokens, positions, reference, mask, shapes), mask, positions, shapes)
+
+    def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
+        """Let the queries look into the memory; all decoder layers are returned.
+
+        Args:
+            memory: from :meth:`encode`.
+            queries: [B, Q, 2C], first the position embedding, which also decides the reference point, then what the
+                decoder starts with. Two stages: None, queries are made from the memory.
+            query_mask: bool [Q, Q], True where the query of the row may not attend to that of the column. No row
+                may be all True.
+        """
+        proposals = None
+        if queries is None:
+            queries, reference, proposals = self._propose(memory)
+            position, target = queries.chunk(2, dim=-1)
+        else:
+            position, target = queries.chunk(2, dim=-1)
+            with full_precision(queries.device.type):
+                reference = self.reference_points(position.to(self.level_embed.dtype)).sigmoid()
+        decoded = self.decoder(memory, target, position, reference, query_mask)
+        decoded.proposals = proposals
+        return decoded
+
+    def _propose(self, memory: Memory) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The first stage: every position proposes a box, the best become queries.
+
+        Returns:
+            Queries [B, Q, 2C], their boxes [B, Q, 4] cxcywh in [0, 1] without gradient, and all proposals as
+            ``pred_logits`` [1, B, S, K] and ``pred_boxes`` [1, B, S, 4]. Q is num_proposals, or S if that is less.
+        """
+        with full_precision(memory.tokens.device.type):
+            anchors, usable = _anchors(memory.mask, memory.shapes, self.level_embed.dtype)
+            tokens = memory.tokens.to(self.level_embed.dtype).masked_fill(~usable[..., None], 0.0)
+            tokens = self.enc_output_norm(self.enc_output(tokens))
+            logits = self.decoder.class_embed[-1](tokens)
+            box_logits = self.decoder.bbox_embed[-1](tokens) + anchors
+            # Class 0 alone stands for "object" here, as in the encoder's loss.
+            best = logits[..., 0].topk(min(self.num_proposals, logits.shape[1]), dim=1).indices
+            boxes = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
+            embedding = sine_waves(2 * math.pi * boxes, self.d_model // 2).flatten(-2)  # [B, Q, 2C]
+            queries = self.pos_trans_norm(self.pos_trans(embedding))
+            return queries, boxes, {"pred_logits": logits[None], "pred_boxes": box_logits.sigmoid()[None]}
+
+
+def valid_ratios(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> Tensor:
+    """Mask [B, S] (True = padding) -> the share of each level's width and height that is no padding, [B, levels, 2]."""
+    ratios = []
+    for level in _split(mask, shapes):
+        width, height = (~level[:, 0]).sum(1).to(dtype), (~level[:, :, 0]).sum(1).to(dtype)
+        ratios.append(torch.stack([width / level.shape[2], height / level.shape[1]], dim=-1))
+    return torch.stack(ratios, dim=1)
+
+
+def _split(mask: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """Mask [B, S] -> of each level [B, H, W]."""
+    parts = mask.split([height * width for height, width in shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _pixel_centres(ratios: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """(x, y) of each level's positions, 0 and 1 being the unpadded image's edges: [B, H * W, 2] a level."""
+    centres = []
+    for level, (height, width) in enumerate(shapes):
+        x = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
+        y = torch.arange(height, device=ratios.device, dtype=ratios.dtype) + 0.5
+        x = x / (ratios[:, level, 0, None] * width)  # [B, W]
+        y = y / (ratios[:, level, 1, None] * height)  # [B, H]
+        grid = torch.stack([x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=-1)
+        centres.append(grid.flatten(1, 2))
+    return centres
+
+
+def _anchors(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The boxes that proposals start from: logits [B, S, 4] of cxcywh, and which positions [B, S] propose anything.
+
+    The others have infinite logits, hence boxes of ones whatever the head says.
+    """
+    centres = _pixel_centres(valid_ratios(mask, shapes, dtype), shapes)
+    boxes = torch.cat(
+        [
+            torch.cat([centre, torch.full_like(centre, PROPOSAL_SIZE * 2.0**level)], dim=-1)
+            for level, centre in enumerate(centres)
+        ],
+        dim=1,
+    )
+    low, high = PROPOSAL_LIMITS
+    usable = ((boxes > low) & (boxes < high)).all(-1) & ~mask
+    return torch.logit(boxes).masked_fill(~usable[..., None], float("inf")), usable
+
+
+def _as_box_logits(reference: Tensor) -> Tensor:
+    """Logits of points or boxes [..., 2 or 4] -> [..., 4]; a point adds nothing to the size."""
+    return nn.functional.pad(reference, (0, 4 - reference.shape[-1]))
