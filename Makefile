@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint ops clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py --output_dir $(DEMO)
@@ -18,6 +18,10 @@ test-slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The operator of Deformable DETR as an installed package; without it, it is compiled once at first use.
+ops: $(VENV)/.demo
+	$(BIN)/pip install --no-build-isolation --no-deps ./ops
 
 clean:
 	rm -rf $(DEMO)

@@ -8,8 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from models.layers import widen
-from ops.functional import ms_deform_attn
+from .functional import ms_deform_attn
 
 
 class MSDeformAttn(nn.Module):
@@ -72,9 +71,10 @@ class MSDeformAttn(nn.Module):
         """
         value = self.value_proj(tokens).masked_fill(mask[..., None], 0.0)
         value = value.unflatten(-1, (self.nhead, -1))
-        weights = widen(self.attention_weights(query)).unflatten(-1, (self.nhead, -1)).softmax(dim=-1)
+        dtype = torch.promote_types(query.dtype, torch.float32)  # coordinates are not for 16 bit
+        weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.nhead, -1)).softmax(dim=-1)
         weights = weights.unflatten(-1, (self.num_levels, self.num_points))
-        offsets = widen(self.sampling_offsets(query))
+        offsets = self.sampling_offsets(query).to(dtype)
         offsets = offsets.unflatten(-1, (self.nhead, self.num_levels, self.num_points, 2))
         # Under autocast the values are 16 bit wide; a coordinate of 16 bit would be off by pixels.
         locations = self._locations(reference, offsets, shapes)

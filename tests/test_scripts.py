@@ -120,8 +120,21 @@ def test_resumed_pretraining_continues_bit_for_bit(data, tmp_path, num_workers):
     assert logs[0]["loss"] == logs[1]["loss"]
 
 
-def test_resumed_finetuning_continues_bit_for_bit(data, tmp_path):
-    argv = [*DETECTOR, "--epochs", "2", "--lr_drop", "1", "--save_every_steps", "1", "--keep_checkpoints", "20"]
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_finetuning_continues_bit_for_bit(data, tmp_path, num_workers):
+    argv = [
+        *DETECTOR,
+        "--num_workers",
+        str(num_workers),
+        "--epochs",
+        "2",
+        "--lr_drop",
+        "1",
+        "--save_every_steps",
+        "1",
+        "--keep_checkpoints",
+        "20",
+    ]
     whole = finetune(data, tmp_path / "whole", *argv)
     resume = ["--resume", str(tmp_path / "whole" / "checkpoint_00000007.pth")]
     resumed = finetune(data, tmp_path / "resumed", *argv, *resume)

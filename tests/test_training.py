@@ -12,9 +12,11 @@ from util.plot_utils import plot_curves
 pytestmark = pytest.mark.slow
 
 SMALL = (
-    "--detr conditional --backbone timm:tf_efficientnet_lite0 --feature_stride 16 --enc_layers 2 --dec_layers 2 "
+    "--backbone timm:tf_efficientnet_lite0 --enc_layers 2 --dec_layers 2 "
     "--dim_feedforward 512 --num_queries 50 --dropout 0 --device cpu --num_workers 2 --seed 1"
 ).split()
+CONDITIONAL = "--detr conditional --feature_stride 16".split()
+DEFORMABLE = "--detr deformable --num_feature_levels 4".split()
 
 
 def read_log(folder, kind) -> list[dict]:
@@ -22,7 +24,12 @@ def read_log(folder, kind) -> list[dict]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path):
+@pytest.mark.parametrize(
+    ("detector", "schedule"),
+    [(CONDITIONAL, "--max_steps 2000 --lr_drop_step 1600"), (DEFORMABLE, "--max_steps 1000 --lr_drop_step 800")],
+    ids=["conditional", "deformable"],
+)
+def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path, detector, schedule):
     """Cells of three classes, a dozen an image: AP50 of at least 0.90 on the images that were trained on."""
     root = tmp_path / "cells"
     (root / "ImageSets" / "Main").mkdir(parents=True)
@@ -35,9 +42,9 @@ def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path):
             shutil.copy(real_data / "bccd" / folder / f"{name}{suffix}", root / folder)
     weights = real_data / "backbones" / "tf_efficientnet_lite0.pth"
     main_finetune.main([
-        "--dataset_file", "voc", "--data_path", str(root), *SMALL, "--backbone_weights", str(weights),
+        "--dataset_file", "voc", "--data_path", str(root), *detector, *SMALL, "--backbone_weights", str(weights),
         *"--scales 240 --max_size 320 --batch_size 4 --lr 4e-4 --lr_backbone 1e-4".split(),
-        *"--max_steps 2000 --lr_drop_step 1600 --eval_every 0 --save_every_epochs 0".split(),
+        *schedule.split(), *"--eval_every 0 --save_every_epochs 0".split(),
         "--output_dir", str(tmp_path / "out"),
     ])  # fmt: skip
     assert read_log(tmp_path / "out", "eval")[-1]["AP50"] >= 0.90
@@ -51,10 +58,10 @@ def test_pretraining_losses_fall(real_data, tmp_path):
         shutil.copy(photo, tmp_path / "photos" / f"{photo.parent.name}_{photo.name}")
     assert len(photos) == 200
     main_pretrain.main([
-        "--data_path", str(tmp_path / "photos"), *SMALL,
+        "--data_path", str(tmp_path / "photos"), *CONDITIONAL, *SMALL,
         "--backbone_weights", str(real_data / "backbones" / "tf_efficientnet_lite0.pth"),
         *"--scales 112 128 144 --max_size 224 --crop_size 48 --batch_size 8 --lr 4e-4 --global_loss_coef 1".split(),
-        *"--max_steps 900 --log_every 20 --save_every_epochs 0 --output_dir".split(), str(tmp_path / "out"),
+        *"--max_steps 500 --log_every 10 --save_every_epochs 0 --output_dir".split(), str(tmp_path / "out"),
     ])  # fmt: skip
     plot_curves({"pretraining": tmp_path / "out" / "log.txt"}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000

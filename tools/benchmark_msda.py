@@ -86,7 +86,7 @@ def measure(arguments: list[Tensor], rounds: int) -> dict[tuple[str, str], list[
 
 
 def extra_memory(form: str, shape: str, dtype: torch.dtype) -> float:
-    """Megabytes that a forward and backward pass adds to the peak of a fresh process, results included."""
+    """Megabytes that a forward and backward pass adds to the peak of a fresh process beside its results."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak_growth, (form, shape, dtype))
@@ -97,8 +97,10 @@ def _peak_growth(form: str, shape: str, dtype: torch.dtype) -> float:
     load()
     run: Callable[..., Tensor] = FORMS[form]
     before = _peak()
-    run(*arguments).sum().backward()
-    return _peak() - before
+    output = run(*arguments)
+    output.backward(torch.ones_like(output))
+    results = [output, *(tensor.grad for tensor in arguments if tensor.grad is not None)]
+    return _peak() - before - sum(tensor.nbytes for tensor in results) / 2**20
 
 
 def _peak() -> float:

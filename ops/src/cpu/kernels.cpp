@@ -39,30 +39,30 @@ bool uses_avx2() {
 }
 
 template <typename T>
-void forward(const Problem& problem, const T* values, const T* locations, const T* weights, T* output, int64_t begin,
+void forward(const Problem& problem, const Rows& rows, const T* values, const T* locations, const T* weights, T* output, int64_t begin,
              int64_t end) {
 #if defined(MSDA_HAS_AVX2)
-  if (uses_avx2()) return avx2::forward(problem, values, locations, weights, output, begin, end);
+  if (uses_avx2()) return avx2::forward(problem, rows, values, locations, weights, output, begin, end);
 #endif
-  baseline::forward(problem, values, locations, weights, output, begin, end);
+  baseline::forward(problem, rows, values, locations, weights, output, begin, end);
 }
 
 template <typename T>
-void backward(const Problem& problem, const T* values, const T* locations, const T* weights, const T* grad_output,
+void backward(const Problem& problem, const Rows& rows, const T* values, const T* locations, const T* weights, const T* grad_output,
               T* grad_values, T* grad_locations, T* grad_weights, int64_t begin, int64_t end) {
 #if defined(MSDA_HAS_AVX2)
   if (uses_avx2()) {
-    return avx2::backward(problem, values, locations, weights, grad_output, grad_values, grad_locations, grad_weights,
+    return avx2::backward(problem, rows, values, locations, weights, grad_output, grad_values, grad_locations, grad_weights,
                           begin, end);
   }
 #endif
-  baseline::backward(problem, values, locations, weights, grad_output, grad_values, grad_locations, grad_weights, begin,
+  baseline::backward(problem, rows, values, locations, weights, grad_output, grad_values, grad_locations, grad_weights, begin,
                      end);
 }
 
 #define MSDA_INSTANTIATE(T)                                                                                        \
-  template void forward<T>(const Problem&, const T*, const T*, const T*, T*, int64_t, int64_t);                    \
-  template void backward<T>(const Problem&, const T*, const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t);
+  template void forward<T>(const Problem&, const Rows&, const T*, const T*, const T*, T*, int64_t, int64_t);                    \
+  template void backward<T>(const Problem&, const Rows&, const T*, const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t);
 MSDA_INSTANTIATE(float)
 MSDA_INSTANTIATE(double)
 #undef MSDA_INSTANTIATE
