@@ -1,9 +1,10 @@
 """Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps; `msda`
-compares the compiled operator with plain PyTorch.
+compares the compiled operator with plain PyTorch, `detector` a whole Deformable DETR with that of transformers.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
     python tools/benchmark.py msda --rounds 10
+    python tools/benchmark.py detector
 
 Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py.
 """
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import engine
 import main_finetune
 import main_pretrain
+from tools.benchmark_detector import benchmark_detector
 from tools.benchmark_msda import benchmark_msda
 from util.check_args import at_least
 from util.script import run_script, start
@@ -50,6 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     msda = commands.add_parser("msda", help="multi-scale deformable attention on the CPU, compiled and in PyTorch")
     msda.add_argument("--rounds", type=int, default=7, help="rounds that are measured")
     msda.add_argument("--dtype", choices=["float32", "float64", "bfloat16", "float16"], default="float32")
+    detector = commands.add_parser("detector", help="Deformable DETR on the CPU, this one and that of transformers")
+    detector.add_argument("--rounds", type=int, default=3, help="rounds that are measured")
     args, rest = parser.parse_known_args(argv)
     if args.command == "step":
         at_least(args, 1, "steps")
@@ -58,7 +62,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:
         at_least(args, 1, "rounds")
-        benchmark_msda(args.rounds, getattr(torch, args.dtype))
+        if args.command == "msda":
+            benchmark_msda(args.rounds, getattr(torch, args.dtype))
+        else:
+            benchmark_detector(args.rounds)
 
 
 def benchmark_step(stage: str, num_steps: int, argv: list[str]) -> None:

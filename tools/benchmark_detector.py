@@ -1,0 +1,86 @@
+"""A whole multi-scale Deformable DETR against that of Hugging Face's transformers: `benchmark.py detector`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+import main_finetune
+from models import DETECTORS
+from models.supervised import SupervisedDETR
+from util.nested_tensor import NestedTensor
+from util.optional import require
+
+HEIGHT, WIDTH = 640, 800
+NUM_OBJECTS = 8
+
+
+def benchmark_detector(rounds: int) -> None:
+    """Print milliseconds of an inference and of a training step of both, in turn, with random weights.
+
+    ResNet-50, 300 queries, four levels, 6 + 6 layers, one image of 640 x 800; a training step is forward, losses of all
+    layers, backward and AdamW.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
+    torch.manual_seed(0)
+    pixels = torch.randn(1, 3, HEIGHT, WIDTH)
+    labels = torch.randint(90, (NUM_OBJECTS,))
+    boxes = torch.rand(NUM_OBJECTS, 4) * 0.3 + 0.2
+    steps = {"ours": _ours(pixels, labels, boxes), "transformers": _theirs(pixels, labels, boxes)}
+    print(f"{torch.get_num_threads()} threads, medians of {rounds} rounds in turn")
+    print(f"{'':<14}{'ours':>12}{'transformers':>15}{'ratio':>8}")
+    for index, part in enumerate(("inference", "training step")):
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for count in range(rounds + 1):  # the first round warms up
+            for name, functions in steps.items():
+                began = time.perf_counter()
+                functions[index]()
+                if count:
+                    times[name].append(1e3 * (time.perf_counter() - began))
+        ours, theirs = (median(times[name]) for name in steps)
+        print(f"{part:<14}{ours:>9.0f} ms{theirs:>12.0f} ms{theirs / ours:>8.1f}")
+
+
+Steps = tuple[Callable[[], None], Callable[[], None]]
+
+
+def _ours(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
+    args, _ = main_finetune.parse(["--detr", "deformable", "--data_path", "."])
+    detector = DETECTORS["deformable"](args, 91, focal=True, train_backbone=True)
+    method = SupervisedDETR(detector=detector, criterion=main_finetune.make_criterion(args, detector))
+    images = NestedTensor(pixels, torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool))
+    batch = (images, [{"labels": labels, "boxes": boxes}])
+    return _steps(method, lambda: detector(images), lambda: method(batch)[0])
+
+
+def _theirs(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
+    transformers = require("transformers", "transformers", "this comparison")
+    backbone = transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
+    config = transformers.DeformableDetrConfig(backbone_config=backbone, num_labels=91, auxiliary_loss=True)
+    model = transformers.DeformableDetrForObjectDetection(config)
+    targets = [{"class_labels": labels, "boxes": boxes}]
+    return _steps(model, lambda: model(pixels), lambda: model(pixels, labels=targets).loss)
+
+
+def _steps(model: nn.Module, detect: Callable[[], object], loss: Callable[[], Tensor]) -> Steps:
+    """Inference without gradients, and one optimizer step on ``loss``."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def infer() -> None:
+        model.eval()
+        with torch.no_grad():
+            detect()
+
+    def train() -> None:
+        model.train()
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return infer, train
