@@ -9,6 +9,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from models.normed_conv import absorb_norms
 from models.timm_body import build_timm_body, timm_normalization
 from util.errors import UserError
 from util.nested_tensor import NestedTensor
@@ -108,6 +109,7 @@ def _build_resnet(name: str, multi_scale: bool, dilation: bool) -> Backbone:
     )
     _freeze_shallow_stages(resnet)
     _calm_residuals(resnet)
+    absorb_norms(resnet)
     stages = ["layer2", "layer3", "layer4"] if multi_scale else ["layer4"]
     body = IntermediateLayerGetter(resnet, {stage: str(index) for index, stage in enumerate(stages)})
     widths = {"layer2": 128, "layer3": 256, "layer4": 512}

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbone import Backbone
+from models.normed_conv import replace_by_plain
 
 
 def fold_frozen_batch_norms(backbone: Backbone) -> Backbone:
@@ -31,6 +32,7 @@ def fold_frozen_batch_norms(backbone: Backbone) -> Backbone:
         backbone: with frozen batch norms, weights loaded; left as it is.
     """
     folded = copy.deepcopy(backbone).requires_grad_(False).eval()
+    replace_by_plain(folded.body)
     for convolution, norm in _find_pairs(folded.body):
         _fold(convolution, norm)
         _replace(folded.body, norm, _what_follows(norm))

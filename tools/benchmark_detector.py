@@ -62,7 +62,10 @@ def _ours(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
 def _theirs(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
     transformers = require("transformers", "transformers", "this comparison")
     backbone = transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
-    config = transformers.DeformableDetrConfig(backbone_config=backbone, num_labels=91, auxiliary_loss=True)
+    # activation_dropout: where the public code has it, too
+    config = transformers.DeformableDetrConfig(
+        backbone_config=backbone, num_labels=91, auxiliary_loss=True, activation_dropout=0.1
+    )
     model = transformers.DeformableDetrForObjectDetection(config)
     targets = [{"class_labels": labels, "boxes": boxes}]
     return _steps(model, lambda: model(pixels), lambda: model(pixels, labels=targets).loss)
