@@ -5,7 +5,7 @@
 
 namespace msda {
 
-// Raises ValueError (wrong sizes) or TypeError-like RuntimeError messages that name the argument and what was expected.
+// Raises ValueError; the message names the argument and says what was expected.
 void check_arguments(const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
                      const at::Tensor& sampling_locations, const at::Tensor& attention_weights);
 
