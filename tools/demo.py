@@ -32,7 +32,7 @@ DETECTOR = (
     f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
     "--enc_layers 2 --dec_layers 2 --dim_feedforward 512 --num_queries 50"
 ).split()
-PRETRAIN_STEPS, FINETUNE_STEPS = 500, 700
+PRETRAIN_STEPS, FINETUNE_STEPS = 500, 450
 RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
 
 
