@@ -206,10 +206,12 @@ def test_autocast_keeps_predictions_and_reference_in_float32(detr: str) -> None:
             assert rounded[name].dtype == torch.float32
     if exact["reference"] is not None:
         torch.testing.assert_close(rounded["reference"], exact["reference"], atol=0, rtol=0)
-    # Rounding there was, in the Transformer. On average, since a rounded offset moves a sampling point of Deformable
-    # DETR within a map of few cells and random values, and with it a single box by more than that.
-    difference = (rounded["pred_boxes"] - exact["pred_boxes"]).abs().mean()
-    assert 0 < difference < 0.005
+    difference = (rounded["pred_boxes"] - exact["pred_boxes"]).abs()
+    assert 0 < difference.mean() < 0.005  # rounding there was, in the Transformer
+    # A rounded offset moves a sampling point of Deformable DETR within a map of few cells and random values, and with it
+    # single boxes further.
+    if detr != "deformable":
+        assert difference.max() < 0.02
 
 
 def staged(detector: DETR, images: NestedTensor) -> dict[str, Tensor | None]:
