@@ -74,9 +74,9 @@ class MSDeformAttn(nn.Module):
         dtype = torch.promote_types(query.dtype, torch.float32)  # coordinates are not for 16 bit
         weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.nhead, -1)).softmax(dim=-1)
         weights = weights.unflatten(-1, (self.num_levels, self.num_points))
-        offsets = self.sampling_offsets(query).to(dtype)
+        with torch.autocast(query.device.type, enabled=False):  # an offset of 16 bit could be off by a pixel
+            offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype)).to(dtype)
         offsets = offsets.unflatten(-1, (self.nhead, self.num_levels, self.num_points, 2))
-        # Under autocast the values are 16 bit wide; a coordinate of 16 bit would be off by pixels.
         locations = self._locations(reference, offsets, shapes)
         sizes = torch.tensor(shapes, dtype=torch.int64)
         starts = torch.tensor([0, *accumulate(height * width for height, width in shapes[:-1])], dtype=torch.int64)
