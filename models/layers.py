@@ -99,7 +99,7 @@ class FeedForwardLayer(nn.Module):
         return torch.cat([self._feed_forward(piece) for piece in x.split(TOKENS_AT_ONCE, dim=1)], dim=1)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True))))
 
 
 class LayerHeads(nn.ModuleList):

@@ -6,6 +6,7 @@ import math
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .functional import ms_deform_attn
@@ -74,19 +75,29 @@ class MSDeformAttn(nn.Module):
         dtype = torch.promote_types(query.dtype, torch.float32)  # coordinates are not for 16 bit
         weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.nhead, -1)).softmax(dim=-1)
         weights = weights.unflatten(-1, (self.num_levels, self.num_points))
-        with torch.autocast(query.device.type, enabled=False):  # an offset of 16 bit could be off by a pixel
-            offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype)).to(dtype)
-        offsets = offsets.unflatten(-1, (self.nhead, self.num_levels, self.num_points, 2))
-        locations = self._locations(reference, offsets, shapes)
+        locations = self._locations(query.to(dtype), reference, shapes)
         sizes = torch.tensor(shapes, dtype=torch.int64)
         starts = torch.tensor([0, *accumulate(height * width for height, width in shapes[:-1])], dtype=torch.int64)
         sampled = ms_deform_attn(value.to(locations.dtype), sizes, starts, locations, weights)
         return self.output_proj(sampled)
 
-    def _locations(self, reference: Tensor, offsets: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-        """Sampling locations [B, Q, M, L, P, 2]: offsets count pixels around points, half sizes around boxes."""
-        centre = reference[:, :, None, :, None, :2]
+    def _locations(self, query: Tensor, reference: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+        """Sampling locations [B, Q, M, L, P, 2]: offsets count pixels around points, half sizes around boxes.
+
+        The unit is put into the projection's few rows instead of the offsets: a tenth of the layer's time.
+        """
         if reference.shape[-1] == 4:
-            return centre + offsets / self.num_points * reference[:, :, None, :, None, 2:] * 0.5
-        sizes = torch.tensor([(width, height) for height, width in shapes], dtype=offsets.dtype)
-        return centre + offsets / sizes.to(offsets.device, non_blocking=True)[:, None]
+            unit = reference.new_full((self.num_levels, 1, 2), 0.5 / self.num_points)
+        else:
+            widths_and_heights = torch.tensor([(width, height) for height, width in shapes], dtype=query.dtype)
+            unit = widths_and_heights.to(query.device, non_blocking=True).reciprocal()[:, None]
+        unit = unit.expand(self.nhead, -1, self.num_points, -1).flatten()  # as the rows lie: [M, L, P, 2]
+        weight, bias = (x.to(query.dtype) for x in (self.sampling_offsets.weight, self.sampling_offsets.bias))
+        with torch.autocast(query.device.type, enabled=False):  # a coordinate of 16 bit would be off by pixels
+            offsets = F.linear(query, weight * unit[:, None], bias * unit)
+        offsets = offsets.unflatten(-1, (self.nhead, self.num_levels, self.num_points, 2))
+        # [B, Q, 1, L, P, 2] in memory: adding it to every head goes along rows of many numbers, not of two
+        around = reference[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1).contiguous()
+        if reference.shape[-1] == 4:
+            return around[..., :2] + offsets * around[..., 2:]
+        return around + offsets

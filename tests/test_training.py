@@ -13,10 +13,11 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     "--backbone timm:tf_efficientnet_lite0 --enc_layers 2 --dec_layers 2 "
-    "--dim_feedforward 512 --num_queries 50 --dropout 0 --device cpu --num_workers 2 --seed 1"
+    "--dim_feedforward 512 --dropout 0 --device cpu --num_workers 2 --seed 1"
 ).split()
 CONDITIONAL = "--detr conditional --feature_stride 16".split()
 DEFORMABLE = "--detr deformable --num_feature_levels 4".split()
+FEW_QUERIES = "--num_queries 50".split()
 
 
 def read_log(folder, kind) -> list[dict]:
@@ -42,7 +43,8 @@ def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path, detector,
             shutil.copy(real_data / "bccd" / folder / f"{name}{suffix}", root / folder)
     weights = real_data / "backbones" / "tf_efficientnet_lite0.pth"
     main_finetune.main([
-        "--dataset_file", "voc", "--data_path", str(root), *detector, *SMALL, "--backbone_weights", str(weights),
+        "--dataset_file", "voc", "--data_path", str(root), *detector, *SMALL, *FEW_QUERIES,
+        "--backbone_weights", str(weights),
         *"--scales 240 --max_size 320 --batch_size 4 --lr 4e-4 --lr_backbone 1e-4".split(),
         *schedule.split(), *"--eval_every 0 --save_every_epochs 0".split(),
         "--output_dir", str(tmp_path / "out"),
@@ -51,7 +53,11 @@ def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path, detector,
 
 
 def test_pretraining_losses_fall(real_data, tmp_path):
-    """On 200 photographs every term of the pretext tasks falls by at least a fifth."""
+    """On 200 photographs every term of the pretext tasks falls by at least a fifth.
+
+    With the paper's ten queries a region: what the classification starts from, telling nothing but how many of them
+    match, is 0.69, of which a fifth can be gained; of five a region it is 0.60.
+    """
     photos = sorted((real_data / "photos" / "train").glob("*/*"))[::5]
     (tmp_path / "photos").mkdir()
     for photo in photos:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from models import DETECTORS
@@ -190,6 +191,16 @@ def deformable_predictions(model: torch.nn.Module, images: NestedTensor) -> dict
     return predictions
 
 
+def in_their_places(ours: dict, expected: dict) -> None:
+    """Undo that proposals whose encoder scores tie within rounding change places, and with them the queries."""
+    for image in range(expected["pred_boxes"].shape[1]):
+        distance = torch.cdist(expected["pred_boxes"][0, image], ours["pred_boxes"][0, image], p=1)
+        order = torch.from_numpy(linear_sum_assignment(distance)[1])
+        assert (order != torch.arange(len(order))).sum() <= 4
+        for name in ("pred_logits", "pred_boxes"):
+            ours[name][:, image] = ours[name][:, image, order]
+
+
 @pytest.mark.parametrize("variant", DEFORMABLE)
 @pytest.mark.parametrize(
     ("backbone", "sizes"), [("resnet18", {}), ("resnet50", {}), ("resnet50", PUBLIC_SIZE)], ids=["r18", "r50", "public"]
@@ -202,6 +213,8 @@ def test_every_layer_of_deformable_detr_predicts_the_same(variant: str, backbone
     with torch.no_grad():
         ours = same_detector(args, hf)(images)
     assert ours.keys() == expected.keys()
+    if args.two_stage:
+        in_their_places(ours, expected)
     for name in ("pred_logits", "pred_boxes"):
         assert len(expected[name]) == args.dec_layers
         for dim in range(3):
