@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     parts.mkdir(parents=True, exist_ok=True)
     if not args.merge:
         propose(Proposing(images, method), journal_of(parts, number, shards), plan, number, args.num_workers)
-    if args.merge or shards == 1:
+    if args.shard is None:
         merge(out, parts, paths, plan)
 
 
