@@ -117,7 +117,7 @@ def matches(proposals: np.ndarray, truth: np.ndarray) -> np.ndarray:
         for proposal in np.flatnonzero((overlap >= threshold).any(axis=1)):
             free = np.where(np.isinf(first[row]), overlap[proposal], -1)
             if free.max() >= threshold:
-                first[row, free.argmax()] = proposal
+                first[row, np.flatnonzero(free == free.max())[-1]] = proposal  # of equals the last, as COCO does
     return np.stack([(first < count).sum(axis=1) for count in COUNTS])
 
 

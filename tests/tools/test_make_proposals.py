@@ -135,8 +135,8 @@ def test_sigterm_ends_cleanly_and_a_killed_parent_takes_its_workers_along(images
     many = tmp_path / "many"
     many.mkdir()
     with Image.open(next(images.rglob("*.*"))) as image:
-        large = image.resize((800, 800))
-    for number in range(60):
+        large = image.resize((300, 300))
+    for number in range(80):
         large.save(many / f"{number}.jpg")
     flags = ["--method", "selective_search", "--size", "0"]
     for how, expected in ((signal.SIGTERM, 1), (signal.SIGKILL, -signal.SIGKILL)):
