@@ -36,17 +36,21 @@ def _read_voc(args: Namespace, split: str, categories: list[dict] | None) -> Det
     return read_voc(Path(args.data_path), _voc_sets(args, split), categories)
 
 
-def _coco_images(args: Namespace) -> UnlabelledImages:
-    return UnlabelledImages.from_folder(coco_image_folder(Path(args.data_path), "train"))
+def _coco_images(args: Namespace, split: str) -> UnlabelledImages:
+    return UnlabelledImages.from_folder(coco_image_folder(Path(args.data_path), split))
+
+
+def _voc_images(args: Namespace, split: str) -> UnlabelledImages:
+    return UnlabelledImages.from_voc(Path(args.data_path), _voc_sets(args, split))
 
 
 # name of --dataset_file -> reader(args, split, categories)
 DATASETS = {"coco": _read_coco, "voc": _read_voc}
-# name of --dataset_file -> reader(args)
+# name of --dataset_file -> reader(args, split)
 UNLABELLED = {
-    "imagefolder": lambda args: UnlabelledImages.from_folder(Path(args.data_path)),
+    "imagefolder": lambda args, split: UnlabelledImages.from_folder(Path(args.data_path)),
     "coco": _coco_images,
-    "voc": lambda args: UnlabelledImages.from_voc(Path(args.data_path), _voc_sets(args, "train")),
+    "voc": _voc_images,
 }
 
 
@@ -76,13 +80,14 @@ def build_detection(
     return DetectionDataset(records, transforms=transforms, seed=args.seed)
 
 
-def build_unlabelled(args: Namespace) -> UnlabelledImages:
-    """The training images of any data set, without labels.
+def build_unlabelled(args: Namespace, split: str = "train") -> UnlabelledImages:
+    """The images of any data set, without labels.
 
     Args:
-        args: dataset_file, data_path, voc_train.
+        args: dataset_file, data_path, voc_train (split "train"), voc_val (split "val").
+        split: "train" or "val"; a folder of images has but one.
 
     Raises:
         UserError: no images there.
     """
-    return UNLABELLED[args.dataset_file](args)
+    return UNLABELLED[args.dataset_file](args, split)

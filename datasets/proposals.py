@@ -19,9 +19,9 @@ import os
 import shutil
 import tempfile
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -91,10 +91,43 @@ def write_proposals(
         DataError: ``folder`` exists.
         ValueError: no images, or lists or arrays that do not belong together.
     """
+    if not len(paths) == len(boxes) == len(scores) > 0:
+        raise ValueError(f"{len(paths)} paths, {len(boxes)} arrays of boxes, {len(scores)} of scores")
+    for path, image_boxes, image_scores in zip(paths, boxes, scores, strict=True):
+        if image_boxes.shape != (len(image_scores), 4) or image_scores.ndim != 1:
+            raise ValueError(f"{path}: boxes {image_boxes.shape} with scores {image_scores.shape}")
+
+    def best_first() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for image_boxes, image_scores in zip(boxes, scores, strict=True):
+            order = np.argsort(-image_scores, kind="stable")
+            yield image_boxes[order], image_scores[order]
+
+    counts = [len(image_scores) for image_scores in scores]
+    stream_proposals(folder, paths=paths, counts=counts, proposals=best_first(), method=method, parameters=parameters)
+
+
+def stream_proposals(
+    folder: str | Path,
+    *,
+    paths: Sequence[str],
+    counts: Sequence[int],
+    proposals: Iterable[tuple[np.ndarray, np.ndarray]],
+    method: str,
+    parameters: dict[str, Any],
+    scratch: Path | None = None,
+    extra_files: dict[str, str] | None = None,
+) -> None:
+    """As :func:`write_proposals`, without ever holding more than one image's boxes.
+
+    Args:
+        counts: number of boxes of each image.
+        proposals: (boxes, scores) of each image, best first.
+        scratch: where to write before the folder is renamed, on the same file system; None: beside ``folder``.
+        extra_files: name -> text to lay beside the arrays.
+    """
     folder = Path(folder)
     if folder.exists():
         raise DataError(f"{folder}: exists already; remove it or write to another folder")
-    arrays = _pack(paths, boxes, scores)
     meta = {
         "version": FORMAT_VERSION,
         "method": method,
@@ -103,36 +136,57 @@ def write_proposals(
         "fingerprint": fingerprint(paths),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=scratch or folder.parent, prefix=f".{folder.name}."))
     try:
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        _write_boxes(temporary, counts, proposals)
+        _write_paths(temporary, paths)
+        for name, text in {**(extra_files or {}), "meta.json": json.dumps(meta, indent=2) + "\n"}.items():
+            (temporary / name).write_text(text)
+        for path in temporary.iterdir():
+            _sync(path)
         temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
         temporary.rename(folder)
+        _sync(folder.parent)
     except BaseException:
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _pack(paths: Sequence[str], boxes: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    if not len(paths) == len(boxes) == len(scores) > 0:
-        raise ValueError(f"{len(paths)} paths, {len(boxes)} arrays of boxes, {len(scores)} of scores")
-    for path, image_boxes, image_scores in zip(paths, boxes, scores, strict=True):
-        if image_boxes.shape != (len(image_scores), 4) or image_scores.ndim != 1:
-            raise ValueError(f"{path}: boxes {image_boxes.shape} with scores {image_scores.shape}")
-    order = [np.argsort(-image_scores, kind="stable") for image_scores in scores]
+def _write_boxes(folder: Path, counts: Sequence[int], proposals: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    offsets = _offsets(counts)
+    np.save(folder / "offsets.npy", offsets, allow_pickle=False)
+    with _array_file(folder, "boxes", offsets[-1]) as boxes, _array_file(folder, "scores", offsets[-1]) as scores:
+        for count, (image_boxes, image_scores) in zip(counts, proposals, strict=True):
+            if not len(image_boxes) == len(image_scores) == count:
+                raise ValueError(f"{len(image_boxes)} boxes and {len(image_scores)} scores where {count} were counted")
+            boxes.write(image_boxes.astype(_ARRAYS["boxes"][0]).tobytes())
+            scores.write(image_scores.astype(_ARRAYS["scores"][0]).tobytes())
+
+
+def _array_file(folder: Path, name: str, length: int) -> BinaryIO:
+    """A .npy file of ``length`` rows, open behind its header."""
+    dtype, row_shape = _ARRAYS[name]
+    stream = open(folder / f"{name}.npy", "wb")  # noqa: SIM115 - the caller closes it
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (int(length), *row_shape)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream
+
+
+def _write_paths(folder: Path, paths: Sequence[str]) -> None:
     encoded = [os.fsencode(path) for path in paths]
-    return {
-        "boxes": np.concatenate([b[o] for b, o in zip(boxes, order, strict=True)]).astype(np.float32),
-        "scores": np.concatenate([s[o] for s, o in zip(scores, order, strict=True)]).astype(np.float32),
-        "offsets": _offsets([len(image_scores) for image_scores in scores]),
-        "paths": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        "path_offsets": _offsets([len(path) for path in encoded]),
-    }
+    np.save(folder / "paths.npy", np.frombuffer(b"".join(encoded), dtype=np.uint8), allow_pickle=False)
+    np.save(folder / "path_offsets.npy", _offsets([len(path) for path in encoded]), allow_pickle=False)
 
 
-def _offsets(lengths: list[int]) -> np.ndarray:
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 

@@ -1,0 +1,135 @@
+"""The work of the proposal tool so far: a file of checked records that only grows.
+
+A record is ``<II`` (length, CRC-32) and that many bytes. The first holds what is being made as JSON, every other one an
+image: ``<i`` the number N of boxes and N x 4 + N float32 (boxes, then scores), or -1 and the reason why it failed in
+UTF-8. A process may be killed while it writes: a record that is incomplete or does not fit its CRC ends the
+file, and is cut off before the work goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from util.errors import DataError
+
+_FRAME = struct.Struct("<II")
+_COUNT = struct.Struct("<i")
+_LARGEST_RECORD = 1 << 26
+Outcome = tuple[np.ndarray, np.ndarray] | str  # boxes [N, 4] and scores [N], float32; or why there are none
+
+
+def encode(outcome: Outcome) -> bytes:
+    """The record of one image."""
+    if isinstance(outcome, str):
+        return _COUNT.pack(-1) + outcome.encode(errors="surrogateescape")
+    boxes, scores = (np.ascontiguousarray(values, dtype="<f4") for values in outcome)
+    return _COUNT.pack(len(scores)) + boxes.tobytes() + scores.tobytes()
+
+
+def decode(record: bytes) -> Outcome:
+    """The reverse of :func:`encode`."""
+    (count,) = _COUNT.unpack_from(record)
+    if count < 0:
+        return record[_COUNT.size :].decode(errors="surrogateescape")
+    values = np.frombuffer(record, dtype="<f4", offset=_COUNT.size)
+    return values[: 4 * count].reshape(count, 4), values[4 * count :]
+
+
+class Journal:
+    """One shard's journal, open for appending and closed to all other processes.
+
+    Attributes:
+        done: number of images recorded so far.
+
+    Raises:
+        DataError: it was made for something else, or another process is writing it.
+    """
+
+    def __init__(self, path: Path, plan: dict[str, Any]) -> None:
+        self.path = path
+        self._file = open(path, "ab+")  # noqa: SIM115 - closed by close()
+        try:
+            # A lock of this process alone: worker processes do not inherit it and so cannot keep it beyond its death.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.done = self._recover(plan)
+        except OSError:
+            self._file.close()
+            raise DataError(f"{path}: another process is working on this shard") from None
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _recover(self, plan: dict[str, Any]) -> int:
+        self._file.seek(0)
+        records = _records(self._file)
+        header = next(records, None)
+        if header is None:
+            self._file.truncate(0)
+            self.append(json.dumps(plan).encode())
+            self.sync()
+            return 0
+        _check_plan(self.path, json.loads(header), plan)
+        done, end = 0, self._file.tell()
+        for _ in records:
+            done, end = done + 1, self._file.tell()
+        self._file.truncate(end)
+        return done
+
+    def append(self, record: bytes) -> None:
+        """Add a record."""
+        self._file.write(_FRAME.pack(len(record), zlib.crc32(record)) + record)
+
+    def sync(self) -> None:
+        """Put everything on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync and let go."""
+        self.sync()
+        self._file.close()
+
+
+def read_journal(path: Path, plan: dict[str, Any]) -> Iterator[Outcome]:
+    """The outcomes in a journal, one by one.
+
+    Raises:
+        DataError: it was made for something else, or is not there.
+    """
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); make this shard first") from None
+    with stream:
+        records = _records(stream)
+        _check_plan(path, json.loads(next(records, b"{}")), plan)
+        yield from map(decode, records)
+
+
+def _records(stream: BinaryIO) -> Iterator[bytes]:
+    while len(frame := stream.read(_FRAME.size)) == _FRAME.size:
+        length, checksum = _FRAME.unpack(frame)
+        if length > _LARGEST_RECORD:
+            return
+        record = stream.read(length)
+        if len(record) < length or zlib.crc32(record) != checksum:
+            return
+        yield record
+
+
+def _check_plan(path: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
+    for key in plan:
+        if found.get(key) != plan[key]:
+            raise DataError(
+                f"{path}: begun with another {key.replace('_', ' ')} ({found.get(key)}, now {plan[key]}); "
+                f"go on as it was begun, or remove {path.parent} to start anew"
+            )

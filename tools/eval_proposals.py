@@ -1,0 +1,170 @@
+"""Recall of proposals: how many of the labelled objects have a box among the best K that covers them.
+
+    python tools/eval_proposals.py --dataset_file coco --data_path DIR --proposal_dir OUT --json recall.json
+    python tools/eval_proposals.py ... --proposal_dir EDGEBOX RANDOM --plot recall.png
+
+Prints a table of recall at 1, 10 and 100 boxes by IoU threshold for each folder of proposals. Boxes are matched best
+first, each to the free object that it overlaps most, as COCO's average recall does without regard to classes.
+Crowds and objects marked difficult do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datasets import DATASETS
+from datasets.proposals import ProposalStore
+from datasets.records import DetectionRecords
+from util.errors import DataError, UserError
+from util.optional import require
+from util.script import run_script
+
+COUNTS = (1, 10, 100)
+THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Arguments -> labelled set and proposals -> table, JSON, plot."""
+    args = make_parser().parse_args(argv)
+    check(args)
+    records = DATASETS[args.dataset_file](args, args.split, None)
+    stores = {folder: ProposalStore(folder) for folder in args.proposal_dir}
+    results = {folder: recall(records, store) for folder, store in stores.items()}
+    objects = int((~(records.crowd | records.difficult)).sum())
+    print(f"{records.source}: {len(records)} images, {objects} objects")
+    for folder, table in results.items():
+        print(f"\n{folder} ({stores[folder].method})\n{format_table(table)}")
+    if args.json:
+        write_json(results, objects, Path(args.json))
+    if args.plot:
+        plot(results, Path(args.plot))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags; those of the data set are main_finetune.py's."""
+    parser = argparse.ArgumentParser(
+        "eval_proposals.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--proposal_dir", nargs="+", required=True, metavar="DIR", help="folders to compare")
+    parser.add_argument("--dataset_file", choices=list(DATASETS), default=next(iter(DATASETS)))
+    parser.add_argument("--data_path", help="root folder of the data set")
+    parser.add_argument("--split", choices=["train", "val"], default="val")
+    for split in ("train", "val"):
+        parser.add_argument(f"--{split}_ann", metavar="FILE", help="COCO-format annotations, any place")
+        parser.add_argument(f"--{split}_images", metavar="DIR", help="the images they name")
+    parser.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
+    parser.add_argument("--voc_val", nargs="+", metavar="YEAR:SET", help="default: 2007:test")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
+    parser.add_argument("--plot", metavar="FILE", help="draw recall over IoU there, as a PNG")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that cannot work."""
+    ann, images = getattr(args, f"{args.split}_ann"), getattr(args, f"{args.split}_images")
+    if (ann is None) != (images is None):
+        raise UserError(f"--{args.split}_ann FILE and --{args.split}_images DIR go together")
+    if args.data_path is None and (ann is None or args.dataset_file == "voc"):
+        raise UserError("--data_path DIR is needed: the root of the labelled data set")
+    for out in (args.json, args.plot):
+        if out and not Path(out).parent.is_dir():
+            raise UserError(f"{out}: there is no folder {Path(out).parent}")
+
+
+def recall(records: DetectionRecords, store: ProposalStore) -> np.ndarray:
+    """[len(COUNTS), len(THRESHOLDS)] recall in [0, 1] of the objects of ``records``.
+
+    Raises:
+        DataError: an image that the proposals do not know, or no objects at all.
+    """
+    place = {store.path(index): index for index in range(len(store))}
+    found = np.zeros((len(COUNTS), len(THRESHOLDS)), dtype=np.int64)
+    objects = 0
+    for index, path in enumerate(map(os.fsdecode, records.paths)):
+        if path not in place:
+            raise DataError(f"{store.folder}: no proposals for {path}; make them for the images of {records.source}")
+        rows = np.arange(records.offsets[index], records.offsets[index + 1])
+        rows = rows[~(records.crowd[rows] | records.difficult[rows])]
+        boxes = store.boxes(place[path])[: max(COUNTS)]
+        found += matches(boxes, records.boxes[rows])
+        objects += len(rows)
+    if not objects:
+        raise DataError(f"{records.source}: no objects to find")
+    return found / objects
+
+
+def matches(proposals: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """[len(COUNTS), len(THRESHOLDS)] objects that the best K proposals find.
+
+    Args:
+        proposals: [N, 4] xyxy, best first.
+        truth: [T, 4] xyxy.
+    """
+    overlap = box_iou(torch.from_numpy(proposals).double(), torch.from_numpy(truth).double()).numpy()
+    first = np.full((len(THRESHOLDS), len(truth)), np.inf)  # the proposal that found each object
+    for row, threshold in enumerate(THRESHOLDS):
+        for proposal in np.flatnonzero((overlap >= threshold).any(axis=1)):
+            free = np.where(np.isinf(first[row]), overlap[proposal], -1)
+            if free.max() >= threshold:
+                first[row, np.flatnonzero(free == free.max())[-1]] = proposal  # of equals the last, as COCO does
+    return np.stack([(first < count).sum(axis=1) for count in COUNTS])
+
+
+def format_table(table: np.ndarray) -> str:
+    """Recall by boxes and IoU as text, the mean over the thresholds (COCO's average recall) last."""
+    lines = ["boxes  IoU " + " ".join(f"{threshold:5.2f}" for threshold in THRESHOLDS) + "   mean"]
+    for count, row in zip(COUNTS, table, strict=True):
+        lines.append(f"{count:5d}      " + " ".join(f"{value:5.3f}" for value in row) + f"  {row.mean():5.3f}")
+    return "\n".join(lines)
+
+
+def write_json(results: dict[str, np.ndarray], objects: int, out: Path) -> None:
+    """``{"thresholds", "objects", "recall": {folder: {boxes: [by threshold]}}}``."""
+    recalls = {
+        folder: {str(count): row.tolist() for count, row in zip(COUNTS, table, strict=True)}
+        for folder, table in results.items()
+    }
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.write_text(json.dumps({"thresholds": THRESHOLDS, "objects": objects, "recall": recalls}, indent=2) + "\n")
+    temporary.replace(out)
+
+
+def plot(results: dict[str, np.ndarray], out: Path) -> None:
+    """Recall over the IoU threshold, a panel for each number of boxes, a line for each folder.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure_module = require("matplotlib.figure", "matplotlib", "--plot")
+    figure = figure_module.Figure(figsize=(4 * len(COUNTS), 3.2), layout="constrained")
+    for panel, count in enumerate(COUNTS):
+        axes = figure.add_subplot(1, len(COUNTS), panel + 1)
+        axes.set(title=f"{count} box{'es' if count > 1 else ''}", xlabel="IoU", ylabel="recall", ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+        for folder, name in zip(results, short_names(list(results)), strict=True):
+            axes.plot(THRESHOLDS, results[folder][panel], marker="o", markersize=3, label=name)
+        axes.legend(fontsize="small")
+    temporary = out.with_name(f".{out.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(out)
+
+
+def short_names(folders: Sequence[str]) -> list[str]:
+    """Names of the folders, or their paths where two have the same name."""
+    names = [Path(folder).resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else list(folders)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,290 @@
+"""Propose regions for a data set, once, on all cores.
+
+    python tools/make_proposals.py --method edgebox --data_path DIR --output_dir OUT
+    python tools/make_proposals.py ... --shard 1/8        one of eight machines that share a disk
+    python tools/make_proposals.py ... --merge            when all eight are done
+
+The same command goes on after a kill at any moment. Until everything is done the work lies in OUT.parts; OUT appears
+whole. Images that cannot be read have no boxes; OUT/failed.json lists them with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datasets import UNLABELLED, build_unlabelled
+from datasets.image_folder import UnlabelledImages
+from datasets.images import load_image
+from datasets.proposal_journal import Journal, Outcome, encode, read_journal
+from datasets.proposals import ProposalStore, fingerprint, stream_proposals
+from datasets.region_proposals import METHODS, ProposalMethod
+from util.errors import DataError, UserError, one_line
+from util.script import run_script
+
+SYNC_SECONDS = 5.0  # the most work that a power failure costs; a killed process loses less
+
+
+class Proposing(Dataset):
+    """``dataset[index]`` -> journal record of the image ``index``."""
+
+    def __init__(self, images: UnlabelledImages, method: ProposalMethod) -> None:
+        self.images = images
+        self.method = method
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> bytes:
+        return encode(self.outcome(index))
+
+    def outcome(self, index: int) -> Outcome:
+        """Boxes and scores, or why there are none."""
+        try:
+            return self.method(load_image(self.images.path(index)), index)
+        except DataError as error:
+            return one_line(error)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Arguments -> images and method -> journals -> proposals."""
+    args = make_parser().parse_args(argv)
+    number, shards = check(args)
+    images, method = build_images(args), build_method(args)
+    paths = images.relative_paths()
+    plan = {"method": method.name, "parameters": method.parameters(), "num_images": len(paths)}
+    plan |= {"fingerprint": fingerprint(paths), "shards": shards}
+    out = Path(args.output_dir)
+    parts = out.with_name(f"{out.name}.parts")
+    if out.exists():
+        ProposalStore(out).check(paths, method.name)
+        check_parameters(out, method)
+        shutil.rmtree(parts, ignore_errors=True)  # a kill just before this line leaves it
+        print(f"{out}: complete already")
+        return
+    parts.mkdir(parents=True, exist_ok=True)
+    if not args.merge:
+        propose(Proposing(images, method), journal_of(parts, number, shards), plan, number, args.num_workers)
+    if args.shard is None:
+        merge(out, parts, paths, plan)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        "make_proposals.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--method", choices=list(METHODS), default="edgebox")
+    parser.add_argument("--output_dir", required=True, help="what --proposal_dir will name; must not exist")
+    parser.add_argument("--dataset_file", choices=list(UNLABELLED), default=next(iter(UNLABELLED)))
+    parser.add_argument("--data_path", required=True, help="root folder of the data set, as for main_pretrain.py")
+    parser.add_argument("--split", choices=["train", "val"], default="train", help="of COCO or VOC")
+    parser.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
+    parser.add_argument("--voc_val", nargs="+", metavar="YEAR:SET", help="for --split val; default: 2007:test")
+    parser.add_argument("--list", metavar="FILE", help="only the images it names, a path below --data_path a line")
+    parser.add_argument("--max_boxes", type=int, default=64, help="the most an image gets")
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="edgebox: short side in pixels to which larger images are reduced, default 320; selective_search: side "
+        "of the square to which all are resized, default 128; 0: images stay as they are, slower",
+    )
+    parser.add_argument("--edge_model", metavar="FILE", help="edgebox: OpenCV's structured forest, for better edges")
+    parser.add_argument("--seed", type=int, help="random: default 0")
+    parser.add_argument("--shard", metavar="I/N", help="do the I-th (1..N) of N parts only; ends without --output_dir")
+    parser.add_argument("--merge", metavar="N", type=int, help="join the parts of N finished shards")
+    parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    return parser
+
+
+def check(args: argparse.Namespace) -> tuple[int, int]:
+    """(number of the shard from 1, number of shards).
+
+    Raises:
+        UserError: flags that cannot work; the message names them.
+    """
+    for name, least in (("max_boxes", 1), ("size", 0), ("seed", 0), ("merge", 1), ("num_workers", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}")
+    for name, methods in (
+        ("size", ("edgebox", "selective_search")),
+        ("edge_model", ("edgebox",)),
+        ("seed", ("random",)),
+    ):
+        if getattr(args, name) is not None and args.method not in methods:
+            raise UserError(f"--{name} goes with --method {' or '.join(methods)}, not {args.method}")
+    if args.list and args.dataset_file != "imagefolder":
+        raise UserError(f"--list goes with --dataset_file imagefolder, not {args.dataset_file}")
+    if args.shard is None:
+        return 1, args.merge or 1
+    if args.merge:
+        raise UserError("--shard makes a part and --merge joins them: choose one")
+    number, slash, shards = args.shard.partition("/")
+    if not (slash and number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
+        raise UserError(f"--shard {args.shard}: write it as 1/8 to 8/8 for eight shards")
+    return int(number), int(shards)
+
+
+def build_images(args: argparse.Namespace) -> UnlabelledImages:
+    """The images: those that main_pretrain.py finds with the same flags, or those of ``--list``.
+
+    Raises:
+        UserError: none there.
+    """
+    if args.list is None:
+        return build_unlabelled(args, args.split)
+    try:
+        lines = os.fsdecode(Path(args.list).read_bytes()).splitlines()
+    except OSError as error:
+        raise DataError(f"{args.list}: cannot be read as a list of images ({error.strerror})") from None
+    paths = [line.strip() for line in lines if line.strip()]
+    if not paths:
+        raise DataError(f"{args.list}: names no images")
+    return UnlabelledImages(args.data_path, paths)
+
+
+def build_method(args: argparse.Namespace) -> ProposalMethod:
+    """The method with those of its parameters that were given."""
+    given = {name: getattr(args, name) for name in ("size", "edge_model", "seed")}
+    return METHODS[args.method](args.max_boxes, **{name: value for name, value in given.items() if value is not None})
+
+
+def check_parameters(out: Path, method: ProposalMethod) -> None:
+    """Raises DataError if ``out`` was made with other parameters."""
+    there = ProposalStore(out).parameters
+    for name, value in method.parameters().items():
+        if there.get(name) != value:
+            raise DataError(
+                f"{out}: made with {name} {there.get(name)}, not {value}; remove it or write to another folder"
+            )
+
+
+def journal_of(parts: Path, number: int, shards: int) -> Path:
+    """File of the shard ``number`` (from 1)."""
+    return parts / f"{number}-of-{shards}.journal"
+
+
+def bounds(plan: dict[str, Any], number: int) -> tuple[int, int]:
+    """First and last + 1 image of the shard ``number``: shards are stretches, so that merging is appending."""
+    length, shards = plan["num_images"], plan["shards"]
+    return length * (number - 1) // shards, length * number // shards
+
+
+def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, num_workers: int) -> None:
+    """Bring the journal of one shard to its end."""
+    signal.signal(signal.SIGTERM, interrupt)
+    first, end = bounds(plan, number)
+    journal = Journal(path, plan)
+    begun, started = journal.done, time.monotonic()
+    if begun:
+        print(f"{path.name}: {begun} of {end - first} images are done already")
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(first + begun, end),
+        num_workers=num_workers,
+        collate_fn=bytes,
+        worker_init_fn=start_worker,
+        prefetch_factor=16,
+        generator=torch.Generator(),
+    )
+    bar = tqdm(total=end - first, initial=begun, unit="images", disable=not sys.stderr.isatty(), smoothing=0.05)
+    synced = started
+    try:
+        for record in loader:
+            journal.append(record)
+            bar.update()
+            if time.monotonic() - synced > SYNC_SECONDS:
+                journal.sync()
+                synced = time.monotonic()
+    except KeyboardInterrupt:
+        raise UserError("interrupted; the same command goes on from here") from None
+    finally:
+        bar.close()
+        journal.close()
+    rate = (end - first - begun) / max(time.monotonic() - started, 1e-9)
+    print(f"{path.name}: {end - first} images done, {rate:.1f} images/s with {num_workers} processes")
+
+
+def interrupt(signal_number: int, frame: Any) -> None:
+    """SIGTERM ends the tool as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def start_worker(worker: int) -> None:
+    """Ctrl-C reaches the whole group of processes: the parent sees to the end of its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def merge(out: Path, parts: Path, paths: list[str], plan: dict[str, Any]) -> None:
+    """Join the journals of all shards into the proposals ``out``, reading them twice and holding one image at a time.
+
+    Raises:
+        DataError: a shard is missing or incomplete.
+    """
+    counts = np.zeros(len(paths), dtype=np.int64)
+    failed = []
+    index = -1
+    for index, outcome in enumerate(read_shards(parts, plan)):
+        if isinstance(outcome, str):
+            failed.append({"path": paths[index], "reason": outcome})
+        else:
+            counts[index] = len(outcome[1])
+    stream_proposals(
+        out,
+        paths=paths,
+        counts=counts,
+        proposals=(empty() if isinstance(outcome, str) else outcome for outcome in read_shards(parts, plan)),
+        method=plan["method"],
+        parameters=plan["parameters"],
+        scratch=parts,
+        extra_files={"failed.json": json.dumps(failed, indent=2) + "\n"},
+    )
+    shutil.rmtree(parts)
+    bare = int((counts == 0).sum()) - len(failed)
+    print(f"wrote {out}: {counts.sum()} boxes of {len(paths)} images; {bare} without any, {len(failed)} failed")
+    if failed:
+        print(f"the first that failed: {failed[0]['reason']}; all are listed in {out / 'failed.json'}")
+
+
+def read_shards(parts: Path, plan: dict[str, Any]) -> Iterator[Outcome]:
+    """The outcomes of all images in order.
+
+    Raises:
+        DataError: a shard is missing or incomplete.
+    """
+    for number in range(1, plan["shards"] + 1):
+        first, end = bounds(plan, number)
+        path = journal_of(parts, number, plan["shards"])
+        done = 0
+        for outcome in read_journal(path, plan):
+            done += 1
+            yield outcome
+        if done != end - first:
+            raise DataError(f"{path}: holds {done} of {end - first} images; finish --shard {number}/{plan['shards']}")
+
+
+def empty() -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores of an image that failed."""
+    return np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.float32)
+
+
+if __name__ == "__main__":
+    run_script(main)
