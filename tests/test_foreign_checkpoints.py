@@ -203,7 +203,7 @@ def body_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix(beginning): value for name, value in model.items() if name.startswith(beginning)}
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q."])
+@pytest.mark.parametrize("prefix", ["", "module.encoder_q."])
 def test_pretrain_takes_a_backbone_alone(conditional, data, tmp_path, capsys, prefix):
     body = body_of(conditional)
     torch.save({"state_dict": {f"{prefix}{name}": value for name, value in body.items()}}, tmp_path / "body.pth")
@@ -219,7 +219,7 @@ def test_pretrain_takes_a_backbone_alone(conditional, data, tmp_path, capsys, pr
         evaluate(data, tmp_path / "other", tmp_path / "body.pth")
 
 
-@pytest.mark.parametrize("form", ["own", "public", "authors", "hf", "moco"])
+@pytest.mark.parametrize("form", ["own", "authors", "hf", "moco"])
 def test_backbone_weights_takes_the_backbone_of_anything(conditional, data, tmp_path, form, capsys):
     body = body_of(conditional)
     path = tmp_path / "file.pth"
@@ -229,7 +229,7 @@ def test_backbone_weights_takes_the_backbone_of_anything(conditional, data, tmp_
         path = tmp_path / "hf"
         convert_checkpoint.main([str(conditional), str(path), "--to", "hf"])
     else:
-        prefix = {"public": "backbone.0.body.", "authors": "module.backbone.", "moco": "module.encoder_q."}[form]
+        prefix = {"authors": "module.backbone.", "moco": "module.encoder_q."}[form]
         others = {"module.encoder_k.conv1.weight": torch.zeros(64, 3, 7, 7), "module.queue": torch.zeros(128, 8)}
         torch.save({"state_dict": {f"{prefix}{name}": value for name, value in body.items()} | others}, path)
     argv = ["--data_path", f"{data}/train", *PRETRAIN, *DETECTOR, "--max_steps", "1", "--backbone_weights", str(path)]
