@@ -16,6 +16,9 @@ from datasets.loader import collate_detection, make_eval_loader, make_train_load
 from models import DETECTORS
 from models.backbone import backbone_normalization
 from models.backbone_weights import load_backbone_weights
+from models.checkpoints.categories import same_categories, with_ids_of
+from models.checkpoints.load import load_origin, num_class_logits
+from models.checkpoints.origin import find_origin
 from models.criterion import build_criterion
 from models.detr import DETR
 from models.postprocess import PostProcess
@@ -23,15 +26,7 @@ from models.supervised import SupervisedDETR
 from util import recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
-from util.checkpoint import (
-    Origin,
-    find_origin,
-    load_detector,
-    make_writable,
-    num_class_logits,
-    open_output_dir,
-    write_json,
-)
+from util.checkpoint import Origin, make_writable, open_output_dir, write_json
 from util.errors import CheckpointError, DataError, UserError
 from util.logger import RunLog, say
 from util.script import run_script, start
@@ -68,13 +63,21 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
         found = "--pretrain does not evaluate" if args.resume is None else f"there is none in {args.output_dir}"
         raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE ({found})")
     if origin:
-        recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
+        adopt_architecture(args, origin)
+    if origin and origin.content["stage"] == "backbone":
+        args.pretrain, args.backbone_weights, origin = None, args.pretrain, None
     if origin and origin.resumes:
         recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.finetune_recipe(args))
     check_finetune(args)
     return args, origin
+
+
+def adopt_architecture(args: argparse.Namespace, origin: Origin) -> None:
+    """Take the architecture from the checkpoint; a new run may have another number of queries."""
+    free = () if origin.resumes else ("num_queries",)
+    recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path, free)
 
 
 def build(
@@ -104,7 +107,9 @@ def restore_detector(args: argparse.Namespace, origin: Origin) -> DETR:
     """The detector of a finetuned checkpoint, class head included."""
     num_logits = num_class_logits(origin.content["model"])
     detector = DETECTORS[args.detr](args, num_logits, focal=recipes.is_focal(args), train_backbone=False)
-    load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
+    report = load_origin(detector, origin, keep_class_head=True)
+    if origin.foreign:
+        say(report.describe(origin.path))
     return detector
 
 
@@ -128,8 +133,8 @@ def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: D
     num_logits = train_set.num_labels + (0 if focal else 1)
     detector = DETECTORS[args.detr](args, num_logits, focal=focal, train_backbone=args.lr_backbone > 0)
     if origin:
-        same_categories = origin.content["categories"] == train_set.categories
-        if origin.resumes and not same_categories:
+        is_same = same_categories(origin.content["categories"], train_set.categories)
+        if origin.resumes and not is_same:
             names = [
                 ", ".join(category["name"] for category in categories)
                 for categories in (origin.content["categories"], train_set.categories)
@@ -138,10 +143,11 @@ def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: D
                 f"--resume {origin.path}: trained for {names[0]}, the data has {names[1]}; to start on new "
                 "categories use --pretrain"
             )
-        report = load_detector(detector, origin.content["model"], origin.path, keep_class_head=same_categories)
-        say(report.describe(origin.path))
+        say(load_origin(detector, origin, keep_class_head=is_same).describe(origin.path))
     elif args.backbone_weights:
-        say(load_backbone_weights(detector.backbone[0], args.backbone_weights).describe(args.backbone_weights))
+        report = load_backbone_weights(detector.backbone[0], args.backbone_weights)
+        report.notes.append("a backbone alone: the Transformer starts from scratch")
+        say(report.describe(args.backbone_weights))
     else:
         say("warning: neither --pretrain nor --backbone_weights: everything starts random, the backbone included")
     return detector
@@ -175,6 +181,9 @@ def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any
 
 def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLoader:
     """The validation images; their categories must be among those that the detector is trained for."""
+    if any(category["id"] is None for category in categories):
+        found = DATASETS[args.dataset_file](args, "val", None).categories
+        categories = with_ids_of(categories, found, args.resume)
     dataset = build_detection(args, "val", *backbone_normalization(args.backbone), categories=categories)
     return make_eval_loader(dataset, args)
 

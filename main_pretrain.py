@@ -15,12 +15,14 @@ from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
 from models import DETECTORS, PRETEXTS
 from models.backbone import backbone_normalization
 from models.backbone_weights import load_backbone_weights
+from models.checkpoints.load import load_detector
+from models.checkpoints.origin import find_origin
 from models.detr import DETR
 from models.pretext.siamese import NUM_LOGITS
 from util import distributed, recipes
 from util.args import pretrain_parser
 from util.check_args import check_pretrain
-from util.checkpoint import Origin, find_origin, load_detector, open_output_dir
+from util.checkpoint import Origin, open_output_dir
 from util.logger import RunLog, say
 from util.script import run_script, start
 

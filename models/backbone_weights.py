@@ -1,22 +1,23 @@
-"""Published weights of backbones: SwAV, torchvision, timm and plain state dicts."""
+"""Published weights of backbones: SwAV, MoCo, torchvision, timm, plain state dicts, and those of whole detectors."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from models.backbone import Backbone
-from util.checkpoint import load_file
+from models.checkpoints.files import find_state_dict, read_content, read_folder
+from models.checkpoints.hf_names import is_hugging_face, to_public
+from models.checkpoints.renaming import Renaming
 from util.errors import CheckpointError
 from util.load_report import LoadReport
 
-CONTAINERS = ("state_dict", "model")
-"""Keys under which files hold the weights beside other things."""
-
 WRAPPER = "module."
 """What DistributedDataParallel puts before every name; SwAV's files have it."""
+
+PLACES = ("", "backbone.0.body.", "backbone.", "encoder_q.")
+"""Where the names of a body begin: in a file of its own, in a detector, in the authors' Siamese DETR, in MoCo."""
 
 
 def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
@@ -24,18 +25,27 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
 
     Args:
         backbone: receives the weights.
-        path: a file of ``torch.save`` with the body's names (``layer1.0.conv1.weight``), each perhaps after
-            ``module.``, bare or under ``state_dict`` or ``model``. Heads and prototypes may be there, too.
+        path: a file with the body's names (``layer1.0.conv1.weight``), each perhaps after ``module.`` and one of
+            :data:`PLACES`, bare or under ``state_dict`` or ``model``; or a detector of Hugging Face, file or folder.
+            Heads, prototypes and Transformers may be there, too.
 
     Returns:
         ``loaded``: names of the backbone; ``new``: none; ``left_over``: every key of the file without a use,
         counters of batches (``num_batches_tracked``) included, which frozen batch norms do not have.
 
     Raises:
-        CheckpointError: unreadable (see :func:`util.checkpoint.load_file`), nothing in it fits, or a tensor of
+        CheckpointError: unreadable (see :mod:`models.checkpoints.files`), nothing in it fits, or a tensor of
             the body is missing or of another shape; the message names the file and the tensor.
     """
-    weights, others = _find_weights(load_file(path), path)
+    path = Path(path)
+    if path.is_dir():
+        weights, others = read_folder(path), {}
+    else:
+        weights, others = find_state_dict(read_content(path), path)
+    if is_hugging_face(weights.keys()):
+        renaming = Renaming(weights)
+        to_public(renaming)
+        weights = renaming.weights
     own = backbone.body.state_dict()
     source = {_own_name(name, own): name for name in weights}
     if not source.keys() & own.keys():
@@ -57,21 +67,8 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
     return LoadReport(
         loaded=[f"body.{name}" for name in own],
         new=[],
-        left_over=[name for name in weights if name not in used] + others,
+        left_over=[name for name in weights if name not in used] + list(others),
     )
-
-
-def _find_weights(content: Any, path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a file's content, ``{name: tensor}``, and the keys of what lies beside and between."""
-    others = []
-    for container in CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(container), dict):
-            others += [str(key) for key in content if key != container]
-            content = content[container]
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not the weights of a backbone by name")
-    weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    return weights, others + [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
 
 
 def _own_name(name: str, own: dict[str, Tensor]) -> str:
@@ -81,5 +78,10 @@ def _own_name(name: str, own: dict[str, Tensor]) -> str:
     are the full model under ``model``.
     """
     plain = name.removeprefix(WRAPPER)
-    spellings = (plain, plain.replace(".", "_", 1), f"model.{plain}")
-    return next((spelling for spelling in spellings if spelling in own), plain)
+    for place in PLACES:
+        if plain.startswith(place):
+            inner = plain.removeprefix(place)
+            for spelling in (inner, inner.replace(".", "_", 1), f"model.{inner}"):
+                if spelling in own:
+                    return spelling
+    return plain

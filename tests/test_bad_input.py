@@ -195,6 +195,26 @@ def test_checkpoint_that_cannot_be_read(fails, data, checkpoints, tmp_path, flag
     assert not proof.exists()
 
 
+def test_checkpoints_of_others_that_will_not_do(fails, data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    torch.save({}, tmp_path / "bert" / "pytorch_model.bin")
+    torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "unknown.pth")
+    (tmp_path / "half.safetensors").write_bytes((99).to_bytes(8, "little") + b'{"x": ')
+    told = {
+        "empty": "without config.json",
+        "bert": "of type 'bert'",
+        "unknown.pth": "not recognised",
+        "half.safetensors": "truncated",
+    }
+    for name, word in told.items():
+        for flags in (["--pretrain"], ["--eval", "--resume"]):
+            line = fails(main_finetune, "--data_path", data, *COMMON, *flags, tmp_path / name)
+            assert name in line
+            assert word in line
+
+
 def test_eval_without_a_checkpoint(fails, data):
     assert "--resume" in fails(main_finetune, "--data_path", data, *COMMON, "--eval")
     assert "--resume" in fails(main_finetune, "--data_path", data, *COMMON, "--eval", "--resume", "auto")

@@ -27,7 +27,8 @@ def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]
     group.add_argument(
         "--backbone_weights",
         metavar="FILE",
-        help="start the backbone from SwAV, torchvision, timm or plain weights; without it, it starts random",
+        help="start the backbone from SwAV, MoCo, torchvision or timm weights, or that of any detector; "
+        "without it, it starts random",
     )
     group.add_argument(
         "--dilation",
@@ -187,8 +188,11 @@ def finetune_parser(dataset_files: list[str], detectors: list[str]) -> argparse.
     run.add_argument(
         "--pretrain",
         metavar="FILE",
-        help="start from this checkpoint's detector; its class head is kept if the categories are the same",
+        help="start from this checkpoint's detector, also of other projects (see the README); its class head is kept "
+        "if the categories are the same",
     )
-    run.add_argument("--eval", action="store_true", help="evaluate the checkpoint of --resume and stop")
+    run.add_argument(
+        "--eval", action="store_true", help="evaluate the checkpoint of --resume, also of other projects, and stop"
+    )
     run.add_argument("--eval_every", type=int, default=1, help="epochs between two evaluations; 0: at the end only")
     return parser

@@ -10,52 +10,37 @@ import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from util import distributed
 from util.errors import CheckpointError, UserError
-from util.load_report import LoadReport
+from util.public_pickle import PUBLIC_GLOBALS
+
+if TYPE_CHECKING:
+    from models.checkpoints.foreign import Foreign
 
 LATEST = "checkpoint.pth"
-
-# Which flag decides the shape of a parameter, by the beginning of its name; the first that fits is named.
-_DECIDING_FLAG = (
-    ("query_embed", "--num_queries"),
-    ("transformer.encoder.layers", "--enc_layers, --dim_feedforward, --hidden_dim, --num_feature_levels or --detr"),
-    ("transformer.decoder.layers", "--dec_layers, --dim_feedforward, --hidden_dim, --num_feature_levels or --detr"),
-    ("transformer.decoder.bbox_embed", "--with_box_refine, --two_stage or --dec_layers"),
-    ("transformer.decoder.class_embed", "--two_stage or --dec_layers"),
-    ("transformer.enc_output", "--two_stage"),
-    ("transformer.pos_trans", "--two_stage"),
-    ("transformer.reference_points", "--two_stage or --detr"),
-    ("transformer.level_embed", "--num_feature_levels or --detr"),
-    ("transformer", "--detr or --hidden_dim"),
-    ("input_proj", "--backbone, --feature_stride, --num_feature_levels or --hidden_dim"),
-    ("backbone.1", "--position_embedding"),
-    ("backbone", "--backbone"),
-    ("bbox_embed", "--hidden_dim, --dec_layers or --detr"),
-)
-
-CLASS_HEADS = ("class_embed.", "transformer.decoder.class_embed.")
-"""How the names of class heads begin; those of a two-stage detector are known to its decoder, too."""
 
 
 def load_file(path: str | Path) -> Any:
     """Read a file written by ``torch.save`` onto the CPU. Code in it never runs (``weights_only=True``).
 
+    Beside tensors and plain containers it may hold what public checkpoints do: see :mod:`util.public_pickle`.
+
     Raises:
-        CheckpointError: no such file, truncated, not a checkpoint, or holding objects other than tensors and
-            plain containers; the message names the file.
+        CheckpointError: no such file, truncated, not a checkpoint, or holding other objects; the message names the
+            file.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file, for the ending of a path's name must not decide how torch reads it.
+        with path.open("rb") as file, torch.serialization.safe_globals(PUBLIC_GLOBALS):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():  # a class or function that the file asks for
             raise CheckpointError(
@@ -117,100 +102,13 @@ class Origin:
         path: its file.
         content: what the file holds.
         resumes: the run goes on where this one stopped; otherwise it only takes over the detector.
+        foreign: what is to know of it where it is of another project.
     """
 
     path: Path
     content: dict[str, Any]
     resumes: bool
-
-
-def find_origin(args: argparse.Namespace, stage: str) -> Origin | None:
-    """The checkpoint of ``--resume`` (``auto``: the output folder's newest), else of ``--pretrain``, else None.
-
-    Args:
-        args: ``resume``, ``output_dir`` and, for finetuning, ``pretrain``.
-        stage: ``"pretrain"`` or ``"finetune"``; only such a checkpoint can be resumed.
-
-    Raises:
-        CheckpointError: no such file, or it will not do.
-    """
-    resume = None if args.resume is None else Path(args.resume)
-    if args.resume == "auto":
-        newest = Path(args.output_dir) / LATEST
-        resume = newest if newest.is_file() else None
-    if resume is not None:
-        return Origin(resume, load_run(resume, stage), resumes=True)
-    if stage == "finetune" and args.pretrain:
-        return Origin(Path(args.pretrain), load_run(args.pretrain), resumes=False)
-    return None
-
-
-def load_run(path: str | Path, stage: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint that this project wrote.
-
-    Args:
-        path: the file.
-        stage: ``"pretrain"`` or ``"finetune"`` if only one of them will do.
-
-    Raises:
-        CheckpointError: unreadable, of another project, or of the other stage.
-    """
-    checkpoint = load_file(path)
-    needed = {"model", "args", "stage"}
-    missing = sorted(needed - checkpoint.keys() if isinstance(checkpoint, dict) else needed)
-    if missing:
-        raise CheckpointError(f"{path}: not a checkpoint of this project (it lacks {', '.join(missing)})")
-    if stage is not None and checkpoint["stage"] != stage:
-        advice = (
-            "start from it by main_finetune.py --pretrain FILE"
-            if stage == "finetune"
-            else "it continues by main_finetune.py --resume FILE"
-        )
-        raise CheckpointError(f"--resume {path}: a {checkpoint['stage']} checkpoint, not a {stage} one; {advice}")
-    return checkpoint
-
-
-def load_detector(detector: nn.Module, weights: dict, source: str | Path, *, keep_class_head: bool) -> LoadReport:
-    """Load a detector's state dict into ``detector``; every name and shape is checked.
-
-    Args:
-        detector: receives the weights.
-        weights: ``{name: tensor}`` under the detector's own names.
-        source: the file, for messages.
-        keep_class_head: False leaves :data:`CLASS_HEADS` as they are newly made (other categories).
-
-    Raises:
-        CheckpointError: a parameter is missing, unknown or of another shape; names the flags that decide it.
-    """
-    own = detector.state_dict()
-    skipped = [] if keep_class_head else [name for name in own if name.startswith(CLASS_HEADS)]
-    expected = {name: value for name, value in own.items() if name not in skipped}
-    for name, value in expected.items():
-        if name not in weights:
-            raise CheckpointError(f"{source}: lacks {name}; another architecture: see {deciding_flag(name)}")
-        if weights[name].shape != value.shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {list(weights[name].shape)}, "
-                f"this detector has {list(value.shape)}; see {deciding_flag(name)}"
-            )
-    left_over = [name for name in weights if name not in expected]
-    unknown = [name for name in left_over if not name.startswith(CLASS_HEADS)]
-    if unknown:
-        raise CheckpointError(
-            f"{source}: holds {unknown[0]}, which this detector has not; see {deciding_flag(unknown[0])}"
-        )
-    detector.load_state_dict({name: weights[name] for name in expected}, strict=False)
-    return LoadReport(loaded=list(expected), new=skipped, left_over=left_over)
-
-
-def num_class_logits(weights: dict) -> int:
-    """Outputs of the class head in a detector's state dict, whether layers share one or each has its own."""
-    return len(weights["class_embed.bias"] if "class_embed.bias" in weights else weights["class_embed.0.bias"])
-
-
-def deciding_flag(name: str) -> str:
-    """The flags on which the presence and shape of the parameter ``name`` depend."""
-    return next((flag for prefix, flag in _DECIDING_FLAG if name.startswith(prefix)), "--detr")
+    foreign: Foreign | None = None
 
 
 def rng_state() -> dict[str, Any]:

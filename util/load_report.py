@@ -17,19 +17,23 @@ class LoadReport:
         loaded: taken from the file.
         new: of the model, kept as they were initialised.
         left_over: of the file, used nowhere.
+        notes: what else the user should know, a line each.
     """
 
     loaded: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def describe(self, source: str | Path) -> str:
-        """Three lines for the user; ``source`` is the file."""
-        return (
-            f"{source}: {len(self.loaded)} tensors loaded\n"
-            f"  newly made: {_enumerate(self.new)}\n"
-            f"  left over in the file: {_enumerate(self.left_over)}"
-        )
+        """Three lines for the user, and the notes; ``source`` is the file."""
+        lines = [
+            f"{source}: {len(self.loaded)} tensors loaded",
+            f"newly made: {_enumerate(self.new)}",
+            f"left over in the file: {_enumerate(self.left_over)}",
+            *self.notes,
+        ]
+        return "\n  ".join(lines)
 
 
 def _enumerate(names: list[str]) -> str:

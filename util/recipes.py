@@ -6,6 +6,7 @@ In this order: what the user typed, what the checkpoint was made with (architect
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,14 @@ def fill(args: argparse.Namespace, values: dict[str, Any]) -> None:
             setattr(args, name, value)
 
 
-def adopt(args: argparse.Namespace, names: tuple[str, ...], saved: dict[str, Any], source: str | Path) -> None:
-    """Take arguments from a checkpoint that they cannot differ from.
+def adopt(
+    args: argparse.Namespace,
+    names: tuple[str, ...],
+    saved: dict[str, Any],
+    source: str | Path,
+    free: Collection[str] = (),
+) -> None:
+    """Take arguments from a checkpoint that they cannot differ from, but for those that are ``free``.
 
     Raises:
         CheckpointError: the user typed another value than the checkpoint was trained with.
@@ -132,6 +139,8 @@ def adopt(args: argparse.Namespace, names: tuple[str, ...], saved: dict[str, Any
         if name not in saved:
             continue
         typed = getattr(args, name)
+        if typed is not None and name in free:
+            continue
         if typed is not None and typed != saved[name]:
             raise CheckpointError(
                 f"--{name} {typed} does not fit {source}, which was trained with --{name} {saved[name]}; "

@@ -142,6 +142,46 @@ def _bottleneck_resnet(body: str, blocks: tuple[int, int, int, int]) -> Layout:
     return layout
 
 
+def detreg_layout(detector: Layout) -> Layout:
+    """DETReg's pretraining: a detector for COCO's classes, and the embedding head."""
+    return detector | _linear("feature_embed.layers.0", WIDTH, WIDTH) | _linear("feature_embed.layers.1", WIDTH, 512)
+
+
+def siamese_training_layout(detector: Layout, num_features: int) -> Layout:
+    """The authors' pretraining of a detector whose backbone's maps have so many channels together."""
+    layout = {}
+    for name, shape in detector.items():
+        if name == "query_embed.weight":
+            layout[name] = (shape[0], WIDTH)
+            if shape[1] > WIDTH:
+                layout["transformer.tgt_embed.weight"] = (shape[0], WIDTH)
+        elif not name.startswith(("class_embed", "bbox_embed")):
+            layout[name.replace("backbone.0.body.", "backbone.")] = shape
+    heads = _box_head("bbox_embed") | _linear("class_embed", WIDTH, 3)
+    heads |= _linear("feature_align.layers.0", WIDTH, WIDTH) | _linear("feature_align.layers.1", WIDTH, num_features)
+    layout |= {f"pred_head.{name}": shape for name, shape in heads.items()} | {"pred_head.criterion.empty_weight": (3,)}
+    layout |= _linear("patch2query", num_features, WIDTH)
+    pooled = WIDTH if num_features == 2048 else 3 * WIDTH
+    for head, inputs, norms in (("projector", pooled, (1, 4, 7)), ("predictor", WIDTH, (1,))):
+        for index in norms:
+            layout |= _linear(f"enc_head.0.{head}.mlp.{index - 1}", inputs if index == 1 else WIDTH, WIDTH)
+            layout |= _batch_norm(f"enc_head.0.{head}.mlp.{index}", WIDTH)
+    return layout | _linear("enc_head.0.predictor.mlp.3", WIDTH, WIDTH)
+
+
+def swav_layout() -> Layout:
+    """SwAV's ResNet-50 with a projection head and prototypes."""
+    layout = {name.removeprefix("."): shape for name, shape in _bottleneck_resnet("", R50).items()}
+    layout |= {name.replace("running_var", "num_batches_tracked"): () for name in layout if "running_var" in name}
+    layout |= _linear("projection_head.0", 2048, 2048) | _batch_norm("projection_head.1", 2048)
+    layout |= _linear("projection_head.3", 2048, 128) | {"prototypes.weight": (3000, 128)}
+    return {f"module.{name}": shape for name, shape in layout.items()}
+
+
+def _batch_norm(name: str, width: int) -> Layout:
+    return _frozen_norm(name, width) | {f"{name}.num_batches_tracked": ()}
+
+
 R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
 PUBLIC_LAYOUTS = {
     "detr-r50": detr_layout(R50),
@@ -153,3 +193,16 @@ PUBLIC_LAYOUTS = {
     "deformable-detr-r50-refine": deformable_detr_layout(R50, refine=True),
     "deformable-detr-r50-refine-two-stage": deformable_detr_layout(R50, refine=True, two_stage=True),
 }
+DETR_R50 = PUBLIC_LAYOUTS["detr-r50"]
+DEFORMABLE, SINGLE_SCALE = PUBLIC_LAYOUTS["deformable-detr-r50"], PUBLIC_LAYOUTS["deformable-detr-r50-single-scale"]
+CONDITIONAL_100 = PUBLIC_LAYOUTS["conditional-detr-r50"] | {"query_embed.weight": (100, WIDTH)}
+PRETRAINING_LAYOUTS = {
+    "up-detr-r50-pretrain": DETR_R50 | _linear("class_embed", WIDTH, 3) | _linear("patch2query", 2048, WIDTH),
+    "detreg-detr-r50-pretrain": detreg_layout(DETR_R50),
+    "detreg-deformable-detr-r50-pretrain": detreg_layout(DEFORMABLE),
+    "siamese-detr-vanilla-r50-training": siamese_training_layout(DETR_R50, 2048),
+    "siamese-detr-conditional-r50-training": siamese_training_layout(CONDITIONAL_100, 2048),
+    "siamese-detr-deformable-single-scale-r50-training": siamese_training_layout(SINGLE_SCALE, 2048),
+    "siamese-detr-deformable-multi-scale-r50-training": siamese_training_layout(DEFORMABLE, 512 + 1024 + 2048),
+}
+SWAV_LAYOUT = swav_layout()

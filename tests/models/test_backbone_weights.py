@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import torchvision
 from models.backbone import Backbone, build_backbone
 from models.backbone_weights import load_backbone_weights
 from tests.models.detectors import unequal_images
+from tests.models.public_layouts import SWAV_LAYOUT
 from util.errors import CheckpointError
 
 LITE0 = "timm:tf_efficientnet_lite0"
@@ -21,33 +21,6 @@ LITE0 = "timm:tf_efficientnet_lite0"
 def build(name: str, **changes: object) -> Backbone:
     options = {"multi_scale": False, "dilation": False, "feature_stride": None, "trainable": False}
     return build_backbone(name=name, **{**options, **changes})
-
-
-def batch_norm_shapes(name: str, width: int) -> dict[str, list[int]]:
-    vectors = ("weight", "bias", "running_mean", "running_var")
-    return {**{f"{name}.{part}": [width] for part in vectors}, f"{name}.num_batches_tracked": []}
-
-
-def swav_shapes() -> dict[str, list[int]]:
-    """Names and shapes in SwAV's published file of ResNet-50 (github.com/facebookresearch/swav)."""
-    shapes = {"conv1.weight": [64, 3, 7, 7], **batch_norm_shapes("bn1", 64)}
-    inputs = 64
-    for layer, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=1):
-        for block in range(blocks):
-            name = f"layer{layer}.{block}"
-            kernels = ((width, inputs, 1), (width, width, 3), (4 * width, width, 1))
-            for n, (out, into, side) in enumerate(kernels, start=1):
-                shapes[f"{name}.conv{n}.weight"] = [out, into, side, side]
-                shapes |= batch_norm_shapes(f"{name}.bn{n}", out)
-            if block == 0:
-                shapes[f"{name}.downsample.0.weight"] = [4 * width, inputs, 1, 1]
-                shapes |= batch_norm_shapes(f"{name}.downsample.1", 4 * width)
-            inputs = 4 * width
-    shapes |= {"projection_head.0.weight": [2048, 2048], "projection_head.0.bias": [2048]}
-    shapes |= batch_norm_shapes("projection_head.1", 2048)
-    shapes |= {"projection_head.3.weight": [128, 2048], "projection_head.3.bias": [128]}
-    shapes |= {"prototypes.weight": [3000, 128]}
-    return {f"module.{name}": shape for name, shape in shapes.items()}
 
 
 def resnet18_state() -> dict[str, torch.Tensor]:
@@ -63,7 +36,7 @@ def save(content: object, folder: Path, name: str = "weights.pth") -> Path:
 
 def test_swav_file(tmp_path):
     # One value each, spread by expand: the file stays small.
-    weights = {name: torch.tensor(float(n)).expand(shape) for n, (name, shape) in enumerate(swav_shapes().items())}
+    weights = {name: torch.tensor(float(n)).expand(shape) for n, (name, shape) in enumerate(SWAV_LAYOUT.items())}
     path = save(weights, tmp_path)
     backbone = build("resnet50")
     report = load_backbone_weights(backbone, path)
@@ -76,10 +49,6 @@ def test_swav_file(tmp_path):
     assert len(unused) == 53 + 9 + 1
     assert sorted(report.left_over) == sorted(unused)
     assert "module.projection_head.* (8), module.prototypes.weight" in report.describe(path)
-
-
-def test_the_list_of_swav_names_is_the_published_one(real_data):
-    assert swav_shapes() == json.loads((real_data / "layouts" / "swav-r50.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from util.checkpoint import (
     LATEST,
     Origin,
-    find_origin,
-    load_detector,
     load_file,
-    load_run,
-    num_class_logits,
     open_output_dir,
     rng_state,
     save_checkpoint,
@@ -37,12 +32,6 @@ class _Evil:
 
     def __reduce__(self):
         return (open, (str(self.path), "w"))
-
-
-def _run(tmp_path, stage="pretrain", step=1):
-    path = tmp_path / "run.pth"
-    save_file({"model": {}, "args": {}, "stage": stage, "step": step}, path)
-    return path
 
 
 def test_what_is_saved_is_read(tmp_path):
@@ -127,81 +116,6 @@ def test_the_newest_are_kept(tmp_path):
         "checkpoint_00000004.pth",
     ]
     assert load_file(tmp_path / LATEST) == {"step": 1}
-
-
-@pytest.mark.parametrize(("stage", "other"), [("pretrain", "finetune"), ("finetune", "pretrain")])
-def test_resume_in_the_other_script(tmp_path, stage, other):
-    path = _run(tmp_path, stage)
-    with pytest.raises(CheckpointError, match=f"a {stage} checkpoint, not a {other} one"):
-        load_run(path, other)
-    assert load_run(path, stage)["stage"] == stage
-
-
-def test_a_file_of_another_project(tmp_path):
-    save_file({"state_dict": {}}, tmp_path / "foreign.pth")
-    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
-        load_run(tmp_path / "foreign.pth")
-
-
-def test_origin(tmp_path):
-    args = argparse.Namespace(resume="auto", output_dir=str(tmp_path), pretrain=None)
-    assert find_origin(args, "finetune") is None
-    args.pretrain = str(_run(tmp_path))
-    assert not find_origin(args, "finetune").resumes
-    save_checkpoint(tmp_path, {"model": {}, "args": {}, "stage": "finetune", "step": 3}, keep=1)
-    origin = find_origin(args, "finetune")
-    assert origin.resumes
-    assert origin.content["step"] == 3
-    args.resume = str(tmp_path / "nowhere.pth")
-    with pytest.raises(CheckpointError, match="no such checkpoint file"):
-        find_origin(args, "finetune")
-
-
-class _Detector(nn.Module):
-    def __init__(self, classes=3, width=4, layers=2):
-        super().__init__()
-        self.query_embed = nn.Embedding(5, width)
-        self.transformer = nn.ModuleDict(
-            {"decoder": nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(width, width) for _ in range(layers))})}
-        )
-        self.class_embed = nn.Linear(width, classes)
-
-
-def test_detector_loads_without_its_class_head():
-    source, detector = _Detector(classes=7), _Detector()
-    head = detector.class_embed.weight.clone()
-    report = load_detector(detector, source.state_dict(), "f.pth", keep_class_head=False)
-    assert torch.equal(detector.query_embed.weight, source.query_embed.weight)
-    assert torch.equal(detector.class_embed.weight, head)
-    assert report.new == report.left_over == ["class_embed.weight", "class_embed.bias"]
-    assert "query_embed.weight" in report.loaded
-
-
-class _LayeredDetector(_Detector):
-    """A class head a layer, which the decoder knows, too."""
-
-    def __init__(self, classes=3):
-        super().__init__()
-        self.class_embed = nn.ModuleList(nn.Linear(4, classes) for _ in range(2))
-        self.transformer["decoder"]["class_embed"] = self.class_embed
-
-
-def test_detector_loads_without_the_class_heads_of_its_layers():
-    source, detector = _LayeredDetector(classes=7), _LayeredDetector()
-    report = load_detector(detector, source.state_dict(), "f.pth", keep_class_head=False)
-    names = [f"class_embed.{index}.{kind}" for index in range(2) for kind in ("weight", "bias")]
-    assert set(report.new) == set(report.left_over) == {*names, *(f"transformer.decoder.{name}" for name in names)}
-    assert (num_class_logits(source.state_dict()), num_class_logits(_Detector().state_dict())) == (7, 3)
-
-
-@pytest.mark.parametrize(
-    ("saved", "flag"),
-    [({"width": 8}, "--num_queries"), ({"layers": 1}, "--dec_layers"), ({"layers": 3}, "--dec_layers")],
-)
-def test_another_architecture_names_the_flag(saved, flag):
-    with pytest.raises(CheckpointError, match=flag) as error:
-        load_detector(_Detector(), _Detector(**saved).state_dict(), "f.pth", keep_class_head=True)
-    assert "f.pth" in str(error.value)
 
 
 def test_random_states_come_back(tmp_path):

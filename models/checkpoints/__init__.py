@@ -1,0 +1,1 @@
+"""Checkpoints of this project and of others: recognised by content, renamed, loaded, and written for others."""

@@ -1,0 +1,60 @@
+"""Which categories the outputs of somebody else's class head stand for."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+from datasets.coco import COCO_CATEGORIES
+from util.errors import CheckpointError
+
+COCO_LABELS = 91
+"""Outputs for COCO in the public checkpoints, which number its 80 categories by their raw ids."""
+
+
+def coco_categories() -> list[dict[str, Any]]:
+    """COCO's categories, numbered by their raw ids."""
+    return [{"label": number, "id": number, "name": name} for number, name in sorted(COCO_CATEGORIES.items())]
+
+
+def saved_categories(found: Any) -> list[dict[str, Any]] | None:
+    """Categories as a file lists them; None if it is no such list."""
+    kinds = {"label": int, "id": int, "name": str}
+    is_list = isinstance(found, list) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+        for entry in found
+    )
+    return [{key: entry[key] for key in kinds} for entry in found] if is_list and found else None
+
+
+def named_categories(names: dict[int, str]) -> list[dict[str, Any]]:
+    """Categories of a Hugging Face configuration, ``{label: name}``: COCO's, or with names and without ids."""
+    if all(names.get(number) == name for number, name in COCO_CATEGORIES.items()) and max(names) < COCO_LABELS:
+        return coco_categories()
+    return [{"label": label, "id": None, "name": name} for label, name in sorted(names.items())]
+
+
+def with_ids_of(categories: list[dict[str, Any]], data: list[dict[str, Any]], source: object) -> list[dict[str, Any]]:
+    """Categories that a model knows by name alone, with the ids that a data set gives to these names.
+
+    Raises:
+        CheckpointError: the data set has a category that the model does not know.
+    """
+    label_of_name = {category["name"]: category["label"] for category in categories}
+    for category in data:
+        if category["name"] not in label_of_name:
+            raise CheckpointError(
+                f'{source}: does not know the category "{category["name"]}" of the data '
+                f"(it knows {reprlib.repr(list(label_of_name))})"
+            )
+    return [{**category, "label": label_of_name[category["name"]]} for category in data]
+
+
+def same_categories(known: list[dict[str, Any]] | None, data: list[dict[str, Any]]) -> bool:
+    """Whether a class head for ``known`` is one for ``data``: same labels, names and, where they are known, ids."""
+    if known is None or len(known) != len(data):
+        return False
+    return all(
+        (a["label"], a["name"]) == (b["label"], b["name"]) and a["id"] in (None, b["id"])
+        for a, b in zip(known, data, strict=True)
+    )

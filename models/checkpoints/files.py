@@ -1,0 +1,127 @@
+"""Weights in whatever file or folder they come: by ``torch.save``, as safetensors, as a Hugging Face model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from util.checkpoint import LATEST, load_file
+from util.errors import CheckpointError
+from util.optional import require
+
+CONTAINERS = ("state_dict", "model")
+"""Keys under which files hold the weights beside other things."""
+
+CONFIG = "config.json"
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Of a Hugging Face folder; one with ``.index.json`` after its name lists the files of a model that is split."""
+
+HEADER_LENGTH = 8
+"""Bytes at the beginning of a safetensors file that hold the length of its JSON header."""
+
+
+def read_content(path: Path) -> Any:
+    """Read a file of weights; code in it never runs.
+
+    Raises:
+        CheckpointError: missing, damaged, or holding more than tensors and plain values.
+        UserError: a safetensors file, and the package is not installed.
+    """
+    return _read_safetensors(path) if _is_safetensors(path) else load_file(path)
+
+
+def find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors by name in a file's content, and what lies beside and between them.
+
+    Raises:
+        CheckpointError: the content has no names.
+    """
+    others: dict[str, Any] = {}
+    for container in CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(container), dict):
+            others |= {str(key): value for key, value in content.items() if key != container}
+            content = content[container]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not weights by name")
+    weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    return weights, others | {str(key): value for key, value in content.items() if not isinstance(value, Tensor)}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a Hugging Face model folder.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if not (folder / CONFIG).is_file():
+        advice = f": name its checkpoint, {folder / LATEST}" if (folder / LATEST).is_file() else ""
+        raise CheckpointError(f"{folder}: a folder without {CONFIG}, so not a Hugging Face model{advice}")
+    return read_json(folder / CONFIG)
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """The weights in a Hugging Face model folder.
+
+    Raises:
+        CheckpointError: there are none, or a file is missing or damaged.
+    """
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return _tensors(folder / name)
+        if (folder / f"{name}.index.json").is_file():
+            return _read_split(folder, folder / f"{name}.index.json")
+    raise CheckpointError(f"{folder}: no weights here (looked for {' and '.join(WEIGHTS_FILES)}, whole or split)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: not one.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path}: not JSON, or damaged ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return find_state_dict(read_content(path), path)[0]
+
+
+def _read_split(folder: Path, index: Path) -> dict[str, Tensor]:
+    weight_map = read_json(index).get("weight_map")
+    files = weight_map.values() if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(name, str) and name == Path(name).name for name in files):
+        raise CheckpointError(f'{index}: "weight_map" must map names of tensors to files of this folder')
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(files)):
+        weights |= _tensors(folder / name)
+    missing = weight_map.keys() - weights.keys()
+    if missing:
+        raise CheckpointError(f"{index}: {min(missing)} is in none of its files")
+    return weights
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins with a length and a JSON object; torch's files begin as zip archives or pickles."""
+    try:
+        with path.open("rb") as file:
+            return file.read(HEADER_LENGTH + 1)[HEADER_LENGTH:] == b"{"
+    except OSError:
+        return False  # load_file says why
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    safetensors = require("safetensors", "safetensors", f"{path}:")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or truncated ({error})") from None

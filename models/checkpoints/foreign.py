@@ -1,0 +1,205 @@
+"""Checkpoints of other projects, recognised by the names in them and brought into this project's form.
+
+Known are the public DETR family (DETR, Conditional DETR, Deformable DETR, UP-DETR, DETReg), the authors' Siamese DETR
+in its training layout and converted, Hugging Face's three detectors, and ResNets alone (torchvision, SwAV, MoCo).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.checkpoints.architecture import ASSUMED, infer_architecture, num_layers, resnet_of
+from models.checkpoints.categories import COCO_LABELS, coco_categories, named_categories, saved_categories
+from models.checkpoints.files import CONFIG, find_state_dict, read_config, read_content, read_folder, read_json
+from models.checkpoints.hf_config import MODEL_TYPES, check_model_type, hints_of_config, label_names
+from models.checkpoints.hf_names import is_hugging_face, to_public
+from models.checkpoints.load import num_class_logits
+from models.checkpoints.renaming import Renaming
+from util.errors import CheckpointError
+
+OWN_KEYS = {"model", "args", "stage"}
+"""What only checkpoints of this project hold side by side."""
+
+_WRAPPER = "module."
+_OF_DETECTOR = ("backbone.0.body.", "backbone.1.", "transformer.", "input_proj.", "query_embed.")
+_HEADS = ("class_embed.", "bbox_embed.")
+_PRETEXT_HEADS = ("patch2query.", "pred_head.", "enc_head.", "feature_align.", "feature_embed.")
+_KINDS = (
+    ("Siamese DETR in the layout of its training", ("pred_head.", "backbone.layer")),
+    ("DETReg's pretraining", "feature_embed."),
+    ("UP-DETR's pretraining", "patch2query."),
+)
+"""Detectors under the names of DETR, by the beginning of a name that only they have."""
+_BODY_OF_AUTHORS = re.compile(r"backbone\.(?=conv1\.|bn1\.|layer[1-4]\.)")
+_BARE_BODIES = ("", "encoder_q.", "backbone.")
+"""What stands before the names of a ResNet that comes without a detector; MoCo's is ``encoder_q``."""
+
+
+@dataclass
+class Foreign:
+    """What is to know of another project's checkpoint beside its weights.
+
+    Attributes:
+        kind: what it was recognised as.
+        sources: for each name of a weight those of the file that it was made of.
+        left_over: names in the file that belong to no detector.
+        assumed: architecture flags that the file does not tell; their values are the papers'.
+    """
+
+    kind: str
+    sources: dict[str, tuple[str, ...]]
+    left_over: list[str]
+    assumed: list[str] = field(default_factory=list)
+
+    def in_file(self, names: list[str]) -> list[str]:
+        """The file's names for these names of weights."""
+        return list(dict.fromkeys(source for name in names for source in self.sources.get(name, (name,))))
+
+
+def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], Foreign | None]:
+    """Read a checkpoint of this project, or bring another into its form.
+
+    Args:
+        path: a file, or a Hugging Face model folder.
+        typed: architecture flags of the command line, for what the file does not tell; None: left out.
+
+    Returns:
+        ``model`` (weights under this project's names), ``args`` (the architecture), ``stage`` ("pretrain", "finetune",
+        or "backbone" where there is no more) and ``categories`` (None: not known); and None if it is this project's,
+        whose content is returned as it is.
+
+    Raises:
+        CheckpointError: unreadable or not recognised.
+        UserError: a package is missing that reads it.
+    """
+    if path.is_dir():
+        config = read_config(path)
+        check_model_type(config, path)
+        weights, others = read_folder(path), {}
+    else:
+        content = read_content(path)
+        if isinstance(content, dict) and content.keys() >= OWN_KEYS:
+            return content, None
+        weights, others = find_state_dict(content, path)
+        config = _config_beside(path) if is_hugging_face(weights.keys()) else None
+    renaming = Renaming(weights)
+    kind = recognise(renaming, path)
+    if kind == "backbone":
+        body, left_over = renaming.split(lambda name: name.startswith("backbone.0.body."))
+        content = {"model": body, "args": {"backbone": resnet_of(body, "backbone.0.body.")}}
+        return {**content, "stage": "backbone", "categories": None}, Foreign(kind, renaming.sources, left_over)
+
+    model, left_over = renaming.split(_belongs_to_detector)
+    hints = _hints(others.get("args"), config, path)
+    known = {**{name: value for name, value in typed.items() if value is not None}, **hints}
+    args, assumed = infer_architecture(model, known, path)
+    pretext = any(name.startswith(_PRETEXT_HEADS) for name in _plain(left_over))
+    finished = not pretext and num_class_logits(model) is not None
+    foreign = Foreign(kind, renaming.sources, left_over + list(others), assumed)
+    content = {"model": model, "args": args, "stage": "finetune" if finished else "pretrain"}
+    return {**content, "categories": _categories(model, args, others, config) if finished else None}, foreign
+
+
+def recognise(renaming: Renaming, path: Path) -> str:
+    """Rename what came under the names of a known project, in place; returns which it is.
+
+    Raises:
+        CheckpointError: none of them.
+    """
+    names = _plain(renaming.weights)
+    if is_hugging_face(names):
+        to_public(renaming)
+        complete_heads(renaming)
+        return "Hugging Face"
+    renaming.rename(lambda name: name.removeprefix(_WRAPPER))
+    if any(name.startswith("transformer.decoder.layers.") for name in names):
+        kinds = [kind for kind, signs in _KINDS if any(name.startswith(signs) for name in names)]
+        renaming.rename(_public_name)
+        parts = ["query_embed.weight", "transformer.tgt_embed.weight"]
+        if all(part in renaming.weights for part in parts):
+            renaming.concatenate(parts, parts[0], dim=1)
+        complete_heads(renaming)
+        return kinds[0] if kinds else "public DETR family"
+    for prefix in _BARE_BODIES:
+        if f"{prefix}conv1.weight" in names and resnet_of(dict.fromkeys(names), prefix):
+            body = re.compile(rf"{re.escape(prefix)}(?=conv1\.|bn1\.|layer[1-4]\.)")
+            renaming.rename(lambda name: body.sub("backbone.0.body.", name, count=1) if body.match(name) else name)  # noqa: B023
+            return "backbone"
+    if any(name.startswith("detr.model.") for name in names):
+        raise CheckpointError(f"{path}: a segmentation model of Hugging Face; only its detectors are supported")
+    raise CheckpointError(
+        f"{path}: not recognised: its {len(names)} tensors ({next(iter(names), 'it is empty')}, ...) are named as in "
+        "none of the DETR family, Siamese DETR, Hugging Face's DETR models and ResNets; weights of another backbone "
+        "go to --backbone_weights"
+    )
+
+
+def complete_heads(renaming: Renaming) -> None:
+    """Give each decoder layer of Deformable DETR its heads where the file names those that are shared once.
+
+    The authors' pretraining has one head without a number; Hugging Face leaves out what equals the first layer's, or
+    the decoder's own heads.
+    """
+    if not any(".sampling_offsets." in name for name in renaming.weights):
+        return
+    for head in _HEADS:
+        renaming.rename(lambda name: re.sub(rf"^{re.escape(head)}(?=weight|bias|layers)", f"{head}0.", name))  # noqa: B023
+        if not renaming.names(head):
+            for name in renaming.names(f"transformer.decoder.{head}"):
+                renaming.copy(name, name.removeprefix("transformer.decoder."))
+        first = renaming.names(f"{head}0.")
+        if first == renaming.names(head):
+            for index in range(1, num_layers(renaming.weights, "transformer.decoder.layers")):
+                for name in first:
+                    renaming.copy(name, name.replace(".0.", f".{index}.", 1))
+
+
+def _public_name(name: str) -> str:
+    """The public name of a tensor of the authors' training layout; public names stay."""
+    if _BODY_OF_AUTHORS.match(name):
+        return f"backbone.0.body.{name.removeprefix('backbone.')}"
+    plain = name.removeprefix("pred_head.")
+    return plain if plain.startswith(_HEADS) else name
+
+
+def _belongs_to_detector(name: str) -> bool:
+    return name.startswith((*_OF_DETECTOR, *_HEADS)) and not name.endswith(".num_batches_tracked")
+
+
+def _plain(names: Any) -> set[str]:
+    return {name.removeprefix(_WRAPPER) for name in names}
+
+
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    """The configuration in the folder of a Hugging Face weights file, if it is there."""
+    config = read_json(path.parent / CONFIG) if (path.parent / CONFIG).is_file() else {}
+    return config if config.get("model_type") in MODEL_TYPES else None
+
+
+def _hints(args: Any, config: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+    """Architecture flags that a configuration, or the arguments saved in a file, tell; others are ignored."""
+    if config is not None:
+        return hints_of_config(config, path)
+    saved = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    kinds = {name: type(value) for name, value in ASSUMED.items()} | {"backbone": str, "feature_stride": int}
+    return {name: saved[name] for name, kind in kinds.items() if type(saved.get(name)) is kind}
+
+
+def _categories(
+    model: dict[str, Tensor], args: dict[str, Any], others: dict[str, Any], config: dict[str, Any] | None
+) -> list[dict[str, Any]] | None:
+    """What the class head's outputs stand for; None if the file does not say and they are not as many as COCO's."""
+    if config is not None and (names := label_names(config)):
+        return named_categories(names)
+    if saved := saved_categories(others.get("categories")):
+        return saved
+    with_no_object = args["detr"] == "vanilla"
+    data_set = getattr(others.get("args"), "dataset_file", "coco")
+    is_coco = num_class_logits(model) == COCO_LABELS + with_no_object and data_set == "coco"
+    return coco_categories() if is_coco else None

@@ -1,0 +1,136 @@
+"""Configurations of Hugging Face's DETR, Conditional DETR and Deformable DETR, and the flags of this project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD, RESNETS
+from util.errors import CheckpointError, UserError
+
+MODEL_TYPES = {"detr": "vanilla", "conditional_detr": "conditional", "deformable_detr": "deformable"}
+_CLASSES = {"vanilla": "Detr", "conditional": "ConditionalDetr", "deformable": "DeformableDetr"}
+_RESNETS = {
+    "resnet18": {"depths": [2, 2, 2, 2], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]},
+    "resnet34": {"depths": [3, 4, 6, 3], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]},
+    "resnet50": {"depths": [3, 4, 6, 3], "layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048]},
+    "resnet101": {"depths": [3, 4, 23, 3], "layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048]},
+}
+_UNLABELLED = "N/A"
+"""The name of outputs without a category, as in the published configurations of COCO."""
+
+
+def check_model_type(config: dict[str, Any], path: Path) -> None:
+    """Raises CheckpointError if the configuration is of another kind of model; ``path`` is named."""
+    if config.get("model_type") not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{path}: a Hugging Face model of type {config.get('model_type')!r}; supported are {', '.join(MODEL_TYPES)}"
+        )
+
+
+def hints_of_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The flags that a configuration tells and weights do not: nheads, dilation and, with two stages, num_queries.
+
+    Raises:
+        CheckpointError: the configuration asks for what this project has not.
+    """
+    heads, decoder_heads = (config.get(f"{part}_attention_heads", 8) for part in ("encoder", "decoder"))
+    body = _section(config, "backbone_config") or {"backbone": config.get("backbone") or "resnet50"}
+    is_resnet = str(body.get("backbone", body.get("model_type"))).partition(".")[0] in (*RESNETS, "resnet")
+    required = {
+        "as many heads in decoder and encoder (see --nheads)": type(heads) is int and heads == decoder_heads > 0,
+        "a ResNet (see --backbone)": is_resnet and not body.get("downsample_in_bottleneck"),
+        "activation_function relu": config.get("activation_function", "relu") == "relu",
+    }
+    for what, holds in required.items():
+        if not holds:
+            raise CheckpointError(f"{path}: its configuration is not supported: it must have {what}")
+    strides = [section.get("output_stride") for section in (body, _section(config, "backbone_kwargs"))]
+    hints = {"nheads": heads, "dilation": bool(config.get("dilation")) or 16 in strides}
+    if config.get("two_stage"):
+        hints["num_queries"] = config.get("two_stage_num_proposals", 300)
+    return hints
+
+
+def label_names(config: dict[str, Any]) -> dict[int, str]:
+    """Names of the labels, by label; empty if the configuration has none that can be read."""
+    names = _section(config, "id2label")
+    if not all(str(label).isdecimal() and isinstance(name, str) for label, name in names.items()):
+        return {}
+    return {int(label): name for label, name in names.items()}
+
+
+def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, num_labels: int) -> dict[str, Any]:
+    """The configuration of a detector.
+
+    Args:
+        args: the architecture.
+        categories: what labels mean; None: not known.
+        num_labels: outputs of the class head, "no object" not counted.
+
+    Raises:
+        UserError: its backbone is no ResNet.
+    """
+    name_of_label = {category["label"]: category["name"] for category in categories or []}
+    unnamed = _UNLABELLED if categories else "LABEL_{}"
+    names = {label: name_of_label.get(label, unnamed.format(label)) for label in range(num_labels)}
+    config = {
+        "model_type": next(kind for kind, detr in MODEL_TYPES.items() if detr == args["detr"]),
+        "architectures": [f"{_CLASSES[args['detr']]}ForObjectDetection"],
+        "backbone_config": _backbone_config(args),
+        "use_timm_backbone": args["dilation"],
+        "use_pretrained_backbone": False,
+        "d_model": args["hidden_dim"],
+        "encoder_layers": args["enc_layers"],
+        "decoder_layers": args["dec_layers"],
+        "encoder_ffn_dim": args["dim_feedforward"],
+        "decoder_ffn_dim": args["dim_feedforward"],
+        "encoder_attention_heads": args["nheads"],
+        "decoder_attention_heads": args["nheads"],
+        "num_queries": args["num_queries"],
+        "position_embedding_type": args["position_embedding"],
+        "dilation": args["dilation"],
+        "id2label": {str(label): name for label, name in names.items()},
+        "label2id": {name: label for label, name in names.items()},
+    }
+    if args["detr"] == "deformable":
+        config |= {
+            "num_feature_levels": args["num_feature_levels"],
+            "encoder_n_points": args["enc_n_points"],
+            "decoder_n_points": args["dec_n_points"],
+            "with_box_refine": args["with_box_refine"],
+            "two_stage": args["two_stage"],
+            "two_stage_num_proposals": args["num_queries"],
+        }
+    return config
+
+
+def make_preprocessor_config(args: dict[str, Any]) -> dict[str, Any]:
+    """How images are prepared at evaluation."""
+    return {
+        "image_processor_type": f"{_CLASSES[args['detr']]}ImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": 800, "longest_edge": 1333},
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "do_pad": True,
+    }
+
+
+def _backbone_config(args: dict[str, Any]) -> dict[str, Any]:
+    """transformers' own ResNet; only timm's can be dilated."""
+    name, multi_scale = args["backbone"], args["num_feature_levels"] > 1
+    if name not in _RESNETS:
+        raise UserError(f"--to hf knows {', '.join(_RESNETS)}, not the backbone {name}")
+    if args["dilation"]:
+        config = {"model_type": "timm_backbone", "backbone": name, "features_only": True, "output_stride": 16}
+        return {**config, "use_pretrained_backbone": False, "out_indices": [2, 3, 4] if multi_scale else [4]}
+    stages = ["stage2", "stage3", "stage4"] if multi_scale else ["stage4"]
+    return {"model_type": "resnet", "embedding_size": 64, "out_features": stages, **_RESNETS[name]}
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}

@@ -1,0 +1,158 @@
+"""From a state dict into a detector: every name and shape is checked, and what became of each is told."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from util.checkpoint import Origin
+from util.errors import CheckpointError
+from util.load_report import LoadReport
+
+# Which flag decides the shape of a parameter, by the beginning of its name; the first that fits is named.
+_DECIDING_FLAG = (
+    ("query_embed", "--num_queries, --hidden_dim or --detr"),
+    ("transformer.encoder.layers", "--enc_layers, --dim_feedforward, --hidden_dim, --num_feature_levels or --detr"),
+    ("transformer.decoder.layers", "--dec_layers, --dim_feedforward, --hidden_dim, --num_feature_levels or --detr"),
+    ("transformer.decoder.bbox_embed", "--with_box_refine, --two_stage, --dec_layers or --hidden_dim"),
+    ("transformer.decoder.class_embed", "--two_stage, --dec_layers or --hidden_dim"),
+    ("transformer.enc_output", "--two_stage or --hidden_dim"),
+    ("transformer.pos_trans", "--two_stage or --hidden_dim"),
+    ("transformer.reference_points", "--two_stage, --hidden_dim or --detr"),
+    ("transformer.level_embed", "--num_feature_levels, --hidden_dim or --detr"),
+    ("transformer", "--detr or --hidden_dim"),
+    ("input_proj", "--backbone, --feature_stride, --num_feature_levels or --hidden_dim"),
+    ("backbone.1", "--position_embedding or --hidden_dim"),
+    ("backbone", "--backbone"),
+    ("bbox_embed", "--hidden_dim, --dec_layers or --detr"),
+    ("class_embed", "--hidden_dim, --dec_layers or --detr"),
+)
+
+CLASS_HEADS = ("class_embed.", "transformer.decoder.class_embed.")
+"""How the names of class heads begin; those of a two-stage detector are known to its decoder, too."""
+
+QUERIES = "query_embed.weight"
+
+
+def deciding_flag(name: str) -> str:
+    """The flags on which the presence and shape of the parameter ``name`` depend."""
+    return next((flag for prefix, flag in _DECIDING_FLAG if name.startswith(prefix)), "--detr")
+
+
+def load_detector(
+    detector: nn.Module,
+    weights: dict[str, Tensor],
+    source: str | Path,
+    *,
+    keep_class_head: bool,
+    resize_queries: bool = False,
+) -> LoadReport:
+    """Load a detector's state dict into ``detector``.
+
+    Args:
+        detector: receives the weights.
+        weights: ``{name: tensor}`` under the detector's own names.
+        source: the file, for messages.
+        keep_class_head: False leaves :data:`CLASS_HEADS` as they are newly made (other categories).
+        resize_queries: where the detector has fewer queries, it gets the first of those in ``weights``; where it has
+            more, its additional ones stay as they are newly made.
+
+    Returns:
+        What was loaded. Where the file has several tensors for one parameter that has several names (the layers'
+        heads, say), the last is taken, and others that differ from it are left over.
+
+    Raises:
+        CheckpointError: a parameter is missing, unknown or of another shape; names the flags that decide it.
+    """
+    own = detector.state_dict(keep_vars=True)
+    skipped = [] if keep_class_head else [name for name in own if name.startswith(CLASS_HEADS)]
+    expected = {name: value for name, value in own.items() if name not in skipped}
+    notes = []
+    if resize_queries and QUERIES in expected and QUERIES in weights:
+        weights, note = _resized_queries(weights, expected[QUERIES].detach())
+        notes = [note] if note else []
+    check_weights(expected, weights, source)
+    left_over = [name for name in weights if name not in expected]
+    superseded = _superseded(expected, weights)
+    detector.load_state_dict({name: weights[name] for name in expected}, strict=False)
+    return LoadReport(
+        loaded=[name for name in expected if name not in superseded],
+        new=skipped,
+        left_over=left_over + superseded,
+        notes=notes,
+    )
+
+
+def load_origin(detector: nn.Module, origin: Origin, *, keep_class_head: bool) -> LoadReport:
+    """Load the checkpoint that a run starts from; see :func:`load_detector`.
+
+    Returns:
+        What was loaded, in the names of the file as far as it is left over there.
+    """
+    report = load_detector(
+        detector,
+        origin.content["model"],
+        origin.path,
+        keep_class_head=keep_class_head,
+        resize_queries=not origin.resumes,
+    )
+    if origin.foreign is None:
+        return report
+    report.left_over = origin.foreign.in_file(report.left_over) + origin.foreign.left_over
+    report.notes.append(f"recognised as {origin.foreign.kind}")
+    if origin.foreign.assumed:
+        flags = ", ".join(f"--{name} {origin.content['args'][name]}" for name in origin.foreign.assumed)
+        report.notes.append(f"not told by the file, so as in the paper: {flags}")
+    return report
+
+
+def check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path) -> None:
+    """Compare names and shapes; class heads that are not expected do not matter.
+
+    Raises:
+        CheckpointError: they differ; names the flags that decide it.
+    """
+    for name, value in expected.items():
+        if name not in weights:
+            raise CheckpointError(f"{source}: lacks {name}; another architecture: see {deciding_flag(name)}")
+        if weights[name].shape != value.shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {list(weights[name].shape)}, "
+                f"this detector has {list(value.shape)}; see {deciding_flag(name)}"
+            )
+    for name in weights:
+        if name not in expected and not name.startswith(CLASS_HEADS):
+            raise CheckpointError(f"{source}: holds {name}, which this detector has not; see {deciding_flag(name)}")
+
+
+def num_class_logits(weights: dict[str, Tensor]) -> int | None:
+    """Outputs of the class head in a detector's state dict, whether layers share one or each has its own."""
+    bias = weights.get("class_embed.bias", weights.get("class_embed.0.bias"))
+    return None if bias is None else len(bias)
+
+
+def _resized_queries(weights: dict[str, Tensor], own: Tensor) -> tuple[dict[str, Tensor], str | None]:
+    """``weights`` with as many queries as ``own`` has, and what was done."""
+    found = weights[QUERIES]
+    if found.shape[1:] != own.shape[1:] or len(found) == len(own):
+        return weights, None
+    kept = min(len(found), len(own))
+    queries = torch.cat([found[:kept].to(own), own[kept:]])
+    done = "the others are left out" if kept < len(found) else f"{len(own) - kept} are newly made"
+    return {**weights, QUERIES: queries}, f"queries: the first {kept} of the file's {len(found)} are kept, {done}"
+
+
+def _superseded(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
+    """Names whose parameter has later names, too, under which ``weights`` hold other values."""
+    names = defaultdict(list)
+    for name, parameter in own.items():
+        names[id(parameter)].append(name)
+    return [
+        name
+        for aliases in names.values()
+        for name in aliases[:-1]
+        if not torch.equal(weights[name], weights[aliases[-1]])
+    ]

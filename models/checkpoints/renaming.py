@@ -1,0 +1,82 @@
+"""State dicts under new names, each tensor knowing the names it had in its file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Rule = tuple[re.Pattern, str, int]
+
+
+class Renaming:
+    """Tensors by name, while they go from the names of a file to those of this project.
+
+    Attributes:
+        weights: ``{name: tensor}``.
+        sources: for each of these names those of the file that it was made of.
+    """
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights = dict(weights)
+        self.sources = {name: (name,) for name in weights}
+
+    def rename(self, new_name: Callable[[str], str]) -> None:
+        """Give every tensor the name that ``new_name`` makes of its own."""
+        self.sources = {new_name(name): source for name, source in self.sources.items()}
+        self.weights = {new_name(name): value for name, value in self.weights.items()}
+
+    def names(self, beginning: str) -> list[str]:
+        """The names that begin so."""
+        return [name for name in self.weights if name.startswith(beginning)]
+
+    def concatenate(self, parts: list[str], name: str, dim: int) -> None:
+        """Replace tensors by one; what does not fit together stays as it is."""
+        values = [self.weights[part] for part in parts]
+        try:
+            joined = torch.cat(values, dim)
+        except (RuntimeError, IndexError):  # the shapes will be complained of under the file's names
+            return
+        self.sources[name] = tuple(source for part in parts for source in self.sources[part])
+        self.weights[name] = joined
+        for part in set(parts) - {name}:
+            del self.weights[part], self.sources[part]
+
+    def copy(self, name: str, new_name: str) -> None:
+        """Give a tensor one more name."""
+        self.weights[new_name] = self.weights[name]
+        self.sources[new_name] = self.sources[name]
+
+    def split(self, belongs: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
+        """The tensors whose name ``belongs``, and the names in the file of the others."""
+        kept = {name: value for name, value in self.weights.items() if belongs(name)}
+        others = [source for name in self.weights if name not in kept for source in self.sources[name]]
+        return kept, list(dict.fromkeys(others))
+
+
+def compile_rules(pairs: Iterable[tuple[str, str]], *, back: bool = False) -> list[Rule]:
+    """Rules for :func:`apply_rules` from pairs of names.
+
+    Args:
+        pairs: (theirs, ours). ``*`` is a number, ``#`` one that they count from 0 and we from 1. A name that ends in
+            a dot is the beginning of names.
+        back: from ours to theirs.
+    """
+    rules = []
+    for theirs, ours in pairs:
+        old, new, step = (ours, theirs, -1) if back else (theirs, ours, 1)
+        pattern = re.escape(old).replace(r"\*", r"(\d+)").replace(r"\#", r"(\d+)")
+        rules.append((re.compile(pattern if old.endswith(".") else f"{pattern}$"), new, step))
+    return rules
+
+
+def apply_rules(rules: list[Rule], name: str) -> str:
+    """The new name by the first rule that fits, or ``name`` itself."""
+    for pattern, new, step in rules:
+        if match := pattern.match(name):
+            numbers = iter(match.groups())
+            filled = re.sub(r"[*#]", lambda mark: str(int(next(numbers)) + (step if mark[0] == "#" else 0)), new)  # noqa: B023
+            return filled + name[match.end() :]
+    return name

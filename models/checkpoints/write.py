@@ -1,0 +1,53 @@
+"""Detectors written for other projects: in the public layout, and as a Hugging Face model folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.checkpoints.files import CONFIG, WEIGHTS_FILES
+from models.checkpoints.hf_config import make_config, make_preprocessor_config
+from models.checkpoints.hf_names import from_public
+from models.checkpoints.load import num_class_logits
+from util.checkpoint import save_file, write_json
+from util.optional import require
+
+
+def write_public(
+    weights: dict[str, Tensor], args: dict[str, Any], categories: list[dict[str, Any]] | None, path: Path
+) -> None:
+    """Write a state dict under ``model``, as the public DETR family does.
+
+    The architecture (``args``) and the categories lie beside it as plain values, so that nothing is guessed when the
+    file is read here again; other readers do not mind them.
+    """
+    save_file({"model": weights, "args": args, "categories": categories}, path)
+
+
+def write_hugging_face(
+    weights: dict[str, Tensor], args: dict[str, Any], categories: list[dict[str, Any]] | None, folder: Path
+) -> None:
+    """Write a folder that ``from_pretrained`` of transformers opens; it appears when it is complete.
+
+    Raises:
+        UserError: safetensors is not installed, or the backbone is no ResNet.
+    """
+    safetensors = require("safetensors.torch", "safetensors", "--to hf")
+    num_labels = num_class_logits(weights) - (args["detr"] == "vanilla")  # there the last is "no object"
+    config = make_config(args, categories, num_labels)
+    state = from_public(weights, args["detr"], timm_backbone=args["dilation"])
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        write_json(config, temporary / CONFIG)
+        write_json(make_preprocessor_config(args), temporary / "preprocessor_config.json")
+        safetensors.save_file(state, temporary / WEIGHTS_FILES[0], metadata={"format": "pt"})
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

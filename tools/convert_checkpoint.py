@@ -1,0 +1,66 @@
+"""Write the detector of any checkpoint that main_finetune.py takes for other projects.
+
+python tools/convert_checkpoint.py OUT/checkpoint.pth detector.pth --to detr    # {"model": ...} in public names
+python tools/convert_checkpoint.py OUT/checkpoint.pth detector/ --to hf         # a folder for from_pretrained
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from models import DETECTORS
+from models.checkpoints.foreign import read_checkpoint
+from models.checkpoints.load import load_origin, num_class_logits
+from models.checkpoints.write import write_hugging_face, write_public
+from util.checkpoint import Origin
+from util.errors import CheckpointError, UserError
+from util.recipes import ARCHITECTURE
+from util.script import run_script
+
+WRITERS = {"detr": write_public, "hf": write_hugging_face}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read, load into a detector, which checks everything, and write."""
+    args = make_parser().parse_args(argv)
+    source, target = Path(args.source), Path(args.target)
+    if target.exists():
+        raise UserError(f"{target} exists already: name another file or folder")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.parent}")
+    typed = {"nheads": args.nheads, "dilation": args.dilation, "backbone": args.backbone}
+    content, foreign = read_checkpoint(source, typed)
+    num_logits = num_class_logits(content["model"])
+    if num_logits is None:
+        raise CheckpointError(f"{source}: holds no detector with a class head, so there is nothing to convert")
+    architecture = {name: content["args"][name] for name in ARCHITECTURE if name in content["args"]}
+    built = argparse.Namespace(**{"enc_n_points": 4, "dec_n_points": 4, "dropout": 0.0, "max_size": 0, **architecture})
+    detector = DETECTORS[built.detr](built, num_logits, focal=False, train_backbone=False)
+    report = load_origin(detector, Origin(source, content, resumes=True, foreign=foreign), keep_class_head=True)
+    print(report.describe(source))
+    WRITERS[args.to](detector.state_dict(), architecture, content["categories"], target)
+    print(f"wrote {target}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "convert_checkpoint.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="IN", help="a checkpoint of any project, or a Hugging Face model folder")
+    parser.add_argument("target", metavar="OUT", help="the file (detr) or folder (hf) to write")
+    parser.add_argument("--to", choices=WRITERS, required=True, help="detr: a .pth file; hf: a folder for transformers")
+    parser.add_argument("--nheads", type=int, help="attention heads, where IN does not tell; default: 8")
+    parser.add_argument(
+        "--dilation", action="store_true", default=None, help="IN has stride 16 in the last stage and does not tell"
+    )
+    parser.add_argument("--backbone", metavar="timm:NAME", help="where that of IN is none of the ResNets")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main)
