@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import zlib
@@ -73,11 +72,14 @@ def load_reduced(path: str | Path, short_side: int) -> tuple[Image.Image, tuple[
         DataError: as :func:`load_image`.
     """
     with _open_image(path) as file:
-        stored = file.size
-        # Pillow reduces while both sides stay above those asked for.
-        file.draft(None, tuple(math.ceil(side * short_side / min(stored)) for side in stored))
-        turned = file.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-        return _to_rgb(_load_upright(file)), stored[::-1] if turned else stored
+        stored, orientation = file.size, file.getexif().get(ExifTags.Base.Orientation, 1)
+        for part in (8, 4, 2):
+            # Turned upright, a row or column that was rounded up might come first and shift all others.
+            exact = orientation == 1 or all(side % part == 0 for side in stored)
+            if min(stored) // part >= short_side and exact:
+                file.draft(None, tuple(side // part for side in stored))
+                break
+        return _to_rgb(_load_upright(file)), stored[::-1] if orientation in SIDEWAYS else stored
 
 
 @contextmanager

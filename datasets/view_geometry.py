@@ -51,6 +51,12 @@ class ViewGeometry:
         return round(width), round(height)
 
     @property
+    def iou(self) -> float:
+        """Intersection over union of what the views show."""
+        *areas, common = (np.diff(box.reshape(2, 2), axis=0).prod() for box in (*self.crops, self.intersection))
+        return float(common / (sum(areas) - common))
+
+    @property
     def scale(self) -> np.ndarray:
         """[2], image pixels in a pixel of the source, horizontally and vertically; equal up to rounding."""
         return np.divide(self.image_size, self.source_size)

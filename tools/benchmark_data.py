@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import main_pretrain
@@ -78,8 +79,8 @@ class PartClock:
         self.times[name] += 1e3 * (time.process_time() - began)
 
 
-def make_sample(dataset: TwoViewDataset, index: int, clock: PartClock) -> None:
-    """What ``dataset[0, index]`` does, part by part."""
+def make_sample(dataset: TwoViewDataset, index: int, clock: PartClock) -> tuple[Tensor, Tensor]:
+    """Views and crops of ``dataset[0, index]``, part by part."""
     transform = dataset.transform
     with clock.part("read"):
         image, size = load_reduced(dataset.images.path(index), transform.useful_short_side)
@@ -90,10 +91,10 @@ def make_sample(dataset: TwoViewDataset, index: int, clock: PartClock) -> None:
     with clock.part("crops"):
         crops = cut_crops(views, plan.boxes, transform.crop_size)
     with clock.part("colours"):
-        transform.finish(plan)(as_planes(views), as_planes(crops))
+        return transform.finish(plan)(as_planes(views), as_planes(crops))
 
 
-def make_plainly(dataset: TwoViewDataset, index: int, clock: PartClock) -> None:
+def make_plainly(dataset: TwoViewDataset, index: int, clock: PartClock) -> tuple[Tensor, Tensor]:
     """The same with Pillow and torchvision, picture by picture."""
     transform = dataset.transform
     with clock.part("read"):
@@ -105,7 +106,7 @@ def make_plainly(dataset: TwoViewDataset, index: int, clock: PartClock) -> None:
     with clock.part("crops"):
         crops = cut_crops_plainly(views, plan, transform.crop_size)
     with clock.part("colours"):
-        finish_plainly(views, crops, plan, transform.mean.flatten().tolist(), transform.std.flatten().tolist())
+        return finish_plainly(views, crops, plan, transform.mean.flatten().tolist(), transform.std.flatten().tolist())
 
 
 def measure_workers(dataset: TwoViewDataset, args: argparse.Namespace) -> None:
