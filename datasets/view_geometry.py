@@ -159,7 +159,7 @@ def overlap_ratio(view_iou: float) -> float:
 
 
 def greatest_zoom(view_iou: float) -> float:
-    """How much a view magnifies the resized image at most: the outer crop's side over that of the smallest crop."""
+    """How much a view magnifies the resized image at most: the smallest crop is the intersection."""
     return 1 / overlap_ratio(view_iou)
 
 
