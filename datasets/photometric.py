@@ -2,6 +2,11 @@
 
 Drawing and applying are apart, so that what happened to a picture can be inspected and repeated. The adjustments are
 those of torchvision on Pillow images (but for the hue, which they round to 256 steps), the blur is Pillow's.
+
+On a CPU compiled code does them (``pixels.cpp``): for a 128 x 128 crop it takes some 0.17 ms on one core of a Zen 3,
+where Pillow takes 0.9 for the colours and 0.7 for a blur. Tried and left: PyTorch step by step (0.5 for colours, 0.2
+to 0.5 for a blur; calls and temporaries cost more than the arithmetic), all colours as one table of Pillow (0.5),
+grouped convolutions and banded matrices for the blur (0.3 to 0.6).
 """
 
 from __future__ import annotations

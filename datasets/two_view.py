@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from datasets import compiled_pixels
 from datasets.images import load_reduced
 from datasets.photometric import Photometric, change_and_normalise, draw_photometric
 from datasets.resample import resample
@@ -230,6 +231,7 @@ class TwoViewDataset(Dataset):
         self.proposals = proposals
         self.transform = transform
         self.seed = seed
+        compiled_pixels.load()  # compiled now if at all, not by every worker at once
 
     def __len__(self) -> int:
         return len(self.images)
