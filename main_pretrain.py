@@ -81,6 +81,7 @@ def build_dataset(args: argparse.Namespace) -> TwoViewDataset:
         view_iou=args.view_iou,
         mean=mean,
         std=std,
+        finish_later=args.augment_device == "cuda",
     )
     return TwoViewDataset(images, proposals, transform, args.seed)
 

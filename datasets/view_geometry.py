@@ -51,6 +51,12 @@ class ViewGeometry:
         return round(width), round(height)
 
     @property
+    def iou(self) -> float:
+        """Intersection over union of what the views show."""
+        *areas, common = (np.diff(box.reshape(2, 2), axis=0).prod() for box in (*self.crops, self.intersection))
+        return float(common / (sum(areas) - common))
+
+    @property
     def scale(self) -> np.ndarray:
         """[2], image pixels in a pixel of the source, horizontally and vertically; equal up to rounding."""
         return np.divide(self.image_size, self.source_size)
@@ -64,8 +70,12 @@ class ViewGeometry:
         return boxes
 
     def source_crops(self) -> np.ndarray:
-        """[2, 4], the views' rectangles in pixels of the *flipped* source."""
-        return np.clip(self.crops / np.tile(self.scale, 2), 0, np.tile(self.source_size, 2))
+        """[2, 4], the views' rectangles in pixels of the source, where left and right are not exchanged yet."""
+        crops = self.crops
+        if self.flip:
+            crops = crops[:, [2, 1, 0, 3]]
+            crops[:, [0, 2]] = self.image_size[0] - crops[:, [0, 2]]
+        return np.clip(crops / np.tile(self.scale, 2), 0, np.tile(self.source_size, 2))
 
     def to_views(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes [N, 4] within the intersection, in image pixels -> [2, N, 4] in pixels of each view."""
@@ -146,6 +156,11 @@ def overlap_ratio(view_iou: float) -> float:
     if not 0 < view_iou < 1:
         raise ValueError(f"view_iou {view_iou}: must lie between 0 and 1")
     return (view_iou + math.sqrt(2 * view_iou * (view_iou + 1))) / (view_iou + 2)
+
+
+def greatest_zoom(view_iou: float) -> float:
+    """How much a view magnifies the resized image at most: the smallest crop is the intersection."""
+    return 1 / overlap_ratio(view_iou)
 
 
 def draw_crops(rng: np.random.Generator, outer: np.ndarray, view_iou: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,15 @@
 """Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps; `msda`
-compares the compiled operator with plain PyTorch, `detector` a whole Deformable DETR with that of transformers.
+compares the compiled operator with plain PyTorch, `detector` a whole Deformable DETR with that of transformers, `data`
+the making of two-view samples with a plain arrangement of Pillow and torchvision.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
     python tools/benchmark.py msda --rounds 10
     python tools/benchmark.py detector
+    python tools/benchmark.py data --num_workers 2 --dataset_file imagefolder --data_path DIR
 
-Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py.
+Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py; so is
+what stands behind `data` but --samples.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import engine
 import main_finetune
 import main_pretrain
+from tools.benchmark_data import benchmark_data
 from tools.benchmark_detector import benchmark_detector
 from tools.benchmark_msda import benchmark_msda
 from util.check_args import at_least
@@ -54,10 +58,15 @@ def main(argv: list[str] | None = None) -> None:
     msda.add_argument("--dtype", choices=["float32", "float64", "bfloat16", "float16"], default="float32")
     detector = commands.add_parser("detector", help="Deformable DETR on the CPU, this one and that of transformers")
     detector.add_argument("--rounds", type=int, default=3, help="rounds that are measured")
+    data = commands.add_parser("data", help="two-view samples a second, by part, against a plain arrangement")
+    data.add_argument("--samples", type=int, default=50, help="samples that are measured, spread over the data set")
     args, rest = parser.parse_known_args(argv)
     if args.command == "step":
         at_least(args, 1, "steps")
         benchmark_step(args.stage, args.steps, rest)
+    elif args.command == "data":
+        at_least(args, 1, "samples")
+        benchmark_data(args.samples, rest)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:

@@ -1,12 +1,14 @@
 """Look at what goes in and what comes out.
 
     python tools/visualize.py views --out views.png --data_path DIR
+    python tools/visualize.py proposals --out proposals.png --data_path DIR --proposals edgebox --proposal_dir DIR
     python tools/visualize.py predictions --out found.png --resume OUT/checkpoint.pth --data_path DIR
     python tools/visualize.py curves --out curves.png PRETRAINED/log.txt SCRATCH/log.txt
 
-`views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `predictions`
-shows the boxes that a finetuned checkpoint finds in the validation images beside the true ones. `curves` draws
-losses and scores of runs. `views` takes all flags of main_pretrain.py, `predictions` all of main_finetune.py.
+`views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `proposals` shows
+the best boxes of a folder of proposals, 0 the first. `predictions` shows the boxes that a finetuned checkpoint finds in
+the validation images beside the true ones. `curves` draws losses and scores of runs. `views` and `proposals` take all
+flags of main_pretrain.py, `predictions` all of main_finetune.py.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ import main_finetune
 import main_pretrain
 from datasets.detection import DetectionDataset
 from datasets.images import load_image
-from datasets.two_view import TwoViewSample, TwoViewTransform
+from datasets.two_view import TwoViewDataset, TwoViewSample, TwoViewTransform
 from models.detr import DETR
 from models.postprocess import PostProcess
 from util.box_ops import box_cxcywh_to_xyxy
+from util.check_args import at_least
 from util.errors import UserError
 from util.nested_tensor import nested_tensor_from_tensor_list
-from util.plot_utils import contact_sheet, draw_detections, draw_two_views, plot_curves
+from util.plot_utils import contact_sheet, draw_boxes, draw_detections, draw_two_views, plot_curves
 from util.recipes import is_focal
 from util.script import run_script, select_device
 
@@ -45,12 +48,16 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(args.out)
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if args.command != "curves" and args.count < 1:
-        raise UserError(f"--count {args.count}: must be at least 1")
+    if args.command != "curves":
+        at_least(args, 1, "count")
+    if args.command == "proposals":
+        at_least(args, 1, "boxes")
     if args.command == "curves":
         plot_curves(name_runs(args.logs), out)
     elif args.command == "views":
         save_picture(draw_views(rest, args.count), out)
+    elif args.command == "proposals":
+        save_picture(draw_proposals(rest, args.count, args.boxes), out)
     else:
         save_picture(draw_predictions(rest, args.count, args.threshold), out)
     print(f"wrote {out}")
@@ -62,11 +69,15 @@ def make_parser() -> argparse.ArgumentParser:
         "visualize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, count in (("views", 3), ("predictions", 8)):
-        command = commands.add_parser(name, allow_abbrev=False)
-        command.add_argument("--out", required=True, metavar="FILE", help="PNG or JPEG to write")
-        command.add_argument("--count", type=int, default=count, help="images to show")
-    command.add_argument("--threshold", type=float, default=0.3, help="least score of a box to be drawn")
+    pictures = {}
+    for name, count in (("views", 3), ("proposals", 8), ("predictions", 8)):
+        pictures[name] = commands.add_parser(name, allow_abbrev=False)
+        pictures[name].add_argument("--out", required=True, metavar="FILE", help="PNG or JPEG to write")
+        pictures[name].add_argument("--count", type=int, default=count, help="images to show")
+    pictures["proposals"].add_argument("--boxes", type=int, default=10, help="boxes to show of each image")
+    pictures["predictions"].add_argument(
+        "--threshold", type=float, default=0.3, help="least score of a box to be drawn"
+    )
     curves = commands.add_parser("curves", allow_abbrev=False)
     curves.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
     curves.add_argument("logs", nargs="+", metavar="LOG", help="log.txt of a run; the folder's name is the run's")
@@ -76,9 +87,39 @@ def make_parser() -> argparse.ArgumentParser:
 def draw_views(argv: Sequence[str], count: int) -> Image.Image:
     """Two-view samples of the data that main_pretrain.py would train on with the flags ``argv``."""
     args, _ = main_pretrain.parse(argv)
+    args.augment_device = "cpu"  # pictures are finished here, wherever training would
     dataset = main_pretrain.build_dataset(args)
-    samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
-    return contact_sheet([draw_sample(sample, dataset.transform) for sample in samples], columns=1)
+    samples = [dataset[0, index] for index in some_of(dataset, count)]
+    return contact_sheet(
+        [draw_sample(sample, dataset.transform) for sample in samples],
+        columns=1,
+        captions=[f"regions: {args.proposals}, IoU of the views {sample.geometry.iou:.2f}" for sample in samples],
+    )
+
+
+def draw_proposals(argv: Sequence[str], count: int, num_boxes: int) -> Image.Image:
+    """Images with their best proposals, of the data that main_pretrain.py would train on with the flags ``argv``.
+
+    Raises:
+        UserError: the flags name no folder of proposals.
+    """
+    args, _ = main_pretrain.parse(argv)
+    if args.proposals == "random":
+        raise UserError("--proposals edgebox or selective_search and --proposal_dir DIR say which to draw")
+    dataset = main_pretrain.build_dataset(args)
+    pictures, captions = [], []
+    for index in some_of(dataset, count):
+        image, boxes = load_image(dataset.images.path(index)), dataset.proposals.boxes(index)
+        texts = [str(rank) for rank in range(len(boxes[:num_boxes]))]
+        pictures.append(draw_boxes(image, boxes[:num_boxes], texts=texts, zoom=legible_zoom(image)))
+        captions.append(f"{args.proposals}, {len(texts)} of {len(boxes)} boxes")
+    return contact_sheet(pictures, columns=2, captions=captions)
+
+
+def some_of(dataset: TwoViewDataset, count: int) -> list[int]:
+    """Indices of ``count`` images spread over a data set, of all if there are fewer."""
+    count = min(count, len(dataset))
+    return [index * len(dataset) // count for index in range(count)]
 
 
 def draw_sample(sample: TwoViewSample, transform: TwoViewTransform) -> Image.Image:

@@ -142,6 +142,13 @@ def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: li
     data.add_argument("--proposal_dir", help="folder of proposals made for this data set")
     data.add_argument("--crop_size", type=int, default=128, help="side of the region crops in pixels")
     data.add_argument("--view_iou", type=float, default=0.5, help="least overlap of the two views (tau)")
+    data.add_argument(
+        "--augment_device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where colours change and pictures are blurred: in the workers, or with --device cuda in the training "
+        "process, which spares workers and sends a quarter of the bytes",
+    )
     add_detector_arguments(parser, detectors)
 
     pretext = parser.add_argument_group("pretext task")

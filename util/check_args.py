@@ -6,6 +6,7 @@ import argparse
 import math
 
 from util.errors import UserError
+from util.script import select_device
 
 
 def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
@@ -101,6 +102,8 @@ def check_pretrain(args: argparse.Namespace, world_size: int) -> None:
             if args.proposals == "random"
             else f"--proposals {args.proposals} needs --proposal_dir DIR, the folder they were written to"
         )
+    if args.augment_device == "cuda" and select_device(args.device).type != "cuda":
+        raise UserError("--augment_device cuda goes with --device cuda, and there is no GPU in use")
     if not args.no_global_loss and args.batch_size * world_size < 2:
         raise UserError(
             "--batch_size 1 in one process: the global loss normalises over the batch and needs two images; "

@@ -57,7 +57,14 @@ def draw_boxes(
         colour = colour_of(index if colours is None else int(colours[index]))
         draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
         placed.append((left, top, colour))
+    taken: list[tuple[float, float]] = []
+    line = 1.5 * text_size(picture)
     for text, (left, top, colour) in zip(texts or [], placed, strict=bool(texts)):
+        # Boxes that begin at one corner have their texts one below the other. At the picture's top they begin inside.
+        top = max(top, line)
+        while any(abs(left - x) < line and abs(top - y) < line for x, y in taken):
+            top += line
+        taken.append((left, top))
         write_text(draw, (left, top), text, colour=colour, size=text_size(picture))  # above all lines
     return picture
 

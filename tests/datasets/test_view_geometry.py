@@ -18,6 +18,7 @@ from datasets.view_geometry import (
     draw_crops,
     draw_geometry,
     draw_outer_crop,
+    greatest_zoom,
     jitter_corners,
     overlap_ratio,
     usable_proposals,
@@ -39,6 +40,23 @@ def random_geometry(seed: int, size: tuple[int, int] = (500, 375), tau: float = 
 
 def iou(crops: np.ndarray) -> float:
     return box_iou(*torch.from_numpy(crops).unsqueeze(1)).item()
+
+
+@given(seeds, st.tuples(sides, sides))
+@settings(deadline=None)
+def test_iou_of_a_geometry_and_what_it_shows_of_the_source(seed: int, size: tuple[int, int]) -> None:
+    geometry = random_geometry(seed, size)
+    assert geometry.iou == pytest.approx(iou(geometry.crops))
+    back = geometry.from_source(geometry.source_crops())
+    np.testing.assert_allclose(back, np.clip(geometry.crops, 0, np.tile(geometry.image_size, 2)), atol=1e-6)
+
+
+@given(seeds, st.tuples(sides, sides), taus)
+@settings(deadline=None)
+def test_no_view_magnifies_more_than_the_greatest_zoom(seed: int, size: tuple[int, int], tau: float) -> None:
+    geometry = random_geometry(seed, size, tau)
+    zoom = geometry.view_size / (geometry.crops[:, 2:] - geometry.crops[:, :2])
+    assert zoom.max() <= greatest_zoom(tau) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])

@@ -3,9 +3,12 @@
 import re
 
 import pytest
+import torch
 
+import main_pretrain
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
 from tools import benchmark
+from tools.benchmark_data import PARTS, PartClock, make_plainly, make_sample
 from util.errors import UserError
 
 
@@ -19,6 +22,41 @@ def test_parts_add_up_to_the_step(tmp_path, capsys, stage):
     assert set(times) == {*benchmark.PARTS, "other", "step"}
     assert all(times[name] > 0 for name in benchmark.PARTS)
     assert sum(times[name] for name in benchmark.PARTS) <= 1.2 * times["step"]
+
+
+def test_samples_are_timed_against_the_plain_arrangement(tmp_path, capsys):
+    data = write_data_set(tmp_path / "data")
+    flags = [*PRETRAIN, "--data_path", f"{data}/train", "--num_workers", "1", *DETECTOR]
+    benchmark.main(["data", "--samples", "3", *flags])
+    told = capsys.readouterr().out
+    rows = {
+        name: [float(value) for value in values.split()]
+        for name, values in re.findall(r"^(\w+) +([\d. ]+)$", told, re.M)
+    }
+    assert set(rows) == {*PARTS, "sample"}
+    for ours, plain, ratio in rows.values():
+        assert ratio == pytest.approx(plain / ours, rel=0.1, abs=0.1)
+    assert re.search(r"^samples/s +[\d.]+ +[\d.]+$", told, re.M)
+    assert re.search(r"^1 workers, batches of \d+: [\d.]+ samples/s$", told, re.M)
+    assert re.search(r"^memory of their own, MB: \d+ after 1 batches, \d+ after \d+$", told, re.M)
+
+
+def test_parts_of_the_benchmark_make_the_sample(tmp_path):
+    """What is timed is what the data set does, and the plain arrangement makes the same."""
+    data = write_data_set(tmp_path / "data")
+    args, _ = main_pretrain.parse([*PRETRAIN, "--data_path", f"{data}/train", *DETECTOR])
+    dataset = main_pretrain.build_dataset(args)
+    views, crops = make_sample(dataset, 1, PartClock())
+    assert torch.equal(views, dataset[0, 1].views)
+    assert torch.equal(crops, dataset[0, 1].crops)
+    for ours, plain in zip((views, crops), make_plainly(dataset, 1, PartClock()), strict=True):
+        assert ours.shape == plain.shape
+        assert (ours - plain).abs().mean() < 3 / 255 / dataset.transform.std.min()
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(UserError, match="--samples 0"):
+        benchmark.main(["data", "--samples", "0"])
 
 
 def test_no_steps_are_refused():

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from datasets import build_detection
+from datasets.images import list_images
+from datasets.proposals import write_proposals
 from datasets.two_view import TwoViewTransform
 from tools import visualize
 from tools.render_scenes import render_data_set
@@ -34,6 +36,36 @@ def test_views_of_the_pretraining_data(data: Path, tmp_path: Path, capsys: pytes
         assert picture.height > 2 * visualize.LEGIBLE_SIDE
     assert f"wrote {out}" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["views.png"]
+
+
+def test_proposals_on_the_images_they_belong_to(data: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "proposals", tmp_path / "proposals.png"
+    paths = list_images(data / "unlabelled")
+    boxes = np.array([[10, 10, 60, 60], [20, 30, 90, 80]], dtype=np.float32)
+    write_proposals(
+        folder,
+        paths=paths,
+        boxes=[boxes] * len(paths),
+        scores=[np.ones(2)] * len(paths),
+        method="edgebox",
+        parameters={},
+    )
+    flags = (
+        f"--data_path {data}/unlabelled --proposals edgebox --proposal_dir {folder} --backbone resnet18 --batch_size 2"
+    )
+    drawn = [visualize.draw_proposals(flags.split(), count=2, num_boxes=num_boxes) for num_boxes in (1, 2)]
+    assert drawn[0].size == drawn[1].size
+    share = (np.asarray(drawn[0]) != np.asarray(drawn[1])).any(-1).mean()
+    assert 0.001 < share < 0.2  # the second box alone, and a figure of the caption
+    visualize.main(["proposals", "--out", str(out), "--count", "2", *flags.split()])
+    with Image.open(out) as picture:
+        assert (np.asarray(picture) == np.asarray(drawn[1])).all()
+
+
+def test_proposals_to_draw_must_be_named(data: Path, tmp_path: Path) -> None:
+    flags = ["--data_path", str(data / "unlabelled"), "--batch_size", "2"]
+    with pytest.raises(UserError, match="--proposals edgebox or selective_search and --proposal_dir"):
+        visualize.main(["proposals", "--out", str(tmp_path / "p.png"), *flags])
 
 
 def test_a_sample_is_drawn_in_the_colours_of_the_image() -> None:

@@ -101,6 +101,7 @@ def test_the_checkpoint_decides_the_architecture():
         (["--batch_size", "0"], "--batch_size 0"),
         (["--view_iou", "1"], "--view_iou"),
         (["--query_jitter", "0.5"], "--query_jitter"),
+        (["--augment_device", "cuda", "--device", "cpu"], "--augment_device cuda goes with --device cuda"),
         (["--epochs", "1", "--max_steps", "1"], "choose one"),
         (["--epochs", "1", "--lr_drop_step", "1"], "--lr_drop"),
         (["--max_steps", "1", "--lr_drop", "1"], "--lr_drop_step"),

@@ -46,6 +46,17 @@ def test_every_box_needs_its_text() -> None:
         plot_utils.draw_boxes(Image.new("RGB", (30, 20)), [[1, 1, 9, 9], [2, 2, 5, 5]], texts=["one"])
 
 
+@pytest.mark.parametrize("corner", [(60, 60), (0, 0)])
+def test_texts_of_boxes_that_begin_at_one_corner_are_all_seen(corner: tuple[int, int]) -> None:
+    boxes = [[*corner, 180, 180], [*corner, 181, 170], [*corner, 150, 190]]
+    picture = plot_utils.draw_boxes(Image.new("RGB", (200, 200)), boxes, texts=["0", "1", "2"])
+    plain = plot_utils.draw_boxes(Image.new("RGB", (200, 200)), boxes)
+    for index in range(3):
+        colour = plot_utils.colour_of(index)
+        filled = [(np.asarray(drawn) == colour).all(-1).sum() for drawn in (picture, plain)]
+        assert filled[0] > filled[1] + 30  # a patch of the box's colour behind its text
+
+
 def test_boxes_turned_inside_out_or_outside_do_not_crash() -> None:
     boxes = [[20, 20, 10, 10], [-50, -50, -20, -20], [5, 5, 500, 500]]
     picture = plot_utils.draw_boxes(Image.new("RGB", (60, 60)), boxes, texts=["a", "b", "c"])

@@ -1,0 +1,102 @@
+"""The work on every pixel in compiled form (``pixels.cpp``), where there is a C++ compiler.
+
+Compiled once, at first use (some seconds), into ``~/.cache/torch_extensions`` or ``TORCH_EXTENSIONS_DIR``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+SOURCE = Path(__file__).with_name("pixels.cpp")
+# Without fused multiplication and addition all machines compute the same.
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+KINDS = {"brightness": 0, "contrast": 1, "saturation": 2, "hue": 3}
+STEP = np.dtype([("kind", np.int32), ("strength", np.float32)])
+
+
+@functools.cache
+def load() -> ctypes.CDLL | None:
+    """The library, compiled if need be. Where that is not possible None, and one warning that says why."""
+    try:
+        library = ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.CalledProcessError) as error:
+        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        warnings.warn(
+            f"samples are made by Pillow and PyTorch, some eight times as slowly: datasets/pixels.cpp cannot be "
+            f"compiled ({told[0] if told else error}); install a C++ compiler, or name it in CXX",
+            stacklevel=2,
+        )
+        return None
+    library.resample.restype = library.finish.restype = None
+    return library
+
+
+def _compiled() -> Path:
+    """The library, whose name changes with its source; whole or not there, however many processes make it at once."""
+    name = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
+    library = cache / "siamese_detr_pixels" / f"pixels_{name}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            command = [os.environ.get("CXX", "c++"), *FLAGS, str(SOURCE), "-o", str(built)]
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            os.replace(built, library)
+    return library
+
+
+def resample(library: ctypes.CDLL, picture: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The rectangle ``box`` [4] (xyxy, pixels) of ``picture`` [H, W, 3] uint8 at (width, height) ``size``."""
+    picture = np.ascontiguousarray(picture)
+    width, height = size
+    out = np.empty((height, width, 3), dtype=np.uint8)
+    box = np.ascontiguousarray(box, dtype=np.float64)
+    library.resample(_address(picture), *picture.shape[:2], _address(box), _address(out), height, width)
+    return out
+
+
+def finish(
+    library: ctypes.CDLL,
+    picture: np.ndarray,
+    steps: Sequence[tuple[str, float]],
+    taps: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Change the colours of ``picture``, blur and normalise it.
+
+    Args:
+        picture: [H, W, 3] uint8, contiguous.
+        steps: (name in KINDS, strength) in order.
+        taps: float32 [radius + 1], weights of the blur from the middle outwards; [1] for none.
+        mean, std: float32 [3], in 0..255.
+        out: [3, H, W] float32, contiguous; written to.
+    """
+    encoded = np.array([(KINDS[name], strength) for name, strength in steps], dtype=STEP)
+    library.finish(
+        _address(picture),
+        *picture.shape[:2],
+        _address(encoded),
+        len(encoded),
+        _address(taps),
+        len(taps) - 1,
+        _address(mean),
+        _address(std),
+        _address(out),
+    )
+
+
+def _address(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

@@ -1,0 +1,139 @@
+"""How fast two-view samples are made, against a plain arrangement and with workers: `benchmark.py data`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import main_pretrain
+from datasets.images import load_image, load_reduced
+from datasets.loader import EpochBatchSampler, make_loader
+from datasets.two_view import TwoViewDataset, as_planes, collate_two_view, cut_crops, cut_views
+from tests.datasets.plain_two_view import cut_crops_plainly, cut_plainly, finish_plainly
+
+PARTS = ("read", "draw", "views", "crops", "colours")
+WARM_UP_SAMPLES = 3
+
+
+def benchmark_data(num_samples: int, argv: list[str]) -> None:
+    """Print milliseconds a part of a sample in one thread, samples a second with workers, and memory over an epoch.
+
+    Args:
+        num_samples: that are made both ways in turn, of images spread over the data set.
+        argv: the command line of main_pretrain.py.
+    """
+    args, _ = main_pretrain.parse(argv)
+    dataset = main_pretrain.build_dataset(args)
+    torch.set_num_threads(1)
+    ours, plain = measure_samples(dataset, num_samples)
+    print(f"{num_samples} of {len(dataset)} images, {args.num_regions} regions, crops of {args.crop_size} pixels")
+    print("one thread, medians, milliseconds of CPU time")
+    print(f"{'':<10}{'ours':>10}{'plain':>10}{'ratio':>8}")
+    for name in (*PARTS, "sample"):
+        fast, slow = median(ours[name]), median(plain[name])
+        print(f"{name:<10}{fast:>10.2f}{slow:>10.2f}{slow / fast:>8.1f}")
+    print(f"{'samples/s':<10}{1e3 / median(ours['sample']):>10.1f}{1e3 / median(plain['sample']):>10.1f}")
+    measure_workers(dataset, args)
+
+
+Times = dict[str, list[float]]
+
+
+def measure_samples(dataset: TwoViewDataset, num_samples: int) -> tuple[Times, Times]:
+    """Milliseconds of CPU time of each part of samples made our way and the plain way, in turn, with the same plans."""
+    ours: Times = defaultdict(list)
+    plain: Times = defaultdict(list)
+    for count in range(-WARM_UP_SAMPLES, num_samples):
+        index = max(count, 0) * len(dataset) // num_samples
+        for make, times in ((make_sample, ours), (make_plainly, plain)):
+            clock = PartClock()
+            make(dataset, index, clock)
+            if count >= 0:
+                for name, value in clock.times.items():
+                    times[name].append(value)
+                times["sample"].append(sum(clock.times.values()))
+    return ours, plain
+
+
+class PartClock:
+    """Milliseconds of CPU time of this process by part."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Account for what happens inside."""
+        began = time.process_time()
+        yield
+        self.times[name] += 1e3 * (time.process_time() - began)
+
+
+def make_sample(dataset: TwoViewDataset, index: int, clock: PartClock) -> tuple[Tensor, Tensor]:
+    """Views and crops of ``dataset[0, index]``, part by part."""
+    transform = dataset.transform
+    with clock.part("read"):
+        image, size = load_reduced(dataset.images.path(index), transform.useful_short_side)
+    with clock.part("draw"):
+        plan = dataset.plan((0, index), size)
+    with clock.part("views"):
+        views = cut_views(image, plan.geometry)
+    with clock.part("crops"):
+        crops = cut_crops(views, plan.boxes, transform.crop_size)
+    with clock.part("colours"):
+        return transform.finish(plan)(as_planes(views), as_planes(crops))
+
+
+def make_plainly(dataset: TwoViewDataset, index: int, clock: PartClock) -> tuple[Tensor, Tensor]:
+    """The same with Pillow and torchvision, picture by picture."""
+    transform = dataset.transform
+    with clock.part("read"):
+        image = load_image(dataset.images.path(index))
+    with clock.part("draw"):
+        plan = dataset.plan((0, index), image.size)
+    with clock.part("views"):
+        views = cut_plainly(image, plan)
+    with clock.part("crops"):
+        crops = cut_crops_plainly(views, plan, transform.crop_size)
+    with clock.part("colours"):
+        return finish_plainly(views, crops, plan, transform.mean.flatten().tolist(), transform.std.flatten().tolist())
+
+
+def measure_workers(dataset: TwoViewDataset, args: argparse.Namespace) -> None:
+    """Print samples a second of wall time over an epoch with workers, and their memory after a tenth and at the end."""
+    sampler = EpochBatchSampler(len(dataset), args.batch_size, seed=args.seed)
+    loader = make_loader(dataset, sampler, collate_two_view, num_workers=args.num_workers, pin_memory=False)
+    early, batches = max(1, len(sampler) // 10), iter(loader)
+    began, first = time.perf_counter(), 0.0
+    for count in range(len(sampler)):
+        next(batches)
+        if count + 1 == early:
+            first, began = private_megabytes(batches), time.perf_counter()
+    elapsed = time.perf_counter() - began
+    rate = (len(sampler) - early) * args.batch_size / elapsed
+    print(f"{args.num_workers} workers, batches of {args.batch_size}: {rate:.1f} samples/s")
+    last = private_megabytes(batches)
+    print(f"memory of their own, MB: {first:.0f} after {early} batches, {last:.0f} after {len(sampler)}")
+
+
+def private_megabytes(batches: DataLoader) -> float:
+    """Memory that the loader's workers (without any: this process) share with no other process, in MB; Linux only."""
+    processes = getattr(batches, "_workers", [])
+    return (
+        sum(_private_kilobytes(process.pid) for process in processes) / 1024 or _private_kilobytes(os.getpid()) / 1024
+    )
+
+
+def _private_kilobytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
