@@ -1,4 +1,4 @@
-// The work on every pixel of a two-view sample, one picture at a time, in one thread; datasets/pixels.py calls it.
+// The work on every pixel of a two-view sample, one picture at a time, in one thread; datasets/compiled_pixels.py calls it.
 //
 // Plain loops over rows, which compilers turn into vector instructions. No sum is reordered and no multiplication fused
 // with an addition, so that every machine computes the same bytes.
