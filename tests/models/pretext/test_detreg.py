@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import sigmoid_focal_loss
 
-from tests.gloo import run_processes
-from tests.models.pretext.cases import DETRS, build, one_view_batch, outputs_of, rows_of
+from tests.models.pretext.cases import DETRS, build, one_view_batch, outputs_of
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 
 SMALL = ["--num_queries", "6"]
@@ -87,7 +85,9 @@ def test_a_batch_without_any_region_trains(detr):
 
 def test_the_embedding_is_as_wide_as_layer2():
     model = build("detreg", "conditional", *SMALL)
-    assert set(model.pretext_state_dict()) == {f"feature_embed.layers.{n}.{w}" for n in (0, 1) for w in ("weight", "bias")}
+    assert set(model.pretext_state_dict()) == {
+        f"feature_embed.layers.{n}.{w}" for n in (0, 1) for w in ("weight", "bias")
+    }
     assert model.feature_embed.layers[-1].out_features == 128  # ResNet-18; 512 in a ResNet-50
     assert build("detreg", "conditional", *SMALL, "--backbone", "resnet50").feature_embed.layers[-1].out_features == 512
     _, logs = build("detreg", "conditional", *SMALL, "--no_feature_loss")(one_view_batch(2, 2))
@@ -108,25 +108,3 @@ def test_other_backbones_give_their_map_of_stride_8():
     finest = whole.detector.features(type(batch.images)(batch.crops, torch.zeros(3, 32, 32, dtype=torch.bool)))[0]
     encoded = model.frozen_encoder(type(batch.images)(batch.crops, torch.zeros(3, 32, 32, dtype=torch.bool)))[0]
     torch.testing.assert_close(encoded.tensors, finest.tensors, rtol=1e-4, atol=1e-4)
-
-
-def _gradients(rows: slice, detr: str, parallel: bool) -> dict[str, torch.Tensor]:
-    model = build("detreg", detr, *SMALL).double().train()
-    trained = DistributedDataParallel(model) if parallel else model
-    trained(rows_of(one_view_batch(3, 1, 0, 5), rows))[0].backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def _half_batch(rank: int) -> dict[str, dict[str, torch.Tensor]]:
-    return {detr: _gradients(slice(2 * rank, 2 * rank + 2), detr, parallel=True) for detr in DETRS}
-
-
-def test_two_processes_give_the_gradients_of_the_whole_batch():
-    halves = run_processes(_half_batch)
-    for detr in DETRS:
-        whole = _gradients(slice(0, 4), detr, parallel=False)
-        assert not any("backbone" in name or "frozen" in name for name in whole)
-        for half in halves:
-            assert half[detr].keys() == whole.keys()
-            for name, gradient in whole.items():
-                torch.testing.assert_close(half[detr][name], gradient, rtol=1e-5, atol=1e-6, msg=f"{detr} {name}")

@@ -5,11 +5,9 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from models.pretext.base import NUM_LOGITS, REGION_LABEL
-from tests.gloo import run_processes
-from tests.models.pretext.cases import DETRS, build, one_view_batch, outputs_of, rows_of
+from tests.models.pretext.cases import DETRS, build, one_view_batch, outputs_of
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from util.nested_tensor import NestedTensor
 
@@ -130,26 +128,3 @@ def test_pretext_state_is_what_the_detector_has_not(off):
     assert heads == ({"patch2query"} if off else {"patch2query", "feature_align"})
     _, logs = model(one_view_batch(3, 3))
     assert ("loss_feature" in logs) != off
-
-
-def _gradients(rows: slice, detr: str, parallel: bool) -> dict[str, torch.Tensor]:
-    model = build("updetr", detr, *SMALL, "--patch_dropout", "0").double().train()
-    trained = DistributedDataParallel(model) if parallel else model
-    trained(rows_of(one_view_batch(3, 3, 3, 3), rows))[0].backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def _half_batch(rank: int) -> dict[str, dict[str, torch.Tensor]]:
-    return {detr: _gradients(slice(2 * rank, 2 * rank + 2), detr, parallel=True) for detr in DETRS}
-
-
-def test_two_processes_give_the_gradients_of_the_whole_batch():
-    halves = run_processes(_half_batch)
-    for detr in DETRS:
-        whole = _gradients(slice(0, 4), detr, parallel=False)
-        assert {name.split(".")[0] for name in whole} == {"detector", "patch2query", "feature_align"}
-        assert not any("backbone" in name for name in whole)
-        for half in halves:
-            assert half[detr].keys() == whole.keys()
-            for name, gradient in whole.items():
-                torch.testing.assert_close(half[detr][name], gradient, rtol=1e-5, atol=1e-6, msg=f"{detr} {name}")
