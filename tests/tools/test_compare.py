@@ -8,6 +8,8 @@ import pytest
 import torch
 import torchvision
 
+import main_finetune
+import main_pretrain
 from tests.tiny import COMMON, DETECTOR, write_data_set
 from tools import compare
 from tools.comparison.report import as_markdown, mean_and_spread
@@ -88,6 +90,25 @@ def test_a_wrong_specification_is_refused(tmp_path, changes, message):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         read_specification(tmp_path / "x.json")
+
+
+def test_the_example_is_made_of_flags_that_go_together(monkeypatch):
+    for name in ("BACKBONE", "PHOTOS", "PHOTO_PROPOSALS", "RACCOON", "BCCD"):
+        monkeypatch.setenv(name, f"/somewhere/{name}")
+    runs = make_runs(read_specification(Path(compare.__file__).parent.parent / "configs" / "comparison.json"))
+    assert len(runs) == 3 * 2 * 2 + 4 * 2 * 2 * 2
+    for run in runs:
+        if run.needs is None:  # the others take the architecture from a checkpoint
+            args, _ = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}[run.script].parse(
+                run.flags
+            )
+            assert args.seed == run.labels["seed"]
+            assert args.detr == run.labels["detector"]
+    budgets = {
+        (args.max_steps, args.batch_size, args.lr, tuple(args.scales))
+        for args, _ in (main_pretrain.parse(run.flags) for run in runs if run.script == "main_pretrain.py")
+    }
+    assert len(budgets) == 1
 
 
 def test_means_and_spreads_by_hand():
