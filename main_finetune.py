@@ -12,6 +12,7 @@ import engine
 from datasets import DATASETS, build_detection
 from datasets.coco_eval import DetectionEvaluator
 from datasets.detection import DetectionDataset
+from datasets.few_images import draw_fraction, draw_per_class, find_images
 from datasets.loader import collate_detection, make_eval_loader, make_train_loader
 from models import DETECTORS
 from models.backbone import backbone_normalization
@@ -23,7 +24,7 @@ from models.criterion import build_criterion
 from models.detr import DETR
 from models.postprocess import PostProcess
 from models.supervised import SupervisedDETR
-from util import recipes
+from util import distributed, recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
 from util.checkpoint import Origin, make_writable, open_output_dir, write_json
@@ -33,6 +34,9 @@ from util.script import run_script, start
 
 CHOOSES_POINTS = ("reference_points", "sampling_offsets")
 """Parameters of Deformable DETR that learn at ``--lr_linear_proj_mult`` of the rate, by a part of their names."""
+
+FEW_IMAGES = ("train_fraction", "train_images_per_class")
+"""Arguments that let a run train on some of the images alone."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     training, train_loader, val_loader = build(args, origin, device)
     del origin  # a model and its optimizer once more
     log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
-    describe = {"args": vars(args), "stage": "finetune", "categories": train_loader.dataset.categories}
+    train_set = train_loader.dataset
+    describe = {"args": vars(args), "stage": "finetune", "categories": train_set.categories}
+    describe["train_images"] = train_set.records.relative_paths() if takes_few(args) else None
     detector = training.method.detector
     engine.train(training, train_loader, args, device, log, describe, lambda: score(args, detector, val_loader, device))
 
@@ -67,6 +73,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     if origin and origin.content["stage"] == "backbone":
         args.pretrain, args.backbone_weights, origin = None, args.pretrain, None
     if origin and origin.resumes:
+        recipes.adopt(args, FEW_IMAGES, origin.content["args"], origin.path)
         recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.finetune_recipe(args))
@@ -84,9 +91,7 @@ def build(
     args: argparse.Namespace, origin: Origin | None, device: torch.device
 ) -> tuple[engine.Training, DataLoader, DataLoader]:
     """The run, new or as the checkpoint left it, and its training and validation data."""
-    train_set = build_detection(args, "train", *backbone_normalization(args.backbone))
-    if not train_set.num_objects:
-        raise DataError(f"{train_set.records.source}: no usable box in the whole training set")
+    train_set = build_train_set(args, origin)
     val_loader = build_val_loader(args, train_set.categories)
     detector = build_detector(args, origin, train_set)
     train_loader = make_train_loader(train_set, collate_detection, args)
@@ -94,6 +99,34 @@ def build(
     training = engine.make_training(args, method, param_groups(args, detector), device, len(train_loader))
     engine.resume(training, origin, args)
     return training, train_loader, val_loader
+
+
+def build_train_set(args: argparse.Namespace, origin: Origin | None) -> DetectionDataset:
+    """The training images: all, or those few that the flags draw or the resumed run had; a list of these is written."""
+    train_set = build_detection(args, "train", *backbone_normalization(args.backbone))
+    if not train_set.num_objects:
+        raise DataError(f"{train_set.records.source}: no usable box in the whole training set")
+    if not takes_few(args):
+        return train_set
+    records = train_set.records
+    kept = origin.content.get("train_images") if origin and origin.resumes else None
+    if kept is not None:
+        chosen = find_images(records, kept)
+    elif args.train_fraction is not None:
+        chosen = draw_fraction(records, args.train_fraction, args.seed)
+    else:
+        chosen = draw_per_class(records, args.train_images_per_class, args.seed)
+    train_set.records = records.select(chosen)
+    path = f"{args.output_dir}/train_images.json"
+    if distributed.is_main():
+        write_json(train_set.records.relative_paths(), path)
+    say(f"training on {len(train_set)} of {len(records)} images, listed in {path}")
+    return train_set
+
+
+def takes_few(args: argparse.Namespace) -> bool:
+    """Whether the run trains on some of the images alone."""
+    return any(getattr(args, name) is not None for name in FEW_IMAGES)
 
 
 def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device) -> None:

@@ -8,17 +8,16 @@ import torch
 from torch.utils.data import DataLoader
 
 import engine
-from datasets import UNLABELLED, build_unlabelled
+from datasets import UNLABELLED
 from datasets.loader import make_train_loader
-from datasets.proposals import ProposalStore
-from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
-from models import DETECTORS, PRETEXTS
+from datasets.pretext import PRETEXT_DATA, build_pretext_data
+from datasets.pretext_samples import PretextDataset
+from models import DETECTORS, PRETEXT_CLASS_HEADS, PRETEXTS
 from models.backbone import backbone_normalization
 from models.backbone_weights import load_backbone_weights
 from models.checkpoints.load import load_detector
 from models.checkpoints.origin import find_origin
 from models.detr import DETR
-from models.pretext.siamese import NUM_LOGITS
 from util import distributed, recipes
 from util.args import pretrain_parser
 from util.check_args import check_pretrain
@@ -44,7 +43,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     args = pretrain_parser(list(UNLABELLED), list(DETECTORS), list(PRETEXTS)).parse_args(argv)
     origin = find_origin(args, "pretrain")
     if origin:
-        recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path)
+        recipes.adopt(args, (*recipes.ARCHITECTURE, "method"), origin.content["args"], origin.path)
         recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, {"dataset_file": "imagefolder", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.pretrain_recipe(args))
@@ -55,8 +54,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
 def build(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> tuple[engine.Training, DataLoader]:
     """The run, new or as the checkpoint left it, and its data."""
     dataset = build_dataset(args)
-    loader = make_train_loader(dataset, collate_two_view, args)
-    say(f"{len(dataset)} images, {len(loader)} batches an epoch, regions: {args.proposals}")
+    loader = make_train_loader(dataset, PRETEXT_DATA[args.method].collate, args)
+    say(f"{args.method}: {len(dataset)} images, {len(loader)} batches an epoch, regions: {args.proposals}")
     detector = build_detector(args, origin)
     method = PRETEXTS[args.method](args, detector).to(device)
     groups = [{"params": engine.parameters_to_train(method)}]
@@ -65,30 +64,15 @@ def build(args: argparse.Namespace, origin: Origin | None, device: torch.device)
     return training, loader
 
 
-def build_dataset(args: argparse.Namespace) -> TwoViewDataset:
-    """Two-view samples of the unlabelled images, with the proposals that belong to them."""
-    images = build_unlabelled(args)
-    proposals = None
-    if args.proposals != "random":
-        proposals = ProposalStore(args.proposal_dir)
-        proposals.check(images.relative_paths(), args.proposals)
-    mean, std = backbone_normalization(args.backbone)
-    transform = TwoViewTransform(
-        scales=args.scales,
-        max_size=args.max_size,
-        num_regions=args.num_regions,
-        crop_size=args.crop_size,
-        view_iou=args.view_iou,
-        mean=mean,
-        std=std,
-        finish_later=args.augment_device == "cuda",
-    )
-    return TwoViewDataset(images, proposals, transform, args.seed)
+def build_dataset(args: argparse.Namespace) -> PretextDataset:
+    """Samples of the unlabelled images for ``--method``, as the backbone wants them."""
+    return build_pretext_data(args, *backbone_normalization(args.backbone))
 
 
 def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:
     """The detector to pretrain: as it was saved, or new around a pretrained backbone."""
-    detector = DETECTORS[args.detr](args, NUM_LOGITS, focal=False, train_backbone=False)
+    num_logits, focal = PRETEXT_CLASS_HEADS[args.method](args)
+    detector = DETECTORS[args.detr](args, num_logits, focal=focal, train_backbone=False)
     if origin:
         load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
     elif args.backbone_weights:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from datasets import batch_photometric, compiled_pixels
@@ -56,6 +55,9 @@ class Photometric:
         return np.ones(1, dtype=np.float32) if self.sigma is None else half_bell(self.sigma)
 
 
+UNCHANGED = Photometric(jitter=(), grey=False, sigma=None)
+
+
 def draw_photometric(rng: np.random.Generator) -> Photometric:
     """Draw with the probabilities and ranges above; the adjustments come in random order."""
     *factors, hue, sigma, jitters, is_grey, blurs = rng.random(8).tolist()
@@ -70,15 +72,6 @@ def draw_photometric(rng: np.random.Generator) -> Photometric:
 
 def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
-
-
-def apply_photometric(image: Image.Image, photometric: Photometric) -> Image.Image:
-    """The RGB picture with its colours changed, of the same size."""
-    if photometric == Photometric((), False, None):
-        return image
-    picture = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
-    changed = change_and_normalise(picture, [photometric], torch.zeros(3), torch.full((3,), 1 / 255))[0]
-    return Image.fromarray(changed.round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def change_and_normalise(pictures: Tensor, photometrics: Sequence[Photometric], mean: Tensor, std: Tensor) -> Tensor:

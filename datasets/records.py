@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,23 @@ class DetectionRecords:
     def path(self, index: int) -> Path:
         """The file of image ``index``."""
         return self.root / os.fsdecode(self.paths[index])
+
+    def relative_paths(self) -> list[str]:
+        """Paths of all images relative to the root."""
+        return [os.fsdecode(path) for path in self.paths]
+
+    def image_of_box(self) -> np.ndarray:
+        """[N] int64, the index of each box's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def select(self, indices: np.ndarray) -> DetectionRecords:
+        """The images ``indices`` [m] int64 alone, with their boxes; ``dropped`` still tells of the whole data set."""
+        counts = np.diff(self.offsets)[indices]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], counts)
+        of_images = {name: getattr(self, name)[indices] for name in ("paths", "image_ids", "sizes")}
+        of_boxes = {name: getattr(self, name)[rows] for name in ("boxes", "labels", "areas", "crowd", "difficult")}
+        return replace(self, offsets=offsets, **of_images, **of_boxes)
 
 
 def pack_paths(paths: list[str]) -> np.ndarray:

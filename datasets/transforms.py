@@ -138,16 +138,21 @@ class ToTensor:
         return tensor, {name: torch.as_tensor(value) for name, value in target.items()}
 
 
-def detection_train_transforms(
-    scales: Sequence[int], max_size: int, mean: Sequence[float], std: Sequence[float]
-) -> Compose:
+def detection_augmentation(scales: Sequence[int], max_size: int) -> Compose:
     """DETR's training augmentation: flip, resize, and for one image in two a crop before the resize."""
     ratio = max(scales) / _SHORT_SIDE_OF_DETR
     before_crop = [max(1, round(side * ratio)) for side in _RESIZE_BEFORE_CROP]
     crop = [max(1, round(side * ratio)) for side in _CROP_SIDES]
     resize = RandomResize(scales, max_size)
     cropped = Compose([RandomResize(before_crop), RandomSizeCrop(*crop), resize])
-    return Compose([RandomHorizontalFlip(), RandomSelect(resize, cropped), ToTensor(mean, std)])
+    return Compose([RandomHorizontalFlip(), RandomSelect(resize, cropped)])
+
+
+def detection_train_transforms(
+    scales: Sequence[int], max_size: int, mean: Sequence[float], std: Sequence[float]
+) -> Compose:
+    """:func:`detection_augmentation`, as tensors."""
+    return Compose([*detection_augmentation(scales, max_size).transforms, ToTensor(mean, std)])
 
 
 def detection_eval_transforms(size: int, max_size: int, mean: Sequence[float], std: Sequence[float]) -> Compose:

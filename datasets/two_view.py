@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
-from datasets import compiled_pixels
 from datasets.images import load_reduced
 from datasets.photometric import Photometric, change_and_normalise, draw_photometric
+from datasets.pretext_samples import PretextDataset
 from datasets.resample import resample
 from datasets.view_geometry import ViewGeometry, choose_regions, draw_geometry, greatest_zoom
 
@@ -195,46 +193,8 @@ def as_planes(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).movedim(-1, -3)
 
 
-class ImageSource(Protocol):
-    """What :class:`TwoViewDataset` asks of images, see :class:`datasets.image_folder.UnlabelledImages`."""
-
-    def __len__(self) -> int: ...
-
-    def path(self, index: int) -> Path:
-        """The file of image ``index``."""
-
-
-class ProposalSource(Protocol):
-    """What :class:`TwoViewDataset` asks of proposals, see :class:`datasets.proposals.ProposalStore`."""
-
-    def boxes(self, index: int) -> np.ndarray:
-        """[N, 4] float32, xyxy in pixels of the upright image ``index``, best first."""
-
-
-class TwoViewDataset(Dataset):
-    """``dataset[(epoch, index)]`` -> :class:`TwoViewSample`, a function of the seed, the epoch and the index alone.
-
-    Args:
-        images: where the files are.
-        proposals: regions of interest of each image, or None for random boxes in the intersection of the views.
-        transform: makes the sample.
-        seed: of all randomness.
-
-    Raises (on reading a sample):
-        DataError: an image that cannot be read; the message names the file.
-    """
-
-    def __init__(
-        self, images: ImageSource, proposals: ProposalSource | None, transform: TwoViewTransform, seed: int
-    ) -> None:
-        self.images = images
-        self.proposals = proposals
-        self.transform = transform
-        self.seed = seed
-        compiled_pixels.load()  # compiled now if at all, not by every worker at once
-
-    def __len__(self) -> int:
-        return len(self.images)
+class TwoViewDataset(PretextDataset):
+    """``dataset[(epoch, index)]`` -> :class:`TwoViewSample`; ``transform`` is a :class:`TwoViewTransform`."""
 
     def __getitem__(self, key: tuple[int, int]) -> TwoViewSample:
         image, size = load_reduced(self.images.path(key[1]), self.transform.useful_short_side)
@@ -242,10 +202,7 @@ class TwoViewDataset(Dataset):
 
     def plan(self, key: tuple[int, int], size: tuple[int, int]) -> ViewPlan:
         """What is drawn for sample ``key`` = (epoch, index), whose image has (width, height) ``size``."""
-        epoch, index = key
-        # Without any proposal the transform draws random boxes.
-        boxes = np.empty((0, 4), dtype=np.float32) if self.proposals is None else self.proposals.boxes(index)
-        return self.transform.plan(size, boxes, np.random.default_rng((self.seed, epoch, index)))
+        return self.transform.plan(size, self.proposals_of(key[1]), self.rng(key))
 
 
 @dataclass

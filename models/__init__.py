@@ -13,7 +13,10 @@ from models.deformable_transformer import DeformableTransformer
 from models.detr import DETR
 from models.input_projection import LevelProjection, MapProjection
 from models.position_encoding import build_position_encoding, check_learned_positions
+from models.pretext.base import region_class_head
+from models.pretext.detreg import build_detreg, detreg_class_head
 from models.pretext.siamese import build_siamese
+from models.pretext.up_detr import build_up_detr
 from models.transformer import Transformer, build_transformer
 
 PIXEL_CENTRE = 0.5
@@ -62,8 +65,17 @@ is initialised for the focal loss, whether the backbone gets gradients. Weights 
 
 PRETEXTS: dict[str, Callable[[argparse.Namespace, DETR], nn.Module]] = {
     "siamese": build_siamese,
+    "updetr": build_up_detr,
+    "detreg": build_detreg,
 }
 """``--method`` -> builder(args, detector) of a module ``forward(batch) -> (loss, logs)`` around the detector."""
+
+PRETEXT_CLASS_HEADS: dict[str, Callable[[argparse.Namespace], tuple[int, bool]]] = {
+    "siamese": region_class_head,
+    "updetr": region_class_head,
+    "detreg": detreg_class_head,
+}
+"""``--method`` -> the class head that its detector needs: args -> (outputs, whether it is for the focal loss)."""
 
 
 def _build_single_scale(

@@ -17,6 +17,7 @@ from util.nested_tensor import NestedTensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MULTI_SCALE_STRIDES = (8, 16, 32)
+CROP_STRIDE = 8
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 TIMM = "timm:"
 
@@ -83,10 +84,27 @@ def build_backbone(
     elif name in RESNETS:
         if feature_stride is not None:
             raise UserError(f"--feature_stride is for timm backbones; with --backbone {name} use --dilation")
-        backbone = _build_resnet(name, multi_scale, dilation)
+        stages = ["layer2", "layer3", "layer4"] if multi_scale else ["layer4"]
+        backbone = _build_resnet(name, stages, dilation)
     else:
         raise UserError(f"--backbone {name}: choose one of {', '.join(RESNETS)} or timm:NAME")
     return backbone if trainable else backbone.requires_grad_(False)
+
+
+def build_crop_encoder(name: str) -> Backbone:
+    """The beginning of the backbone ``name`` up to its map of stride 8 (ResNets: layer2), random and frozen.
+
+    Its parameters are some of those of any backbone that :func:`build_backbone` makes of ``name``.
+
+    Raises:
+        UserError: a timm model that has no such map.
+    """
+    if name.startswith(TIMM):
+        body, num_channels = build_timm_body(name.removeprefix(TIMM), [CROP_STRIDE])
+        backbone = Backbone(body=body, strides=[CROP_STRIDE], num_channels=num_channels)
+    else:
+        backbone = _build_resnet(name, ["layer2"], dilation=False)
+    return backbone.requires_grad_(False)
 
 
 def backbone_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -100,7 +118,7 @@ def backbone_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, .
     return timm_normalization(name.removeprefix(TIMM))
 
 
-def _build_resnet(name: str, multi_scale: bool, dilation: bool) -> Backbone:
+def _build_resnet(name: str, stages: list[str], dilation: bool) -> Backbone:
     deep = name in ("resnet50", "resnet101")
     if dilation and not deep:
         raise UserError(f"--dilation: {name} has no dilated form; use resnet50 or resnet101")
@@ -110,7 +128,6 @@ def _build_resnet(name: str, multi_scale: bool, dilation: bool) -> Backbone:
     _freeze_shallow_stages(resnet)
     _calm_residuals(resnet)
     absorb_norms(resnet)
-    stages = ["layer2", "layer3", "layer4"] if multi_scale else ["layer4"]
     body = IntermediateLayerGetter(resnet, {stage: str(index) for index, stage in enumerate(stages)})
     widths = {"layer2": 128, "layer3": 256, "layer4": 512}
     strides = {"layer2": 8, "layer3": 16, "layer4": 16 if dilation else 32}

@@ -85,8 +85,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def draw_views(argv: Sequence[str], count: int) -> Image.Image:
-    """Two-view samples of the data that main_pretrain.py would train on with the flags ``argv``."""
+    """Two-view samples of the data that main_pretrain.py would train on with the flags ``argv``.
+
+    Raises:
+        UserError: the flags name another method than Siamese DETR.
+    """
     args, _ = main_pretrain.parse(argv)
+    if args.method != "siamese":
+        raise UserError(f"--method {args.method} has no two views to draw; leave it out")
     args.augment_device = "cpu"  # pictures are finished here, wherever training would
     dataset = main_pretrain.build_dataset(args)
     samples = [dataset[0, index] for index in some_of(dataset, count)]

@@ -72,7 +72,7 @@ def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]
     group.add_argument("--dropout", type=float, default=0.1)
 
 
-def add_loss_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     """Costs of the matching and weights of the losses, spelled as in DETR."""
     group = parser.add_argument_group("matching costs and loss weights")
     group.add_argument("--set_cost_class", type=float, help="default: 1 with softmax, 2 with focal loss")
@@ -82,7 +82,7 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     group.add_argument("--bbox_loss_coef", type=float, default=5.0)
     group.add_argument("--giou_loss_coef", type=float, default=2.0)
     group.add_argument("--eos_coef", type=float, default=0.1, help="softmax: weight of the no-object class")
-    return group
+    group.add_argument("--focal_alpha", type=float, default=0.25, help="focal loss: weight of the positives")
 
 
 def add_optimizer_arguments(parser: argparse.ArgumentParser, *, batch_size: int) -> argparse._ArgumentGroup:
@@ -128,6 +128,45 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     return group
 
 
+def add_pretext_arguments(parser: argparse.ArgumentParser, pretexts: list[str]) -> None:
+    """The pretext task; most flags are of some methods only (:data:`util.check_args.FLAGS_OF_METHODS`)."""
+    group = parser.add_argument_group("pretext task")
+    group.add_argument("--method", choices=pretexts, help=f"default: the checkpoint's, else {pretexts[0]}")
+    group.add_argument(
+        "--num_regions", type=int, help="siamese, updetr: regions an image, must divide --num_queries; default: 10"
+    )
+    group.add_argument("--view_iou", type=float, help="siamese: least overlap of the two views (tau); default: 0.5")
+    group.add_argument(
+        "--augment_device",
+        choices=["cpu", "cuda"],
+        help="siamese: where colours change and pictures are blurred: in the workers, or with --device cuda in the "
+        "training process, which spares workers and sends a quarter of the bytes; default: cpu",
+    )
+    group.add_argument(
+        "--query_jitter", type=float, help="siamese: corner noise of query regions, of a side; default: 0.1"
+    )
+    group.add_argument(
+        "--patch_dropout", type=float, help="updetr: share of queries that are not told their patch; default: 0.1"
+    )
+    group.add_argument(
+        "--shuffle_queries",
+        action="store_true",
+        default=None,
+        help="updetr: draw in every step which learned queries go with which patch",
+    )
+    group.add_argument(
+        "--num_proposals", type=int, help="detreg: the best so many proposals are the image's objects; default: 30"
+    )
+    group.add_argument("--no_feature_loss", action="store_true", help="ablation: no regional discrimination")
+    group.add_argument(
+        "--no_global_loss", action="store_true", default=None, help="siamese, ablation: no global discrimination"
+    )
+    group.add_argument(
+        "--feature_loss_coef", type=float, help="default: siamese by detector and data set 3 or 5, else 1"
+    )
+    group.add_argument("--global_loss_coef", type=float, help="siamese; default: 0.3 on COCO, else 10")
+
+
 def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: list[str]) -> argparse.ArgumentParser:
     """The parser of main_pretrain.py."""
     parser = argparse.ArgumentParser("main_pretrain.py", description="Pretrain the Transformer without labels.")
@@ -141,25 +180,8 @@ def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: li
     )
     data.add_argument("--proposal_dir", help="folder of proposals made for this data set")
     data.add_argument("--crop_size", type=int, default=128, help="side of the region crops in pixels")
-    data.add_argument("--view_iou", type=float, default=0.5, help="least overlap of the two views (tau)")
-    data.add_argument(
-        "--augment_device",
-        choices=["cpu", "cuda"],
-        default="cpu",
-        help="where colours change and pictures are blurred: in the workers, or with --device cuda in the training "
-        "process, which spares workers and sends a quarter of the bytes",
-    )
     add_detector_arguments(parser, detectors)
-
-    pretext = parser.add_argument_group("pretext task")
-    pretext.add_argument("--method", choices=pretexts, default=pretexts[0])
-    pretext.add_argument("--num_regions", type=int, default=10, help="regions an image; must divide --num_queries")
-    pretext.add_argument("--query_jitter", type=float, default=0.1, help="corner noise of query regions, of a side")
-    pretext.add_argument("--no_feature_loss", action="store_true", help="ablation: no regional discrimination")
-    pretext.add_argument("--no_global_loss", action="store_true", help="ablation: no global discrimination")
-    pretext.add_argument("--feature_loss_coef", type=float, help="default: by detector and data set, 3 or 5")
-    pretext.add_argument("--global_loss_coef", type=float, help="default: 0.3 on COCO, else 10")
-
+    add_pretext_arguments(parser, pretexts)
     add_loss_arguments(parser)
     add_optimizer_arguments(parser, batch_size=8)
     add_run_arguments(parser)
@@ -175,11 +197,16 @@ def finetune_parser(dataset_files: list[str], detectors: list[str]) -> argparse.
         data.add_argument(f"--{split}_images", metavar="DIR", help="the images they name")
     data.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
     data.add_argument("--voc_val", nargs="+", metavar="YEAR:SET", help="default: 2007:test")
+    data.add_argument(
+        "--train_fraction", type=float, metavar="F", help="train on a share of the labelled images, drawn by --seed"
+    )
+    data.add_argument(
+        "--train_images_per_class", type=int, metavar="K", help="train on K images for each class, drawn by --seed"
+    )
     data.add_argument("--eval_size", type=int, help="short side at evaluation; default: the largest of --scales")
     data.add_argument("--eval_max_size", type=int, help="long side at evaluation; default: --max_size")
     add_detector_arguments(parser, detectors)
-    losses = add_loss_arguments(parser)
-    losses.add_argument("--focal_alpha", type=float, default=0.25, help="focal loss: weight of the positives")
+    add_loss_arguments(parser)
     optimization = add_optimizer_arguments(parser, batch_size=2)
     optimization.add_argument(
         "--lr_backbone",

@@ -8,6 +8,19 @@ import math
 from util.errors import UserError
 from util.script import select_device
 
+# Flags of some pretext tasks only; None or False where they were not typed and are not needed.
+FLAGS_OF_METHODS = {
+    "num_regions": ("siamese", "updetr"),
+    "view_iou": ("siamese",),
+    "augment_device": ("siamese",),
+    "query_jitter": ("siamese",),
+    "no_global_loss": ("siamese",),
+    "global_loss_coef": ("siamese",),
+    "patch_dropout": ("updetr",),
+    "shuffle_queries": ("updetr",),
+    "num_proposals": ("detreg",),
+}
+
 
 def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
     """Raises UserError if one of the arguments is smaller; None, a flag without a value, is not."""
@@ -31,7 +44,7 @@ def check_common(args: argparse.Namespace) -> None:
     at_least(args, 1, "enc_n_points", "dec_n_points")
     at_least(args, 0, "num_workers", "save_every_epochs", "save_every_steps", "seed", "lr_drop", "lr_drop_step")
     at_least(args, 0, "lr", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox", "set_cost_giou")
-    at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef")
+    at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "focal_alpha")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must lie in [0, 1)")
     if min(args.scales) < 1:
@@ -82,26 +95,53 @@ def check_pretrain(args: argparse.Namespace, world_size: int) -> None:
     if args.data_path is None:
         raise UserError("--data_path DIR is needed: the folder of images to pretrain on")
     if args.two_stage:
-        raise UserError("--two_stage cannot be pretrained: the pretext task's queries are regions, not proposals")
-    if args.num_regions < 1 or args.num_queries % args.num_regions:
+        raise UserError("--two_stage cannot be pretrained: the pretext tasks' queries are no proposals of the encoder")
+    if args.voc_train and args.dataset_file != "voc":
+        raise UserError("--voc_train goes with --dataset_file voc")
+    at_least(args, 1, "crop_size", "num_proposals")
+    at_least(args, 0, "feature_loss_coef", "global_loss_coef")
+    check_method_flags(args)
+    if args.num_regions is not None and (args.num_regions < 1 or args.num_queries % args.num_regions):
         raise UserError(
             f"--num_queries {args.num_queries} is not divisible by --num_regions {args.num_regions}: "
             "every region is asked for by the same number of queries"
         )
-    if not 0 < args.view_iou < 1:
-        raise UserError(f"--view_iou {args.view_iou}: must lie between 0 and 1")
-    at_least(args, 1, "crop_size")
-    at_least(args, 0, "feature_loss_coef", "global_loss_coef")
-    if args.voc_train and args.dataset_file != "voc":
-        raise UserError("--voc_train goes with --dataset_file voc")
-    if not 0 <= args.query_jitter < 0.5:
-        raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), or corners would cross")
+    if args.method == "siamese":
+        check_siamese(args, world_size)
+    if args.patch_dropout is not None and not 0 <= args.patch_dropout < 1:
+        raise UserError(f"--patch_dropout {args.patch_dropout}: must lie in [0, 1)")
     if (args.proposals == "random") != (args.proposal_dir is None):
         raise UserError(
             "--proposal_dir goes with --proposals edgebox or selective_search"
             if args.proposals == "random"
             else f"--proposals {args.proposals} needs --proposal_dir DIR, the folder they were written to"
         )
+
+
+def check_method_flags(args: argparse.Namespace) -> None:
+    """Flags of other pretext tasks than ``--method``.
+
+    Raises:
+        UserError: names the flag and its methods.
+    """
+    for name, methods in FLAGS_OF_METHODS.items():
+        if getattr(args, name) not in (None, False) and args.method not in methods:
+            wanted = " or ".join(f"--method {method}" for method in methods)
+            raise UserError(f"--{name} goes with {wanted}, not with --method {args.method}")
+    if args.method == "updetr" and args.proposals != "random":
+        raise UserError(f"--proposals {args.proposals}: the patches of --method updetr are random; leave it out")
+
+
+def check_siamese(args: argparse.Namespace, world_size: int) -> None:
+    """What the two views of ``--method siamese`` need.
+
+    Raises:
+        UserError: names the flags and their values.
+    """
+    if not 0 < args.view_iou < 1:
+        raise UserError(f"--view_iou {args.view_iou}: must lie between 0 and 1")
+    if not 0 <= args.query_jitter < 0.5:
+        raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), or corners would cross")
     if args.augment_device == "cuda" and select_device(args.device).type != "cuda":
         raise UserError("--augment_device cuda goes with --device cuda, and there is no GPU in use")
     if not args.no_global_loss and args.batch_size * world_size < 2:
@@ -118,10 +158,15 @@ def check_finetune(args: argparse.Namespace) -> None:
         UserError: names the flags.
     """
     check_common(args)
-    at_least(args, 0, "eval_every", "focal_alpha", "lr_backbone", "lr_linear_proj_mult")
+    at_least(args, 0, "eval_every", "lr_backbone", "lr_linear_proj_mult")
     at_least(args, 1, "eval_size", "eval_max_size")
     if args.resume and args.resume != "auto" and args.pretrain:
         raise UserError("--pretrain starts a run and --resume FILE goes on with one: choose one")
+    if args.train_fraction is not None and args.train_images_per_class is not None:
+        raise UserError("--train_fraction and --train_images_per_class both choose the training images: choose one")
+    if args.train_fraction is not None and not 0 < args.train_fraction <= 1:
+        raise UserError(f"--train_fraction {args.train_fraction}: must lie in (0, 1]")
+    at_least(args, 1, "train_images_per_class")
     files = [args.train_ann, args.train_images, args.val_ann, args.val_images]
     if args.pretrain and args.backbone_weights and args.resume is None:
         raise UserError("--pretrain brings its own backbone: leave --backbone_weights out")

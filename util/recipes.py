@@ -68,20 +68,38 @@ def detector_defaults(detr: str | None) -> dict[str, Any]:
 
 
 def pretrain_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """Values of the paper's pretraining for this detector and data set."""
+    """Values of the papers' pretraining for this method, detector and data set."""
     on_coco = args.dataset_file == "coco"
     recipe = {
         "scales": COCO_SCALES if on_coco else IMAGENET_SCALES,
         "max_size": 1333 if on_coco else 600,
-        "feature_loss_coef": 5.0 if args.detr == "conditional" and not on_coco else 3.0,
-        "global_loss_coef": 0.3 if on_coco else 10.0,
-        "set_cost_class": 1.0,
-        "cls_loss_coef": 1.0,
         "lr": 1e-4,
         "batch_size": 8,
         "amp": "none",
+        **_method_recipe(args, on_coco),
     }
     return recipe | _schedule_of(args, {"max_steps": 120_000 if on_coco else 300_000}, drop_at=2 / 3)
+
+
+def _method_recipe(args: argparse.Namespace, on_coco: bool) -> dict[str, Any]:
+    """What belongs to a pretext task alone: Siamese DETR, UP-DETR (2011.09094) or DETReg (2106.04550)."""
+    softmax = {"set_cost_class": 1.0, "cls_loss_coef": 1.0}
+    if args.method == "updetr":
+        updetr = {"num_regions": 10, "patch_dropout": 0.1, "shuffle_queries": False, "feature_loss_coef": 1.0}
+        return {"method": "updetr", **softmax, **updetr}
+    if args.method == "detreg":
+        return {"method": "detreg", **_class_weights(args), "num_proposals": 30, "feature_loss_coef": 1.0}
+    return {
+        "method": "siamese",
+        **softmax,
+        "num_regions": 10,
+        "view_iou": 0.5,
+        "augment_device": "cpu",
+        "query_jitter": 0.1,
+        "feature_loss_coef": 5.0 if args.detr == "conditional" and not on_coco else 3.0,
+        "global_loss_coef": 0.3 if on_coco else 10.0,
+        "no_global_loss": False,
+    }
 
 
 def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -90,8 +108,7 @@ def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
     recipe = {
         "scales": COCO_SCALES,
         "max_size": 1333,
-        "set_cost_class": 2.0 if focal else 1.0,
-        "cls_loss_coef": 2.0 if focal else 1.0,
+        **_class_weights(args),
         "lr": 2e-4 if deformable else 1e-4,
         "lr_linear_proj_mult": 0.1,
         "lr_backbone": 2e-5 if deformable else 5e-5 if args.pretrain else 1e-5,
@@ -101,6 +118,12 @@ def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
         "eval_max_size": args.max_size or 1333,
     }
     return recipe | _schedule_of(args, {"epochs": 50 if focal else 150}, drop_at=0.8 if focal else 2 / 3)
+
+
+def _class_weights(args: argparse.Namespace) -> dict[str, float]:
+    """Cost and weight of the classification in this detector's finetuning."""
+    weight = 2.0 if is_focal(args) else 1.0
+    return {"set_cost_class": weight, "cls_loss_coef": weight}
 
 
 def is_focal(args: argparse.Namespace) -> bool:

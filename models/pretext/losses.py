@@ -1,4 +1,4 @@
-"""The two discrimination losses: of regions and of whole views."""
+"""The losses on features: of regions, and of whole views."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.layers import widen
 from models.pretext.global_batch_norm import GlobalBatchNorm1d
 from models.transformer import Memory
+from util.distributed import all_reduce_mean, world_size
 
 
 def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: int, num_regions: int) -> Tensor:
@@ -28,6 +29,22 @@ def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: i
     target = F.normalize(widen(target), dim=-1)
     distance = (predicted - target).square().sum(-1)
     return distance.new_zeros(num_layers).index_add(0, layer, distance) / num_regions
+
+
+def embedding_loss(predicted: Tensor, target: Tensor, num_layers: int) -> Tensor:
+    """Mean absolute difference over the matched pairs of each decoder layer and over the channels.
+
+    Args:
+        predicted, target: [M, E]; the pairs are sorted by layer and equally many in each, perhaps none.
+        num_layers: L.
+
+    Returns:
+        [L]. The number of pairs is averaged over processes, as the criterion's divisors are; at least one is counted.
+    """
+    distance = F.l1_loss(widen(predicted), widen(target), reduction="none").mean(-1)
+    by_layer = distance.view(num_layers, len(distance) // num_layers)
+    num_pairs = torch.tensor(float(by_layer.shape[1])).to(distance.device, non_blocking=True)
+    return by_layer.sum(1) / all_reduce_mean(num_pairs).clamp(min=1 / world_size())
 
 
 def pool_views(memory: Memory, num_levels: int) -> Tensor:

@@ -5,35 +5,29 @@ from __future__ import annotations
 import argparse
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 from torchvision.ops import roi_align
 
 from datasets.two_view import TwoViewBatch
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
-from models.frozen_backbone import fold_frozen_batch_norms
-from models.layers import MLP, widen
-from models.pretext.losses import AgreementHead, feature_loss, pool_views
+from models.layers import widen
+from models.pretext.base import NUM_LOGITS, REGION_LABEL, RegionQueryTask, add_to_queries, as_targets, pooled_features
+from models.pretext.losses import AgreementHead, pool_views
 from util.box_ops import box_xyxy_to_cxcywh
 from util.nested_tensor import NestedTensor
 
-REGION_LABEL = 1  # of the three class logits 0 is unused and the last is "no object"
-NUM_LOGITS = 3
 ROI_SIZE = 7
 
 
-class SiameseDETR(nn.Module):
+class SiameseDETR(RegionQueryTask):
     """Pretrains the Transformer, queries and box head of ``detector``; its backbone stays as it is.
 
     The 2B views of a batch of B images go through the detector at once, first all first views, then all second
     ones, so that the other view of entry n is entry (n + B) mod 2B.
 
     Attributes:
-        detector: the detector that finetuning goes on with, unchanged.
-        patch2query: region feature -> query content.
-        feature_align: decoder output -> backbone feature of the region (None: no regional discrimination).
         global_head: agreement of the encoded views (None: no global discrimination).
     """
 
@@ -48,41 +42,16 @@ class SiameseDETR(nn.Module):
         global_loss_coef: float,
     ) -> None:
         """A coefficient of 0 leaves that loss and its head out."""
-        super().__init__()
-        backbone, width = detector.backbone[0], detector.hidden_dim
-        feature_dim = sum(backbone.num_channels)
-        self.detector = detector
-        self.criterion = criterion
-        self.num_regions = num_regions
+        super().__init__(
+            detector=detector, criterion=criterion, num_regions=num_regions, feature_loss_coef=feature_loss_coef
+        )
+        width = detector.hidden_dim
         self.query_jitter = query_jitter
-        self.feature_loss_coef = feature_loss_coef
         self.global_loss_coef = global_loss_coef
-        self.strides = backbone.strides
-        backbone.requires_grad_(False)
-        self.frozen_backbone = fold_frozen_batch_norms(backbone)
-        self.patch2query = nn.Linear(feature_dim, width)
-        self.feature_align = MLP(width, width, feature_dim, 2) if feature_loss_coef else None
+        self.strides = detector.backbone[0].strides
         self.global_head = (
             AgreementHead(input_dim=width * len(self.strides), hidden_dim=width) if global_loss_coef else None
         )
-
-    def train(self, mode: bool = True) -> SiameseDETR:
-        """As usual, but the frozen backbone never leaves evaluation."""
-        super().train(mode)
-        self.frozen_backbone.eval()
-        return self
-
-    def pretext_state_dict(self) -> dict[str, Tensor]:
-        """What pretraining learns beside the detector: its own heads."""
-        inherited = ("detector.", "frozen_backbone.")
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(inherited)}
-
-    def load_pretext_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`pretext_state_dict`; a resumed run has the same heads."""
-        own = self.pretext_state_dict()
-        if own.keys() != state.keys():
-            raise KeyError(f"pretext heads differ: {sorted(own.keys() ^ state.keys())}")
-        self.load_state_dict(state, strict=False)
 
     def forward(self, batch: TwoViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses of one batch.
@@ -111,15 +80,7 @@ class SiameseDETR(nn.Module):
         with record_function("losses"):
             total = self.criterion.total(losses)
             if self.feature_align is not None:
-                wanted = other_view(crop_features)[matching.image, matching.target]
-                hidden = decoded.hidden[matching.layer, matching.image, matching.query]
-                losses["feature"] = feature_loss(
-                    self.feature_align(hidden),
-                    wanted,
-                    matching.layer,
-                    len(decoded.hidden),
-                    boxes[..., 0].numel(),
-                )
+                losses["feature"] = self.feature_term(decoded, matching, other_view(crop_features))
                 total = total + self.feature_loss_coef * losses["feature"].sum()
             logs = {f"loss_{name}": value[-1] for name, value in losses.items()}
             if self.global_head is not None:
@@ -153,21 +114,11 @@ class SiameseDETR(nn.Module):
     def crop_features(self, crops: Tensor) -> Tensor:
         """Globally pooled backbone features of region crops: [B, 2, R, 3, s, s] -> [2B, R, K]."""
         flat = crops.transpose(0, 1).flatten(0, 2)
-        no_padding = torch.zeros(len(flat), *flat.shape[-2:], dtype=torch.bool, device=flat.device)
-        maps = self.frozen_backbone(NestedTensor(flat, no_padding))
-        pooled = torch.cat([widen(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
-        return pooled.unflatten(0, (-1, self.num_regions))
+        return pooled_features(self.frozen_backbone, flat).unflatten(0, (-1, self.num_regions))
 
     def region_queries(self, regions: Tensor) -> Tensor:
-        """Region features [2B, R, K] -> queries [2B, Q, C]: each region in Q/R consecutive queries (R divides Q).
-
-        Every image has queries of its own. Where they are 2C wide, the second half, which the decoder starts with, is
-        the learned one alone.
-        """
-        learned = self.detector.queries(len(regions))
-        content = self.patch2query(regions)
-        content = F.pad(content, (0, learned.shape[-1] - content.shape[-1]))
-        return learned + content.repeat_interleave(learned.shape[1] // self.num_regions, dim=1)
+        """Region features [2B, R, K] -> queries [2B, Q, C or 2C]: each region in Q/R consecutive ones (R divides Q)."""
+        return add_to_queries(self.detector.queries(len(regions)), self.patch2query(regions))
 
 
 def views_in_a_row(batch: TwoViewBatch) -> tuple[NestedTensor, Tensor, Tensor]:
@@ -184,8 +135,7 @@ def other_view(values: Tensor) -> Tensor:
 def region_targets(boxes: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
     """Regions [N, R, 4] (xyxy pixels) of views [N, 2] (height, width) as detection targets (cxcywh in [0, 1])."""
     normalised = box_xyxy_to_cxcywh(boxes) / sizes.flip(-1).repeat(1, 2).unsqueeze(1)
-    labels = torch.full(boxes.shape[1:2], REGION_LABEL, device=boxes.device)
-    return [{"labels": labels, "boxes": image_boxes} for image_boxes in normalised]
+    return as_targets(normalised, REGION_LABEL)
 
 
 def jitter_boxes(boxes: Tensor, sizes: Tensor, rho: float) -> Tensor:

@@ -68,6 +68,12 @@ def test_proposals_to_draw_must_be_named(data: Path, tmp_path: Path) -> None:
         visualize.main(["proposals", "--out", str(tmp_path / "p.png"), *flags])
 
 
+def test_a_method_without_two_views_is_one_clear_error(data: Path, tmp_path: Path) -> None:
+    flags = ["--data_path", str(data / "unlabelled"), "--batch_size", "2", "--method", "updetr"]
+    with pytest.raises(UserError, match="--method updetr has no two views to draw"):
+        visualize.main(["views", "--out", str(tmp_path / "v.png"), *flags])
+
+
 def test_a_sample_is_drawn_in_the_colours_of_the_image() -> None:
     """A plain image stays plain in its views and crops, less the photometric part that is switched off here."""
     transform = TwoViewTransform(

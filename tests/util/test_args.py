@@ -11,7 +11,7 @@ DETRS = ["vanilla", "conditional", "deformable"]
 
 
 def pretrain(*argv):
-    args = pretrain_parser(["imagefolder", "coco", "voc"], DETRS, ["siamese"]).parse_args(
+    args = pretrain_parser(["imagefolder", "coco", "voc"], DETRS, ["siamese", "updetr", "detreg"]).parse_args(
         ["--data_path", "images", *argv]
     )
     recipes.fill(args, {"dataset_file": "imagefolder", **recipes.detector_defaults(args.detr)})
@@ -43,6 +43,24 @@ def test_pretraining_recipes(dataset, detr, feature, weight, steps, drop, scales
     assert (args.set_cost_class, args.cls_loss_coef, args.bbox_loss_coef, args.giou_loss_coef) == (1, 1, 5, 2)
     assert args.lr == 1e-4
     check_pretrain(args, world_size=1)
+
+
+@pytest.mark.parametrize("dataset", ["imagefolder", "coco"])
+@pytest.mark.parametrize("detr", DETRS)
+def test_recipes_of_the_baselines(detr, dataset):
+    up_detr = pretrain("--method", "updetr", "--detr", detr, "--dataset_file", dataset)
+    assert (up_detr.num_regions, up_detr.patch_dropout, up_detr.shuffle_queries) == (10, 0.1, False)
+    assert (up_detr.cls_loss_coef, up_detr.bbox_loss_coef, up_detr.giou_loss_coef) == (1, 5, 2)
+    detreg = pretrain("--method", "detreg", "--detr", detr, "--dataset_file", dataset)
+    finetuning = finetune("--detr", detr)
+    for name in ("set_cost_class", "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "focal_alpha"):
+        assert getattr(detreg, name) == getattr(finetuning, name)
+    assert detreg.num_proposals == 30
+    for args in (up_detr, detreg):
+        assert args.feature_loss_coef == 1
+        assert args.scales == pretrain("--dataset_file", dataset).scales
+        args.batch_size = 1  # there is no batch norm that needs more
+        check_pretrain(args, world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +138,19 @@ def test_the_checkpoint_decides_the_architecture():
         (["--detr", "deformable", "--two_stage", "--with_box_refine"], "--two_stage cannot be pretrained"),
         (["--detr", "deformable", "--hidden_dim", "80"], "--hidden_dim 80"),
         (["--detr", "deformable", "--dec_n_points", "0"], "--dec_n_points 0"),
+        (["--method", "updetr", "--view_iou", "0.5"], "--view_iou goes with --method siamese, not with"),
+        (["--method", "detreg", "--query_jitter", "0.1"], "--query_jitter goes with --method siamese"),
+        (["--method", "detreg", "--no_global_loss"], "--no_global_loss goes with"),
+        (["--method", "updetr", "--global_loss_coef", "1"], "--global_loss_coef goes with"),
+        (["--method", "detreg", "--num_regions", "10"], "--num_regions goes with --method siamese or --method updetr"),
+        (["--method", "detreg", "--shuffle_queries"], "--shuffle_queries goes with --method updetr"),
+        (["--patch_dropout", "0.1"], "--patch_dropout goes with --method updetr, not with --method siamese"),
+        (["--num_proposals", "9"], "--num_proposals goes with --method detreg"),
+        (["--method", "detreg", "--num_proposals", "0"], "--num_proposals 0"),
+        (["--method", "updetr", "--patch_dropout", "1"], "--patch_dropout 1"),
+        (["--method", "updetr", "--num_regions", "7"], "--num_queries 100 is not divisible"),
+        (["--method", "updetr", "--proposals", "edgebox", "--proposal_dir", "x"], "--proposals edgebox: the patches"),
+        (["--method", "detreg", "--detr", "deformable", "--two_stage", "--with_box_refine"], "cannot be pretrained"),
     ],
 )
 def test_pretraining_refuses(argv, message):
@@ -143,6 +174,10 @@ def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
         (["--eval_size", "0"], "--eval_size 0"),
         (["--lr_backbone", "-1"], "--lr_backbone"),
         (["--lr_linear_proj_mult", "-1"], "--lr_linear_proj_mult"),
+        (["--train_fraction", "0.1", "--train_images_per_class", "3"], "choose one"),
+        (["--train_fraction", "0"], "--train_fraction 0"),
+        (["--train_fraction", "1.1"], "--train_fraction 1.1"),
+        (["--train_images_per_class", "0"], "--train_images_per_class 0"),
     ],
 )
 def test_finetuning_refuses(argv, message):

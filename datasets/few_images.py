@@ -1,0 +1,46 @@
+"""Training on some of the labelled images, as papers on pretraining report it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datasets.records import DetectionRecords
+from util.errors import DataError
+
+
+def draw_fraction(records: DetectionRecords, fraction: float, seed: int) -> np.ndarray:
+    """Indices [m] int64, ascending, of a share of the images that have something to train on; at least one.
+
+    ``seed`` and the data set alone decide which; a larger share drawn by the same seed holds the smaller one.
+    """
+    labelled = np.unique(records.image_of_box()[~records.crowd])
+    count = max(1, round(fraction * len(labelled)))
+    return np.sort(np.random.default_rng(seed).permutation(labelled)[:count])
+
+
+def draw_per_class(records: DetectionRecords, count: int, seed: int) -> np.ndarray:
+    """Indices [m] int64, ascending, of ``count`` images for each class, of all its images where there are fewer.
+
+    An image that was drawn for one class may show others, too: of a class there are at least as many images.
+    ``seed`` and the data set alone decide which.
+    """
+    image_of_box = records.image_of_box()
+    drawn = [np.empty(0, dtype=np.int64)]
+    for category in records.categories:
+        with_class = np.unique(image_of_box[~records.crowd & (records.labels == category["label"])])
+        rng = np.random.default_rng((seed, category["label"]))
+        drawn.append(rng.permutation(with_class)[:count])
+    return np.unique(np.concatenate(drawn))
+
+
+def find_images(records: DetectionRecords, paths: list[str]) -> np.ndarray:
+    """Indices [m] int64 of the images ``paths`` (relative to the root), in that order.
+
+    Raises:
+        DataError: one of them is not in the data set; the message names it.
+    """
+    index_of = {path: index for index, path in enumerate(records.relative_paths())}
+    missing = next((path for path in paths if path not in index_of), None)
+    if missing is not None:
+        raise DataError(f"{records.source}: {missing} is not in it, which the resumed run was trained on")
+    return np.array([index_of[path] for path in paths], dtype=np.int64)

@@ -1,0 +1,221 @@
+"""The training samples of the baselines: one view of an image, and regions of it.
+
+UP-DETR (2011.09094) takes random patches, DETReg (2106.04550) the best proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets.images import load_image
+from datasets.photometric import UNCHANGED, Photometric, change_and_normalise, draw_photometric
+from datasets.pretext_samples import PretextDataset
+from datasets.proposals import random_boxes
+from datasets.resample import resample
+from datasets.transforms import RandomResize, detection_augmentation
+from datasets.two_view import as_planes
+from datasets.view_geometry import clip_boxes
+from util.box_ops import box_xyxy_to_cxcywh
+from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+
+MIN_PATCH = 8  # pixels of the view; from UP-DETR's code
+MIN_REGION = 1.0  # pixels of the view; nothing can be seen in less
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneViewSample:
+    """A view of an image.
+
+    Attributes:
+        view: [3, H, W] float32, normalised by channel.
+        boxes: [R, 4] float32, cxcywh normalised by (W, H); R may be 0.
+        crops: [R, 3, s, s] float32, what is in the boxes, normalised likewise.
+    """
+
+    view: Tensor
+    boxes: Tensor
+    crops: Tensor
+
+
+class OneViewTransform:
+    """Image and proposals -> :class:`OneViewSample`.
+
+    Args:
+        crop_size: s, side of the crops in pixels.
+        mean, std: of the channels, what the backbone wants.
+    """
+
+    def __init__(self, *, crop_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.crop_size = crop_size
+        self.mean = torch.tensor(mean)
+        self.std = torch.tensor(std)
+
+    def sample(
+        self, view: Image.Image, boxes: np.ndarray, photometrics: Sequence[Photometric] | None = None
+    ) -> OneViewSample:
+        """A view with boxes [R, 4] (xyxy in its pixels); their R crops change as ``photometrics`` say, if at all."""
+        pixels = np.array(view)
+        crops = np.empty((len(boxes), self.crop_size, self.crop_size, 3), dtype=np.uint8)
+        for crop, box in zip(crops, boxes, strict=True):
+            crop[:] = resample(pixels, box, (self.crop_size, self.crop_size))
+        normalised = box_xyxy_to_cxcywh(torch.from_numpy(boxes / np.tile(view.size, 2)))
+        return OneViewSample(
+            view=self._finish(pixels[None], [UNCHANGED])[0],
+            boxes=normalised.float(),
+            crops=self._finish(crops, photometrics or [UNCHANGED] * len(crops)),
+        )
+
+    def _finish(self, pictures: np.ndarray, photometrics: Sequence[Photometric]) -> Tensor:
+        return change_and_normalise(as_planes(pictures), photometrics, self.mean, self.std)
+
+
+class PatchTransform(OneViewTransform):
+    """Image -> :class:`OneViewSample` with random patches, the crops of which have colours changed independently.
+
+    Args:
+        scales: short sides of the view to draw from, in pixels; max_size: limit of its long side.
+        num_regions: R.
+        finish: crop_size, mean, std of :class:`OneViewTransform`.
+    """
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[int],
+        max_size: int,
+        num_regions: int,
+        **finish: Any,
+    ) -> None:
+        super().__init__(**finish)
+        self.resize = RandomResize(scales, max_size)
+        self.num_regions = num_regions
+
+    def __call__(self, image: Image.Image, proposals: np.ndarray, rng: np.random.Generator) -> OneViewSample:
+        """Draw a sample; ``rng`` alone decides which, ``proposals`` are of no influence."""
+        view, _ = self.resize(image, {"boxes": np.empty((0, 4), dtype=np.float32)}, rng)
+        boxes = random_patches(rng, view.size, self.num_regions)
+        return self.sample(view, boxes, [draw_photometric(rng) for _ in boxes])
+
+
+class ProposalTransform(OneViewTransform):
+    """Image and proposals -> :class:`OneViewSample`, augmented as for the training of a detector.
+
+    Args:
+        scales: short sides of the view to draw from, in pixels; max_size: limit of its long side.
+        num_proposals: the best so many proposals of the image; fewer are left where a crop does not show all.
+        random: draw as many boxes at random instead.
+        finish: crop_size, mean, std of :class:`OneViewTransform`.
+    """
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[int],
+        max_size: int,
+        num_proposals: int,
+        random: bool,
+        **finish: Any,
+    ) -> None:
+        super().__init__(**finish)
+        self.augment = detection_augmentation(scales, max_size)
+        self.num_proposals = num_proposals
+        self.random = random
+
+    def __call__(self, image: Image.Image, proposals: np.ndarray, rng: np.random.Generator) -> OneViewSample:
+        """Draw a sample; ``rng`` alone decides which.
+
+        Args:
+            image: RGB.
+            proposals: [N, 4] xyxy in pixels of the image, best first; N may be 0, and boxes that make no sense are
+                ignored.
+        """
+        if self.random:
+            proposals = random_boxes(rng, np.array([0.0, 0.0, *image.size]), self.num_proposals)
+        boxes = best_boxes(proposals, image.size, self.num_proposals)
+        target = {"boxes": boxes.astype(np.float32), "labels": np.zeros(len(boxes), dtype=np.int64)}
+        view, target = self.augment(image, target, rng)
+        boxes = best_boxes(target["boxes"], view.size, self.num_proposals)
+        return self.sample(view, boxes)
+
+
+def random_patches(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.ndarray:
+    """``count`` boxes [count, 4] (xyxy) at whole pixels of a picture of (width, height).
+
+    Sides are uniform from MIN_PATCH to those of the picture, places uniform where the box then fits. A picture with
+    less than MIN_PATCH pixels has patches as wide or as high as itself.
+    """
+    size = np.array(size)
+    sides = rng.integers(np.minimum(MIN_PATCH, size), size, size=(count, 2), endpoint=True)
+    corners = rng.integers(size - sides, endpoint=True)
+    return np.concatenate([corners, corners + sides], axis=1).astype(np.float64)
+
+
+def best_boxes(boxes: np.ndarray, size: tuple[int, int], most: int) -> np.ndarray:
+    """The first ``most`` boxes [N, 4] (xyxy) that are usable, clipped to a picture of (width, height); float64.
+
+    Left out are those with NaN or infinite coordinates and those less than MIN_REGION wide or high in the picture.
+    """
+    boxes = boxes[np.isfinite(boxes).all(axis=1)].astype(np.float64)
+    boxes = clip_boxes(boxes, np.array([0.0, 0.0, *size]))
+    return boxes[((boxes[:, 2:] - boxes[:, :2]) >= MIN_REGION).all(axis=1)][:most]
+
+
+class OneViewDataset(PretextDataset):
+    """``dataset[(epoch, index)]`` -> :class:`OneViewSample`; ``transform`` is a :class:`OneViewTransform`."""
+
+    def __getitem__(self, key: tuple[int, int]) -> OneViewSample:
+        image = load_image(self.images.path(key[1]))
+        return self.transform(image, self.proposals_of(key[1]), self.rng(key))
+
+
+@dataclass
+class OneViewBatch:
+    """B samples.
+
+    Attributes:
+        images: the views, padded.
+        boxes: of each image [R_i, 4] float32, cxcywh in [0, 1].
+        crops: [sum of R_i, 3, s, s] float32, image after image.
+    """
+
+    images: NestedTensor
+    boxes: list[Tensor]
+    crops: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> OneViewBatch:
+        """The same batch on ``device``."""
+        return OneViewBatch(
+            self.images.to(device, non_blocking=non_blocking),
+            [boxes.to(device, non_blocking=non_blocking) for boxes in self.boxes],
+            self.crops.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> OneViewBatch:
+        """The same batch in page-locked memory; called by the data loader."""
+        return OneViewBatch(
+            self.images.pin_memory(), [boxes.pin_memory() for boxes in self.boxes], self.crops.pin_memory()
+        )
+
+    def first_crops(self) -> Tensor:
+        """The index of each image's first crop, [B] int64 on the batch's device."""
+        counts = torch.tensor([0, *map(len, self.boxes[:-1])])
+        return counts.cumsum(0).to(self.crops.device, non_blocking=True)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def collate_one_view(samples: list[OneViewSample]) -> OneViewBatch:
+    """Samples -> padded batch."""
+    return OneViewBatch(
+        images=nested_tensor_from_tensor_list([sample.view for sample in samples]),
+        boxes=[sample.boxes for sample in samples],
+        crops=torch.cat([sample.crops for sample in samples]),
+    )

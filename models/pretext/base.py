@@ -1,0 +1,119 @@
+"""What the pretext tasks share: a detector around a frozen backbone, and heads of their own beside it."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.backbone import Backbone
+from models.criterion import SetCriterion
+from models.detr import DETR
+from models.frozen_backbone import fold_frozen_batch_norms
+from models.layers import MLP, widen
+from models.matcher import Matching
+from models.pretext.losses import feature_loss
+from models.transformer import Decoded
+from util.nested_tensor import NestedTensor
+
+REGION_LABEL = 1  # of the three class logits 0 is unused and the last is "no object"
+NUM_LOGITS = 3
+
+
+class PretextTask(nn.Module):
+    """Pretrains the Transformer, queries and box head of ``detector``; its backbone stays as it is.
+
+    Attributes:
+        detector: the detector that finetuning goes on with, unchanged.
+        frozen_backbone: a faster copy of its backbone. Whatever a subclass calls ``frozen_...`` stays in evaluation,
+            too, and is no part of what is saved.
+    """
+
+    def __init__(self, *, detector: DETR, criterion: SetCriterion) -> None:
+        super().__init__()
+        self.detector = detector
+        self.criterion = criterion
+        detector.backbone[0].requires_grad_(False)
+        self.frozen_backbone = fold_frozen_batch_norms(detector.backbone[0])
+
+    def train(self, mode: bool = True) -> PretextTask:
+        """As usual, but what is frozen never leaves evaluation."""
+        super().train(mode)
+        for name, module in self.named_children():
+            if name.startswith("frozen_"):
+                module.eval()
+        return self
+
+    def pretext_state_dict(self) -> dict[str, Tensor]:
+        """What pretraining learns beside the detector: its own heads."""
+        inherited = ("detector.", "frozen_")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(inherited)}
+
+    def load_pretext_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`pretext_state_dict`; a resumed run has the same heads."""
+        own = self.pretext_state_dict()
+        if own.keys() != state.keys():
+            raise KeyError(f"pretext heads differ: {sorted(own.keys() ^ state.keys())}")
+        self.load_state_dict(state, strict=False)
+
+
+class RegionQueryTask(PretextTask):
+    """A pretext task whose queries ask for given regions, by their features.
+
+    Attributes:
+        num_regions: R, regions an image, a divisor of the number Q of queries.
+        patch2query: region feature [..., K] -> query content [..., C].
+        feature_align: decoder output -> backbone feature of the region (None: no feature loss).
+    """
+
+    def __init__(self, *, detector: DETR, criterion: SetCriterion, num_regions: int, feature_loss_coef: float) -> None:
+        """A coefficient of 0 leaves the feature loss and its head out."""
+        super().__init__(detector=detector, criterion=criterion)
+        width, feature_dim = detector.hidden_dim, sum(detector.backbone[0].num_channels)
+        self.num_regions = num_regions
+        self.feature_loss_coef = feature_loss_coef
+        self.patch2query = nn.Linear(feature_dim, width)
+        self.feature_align = MLP(width, width, feature_dim, 2) if feature_loss_coef else None
+
+    def feature_term(self, decoded: Decoded, matching: Matching, features: Tensor) -> Tensor:
+        """The feature loss [L], unweighted; ``features`` [N, R, K] are those of each image's query regions."""
+        hidden = decoded.hidden[matching.layer, matching.image, matching.query]
+        return feature_loss(
+            self.feature_align(hidden),
+            features[matching.image, matching.target],
+            matching.layer,
+            len(decoded.hidden),
+            features[..., 0].numel(),
+        )
+
+
+def pooled_features(backbone: Backbone, pictures: Tensor) -> Tensor:
+    """Pictures [N, 3, s, s], normalised -> means of their maps, those of all strides side by side: [N, K]."""
+    no_padding = torch.zeros(len(pictures), *pictures.shape[-2:], dtype=torch.bool, device=pictures.device)
+    maps = backbone(NestedTensor(pictures, no_padding))
+    return torch.cat([widen(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
+
+
+def add_to_queries(learned: Tensor, content: Tensor) -> Tensor:
+    """Learned queries [N, Q, C or 2C] and region contents [N, R, C] -> queries, Q/R consecutive ones a region.
+
+    Every image has queries of its own. Where they are 2C wide, the second half, which the decoder starts with, is the
+    learned one alone. Contents of R = Q are one a query.
+    """
+    content = F.pad(content, (0, learned.shape[-1] - content.shape[-1]))
+    return learned + content.repeat_interleave(learned.shape[1] // content.shape[1], dim=1)
+
+
+def as_targets(boxes: list[Tensor] | Tensor, label: int) -> list[dict[str, Tensor]]:
+    """Boxes [R_i, 4] (cxcywh in [0, 1]) of each image as detection targets that all have one label."""
+    return [
+        {"labels": torch.full(own.shape[:1], label, dtype=torch.int64, device=own.device), "boxes": own}
+        for own in boxes
+    ]
+
+
+def region_class_head(args: argparse.Namespace) -> tuple[int, bool]:
+    """Outputs of the class head, and whether it is for the focal loss: three logits as in the public checkpoints."""
+    return NUM_LOGITS, False

@@ -1,0 +1,130 @@
+"""Samples of one view and its regions: geometry by hand and by properties, pixels against a plain crop."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datasets import one_view
+from datasets.one_view import PatchTransform, ProposalTransform, best_boxes, collate_one_view, random_patches
+from datasets.photometric import UNCHANGED
+
+FINISH = {"crop_size": 16, "mean": [0.0] * 3, "std": [1.0] * 3}
+
+
+def patches(**changes) -> PatchTransform:
+    return PatchTransform(**{"scales": [64, 80], "max_size": 110, "num_regions": 5, **FINISH, **changes})
+
+
+def proposals(**changes) -> ProposalTransform:
+    options = {"scales": [64, 80], "max_size": 110, "num_proposals": 4, "random": False}
+    return ProposalTransform(**{**options, **FINISH, **changes})
+
+
+def picture(width: int = 120, height: int = 90) -> Image.Image:
+    """Red grows to the right, green to the bottom."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 128)], axis=-1).astype(np.uint8))
+
+
+def corners(boxes: torch.Tensor) -> torch.Tensor:
+    centre, size = boxes.split(2, dim=-1)
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 99))
+def test_patches_lie_in_the_picture_and_are_not_too_small(width, height, seed):
+    boxes = random_patches(np.random.default_rng(seed), (width, height), 7)
+    assert boxes.shape == (7, 4)
+    assert (boxes == boxes.round()).all()
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2] <= width).all()
+    assert (boxes[:, 3] <= height).all()
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert (sides >= np.minimum(8, [width, height])).all()
+
+
+def test_patches_take_all_sizes_and_places():
+    boxes = random_patches(np.random.default_rng(0), (40, 20), 5000)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert (sides.min(0).tolist(), sides.max(0).tolist()) == ([8, 8], [40, 20])
+    np.testing.assert_allclose(sides.mean(0), [24, 14], atol=0.5)  # uniform
+    assert boxes[:, :2].max(0).tolist() == [32, 12]
+
+
+def test_the_view_of_patches_is_not_changed_but_its_crops_are(monkeypatch):
+    transform = patches(scales=[90])
+    sample = transform(picture(), np.empty((0, 4)), np.random.default_rng(0))
+    expected = torch.from_numpy(np.asarray(picture().resize((109, 82), Image.Resampling.BILINEAR)) / 255.0)
+    assert sample.view.shape == (3, 82, 109)  # max_size
+    torch.testing.assert_close(sample.view, expected.permute(2, 0, 1).float())
+    assert sample.boxes.shape == (5, 4)
+    assert sample.crops.shape == (5, 3, 16, 16)
+
+    plain = plain_crops(sample)
+    monkeypatch.setattr(one_view, "draw_photometric", lambda rng: UNCHANGED)
+    unchanged = transform(picture(), np.empty((0, 4)), np.random.default_rng(0))
+    torch.testing.assert_close(unchanged.boxes, sample.boxes)
+    torch.testing.assert_close(unchanged.crops, plain, rtol=0, atol=0.02)
+    changed = (sample.crops - unchanged.crops).abs().amax((1, 2, 3)) > 0.02
+    assert changed.sum() >= 3  # at most one in ten stays as it is
+
+
+def plain_crops(sample) -> torch.Tensor:
+    """The crops by bilinear sampling of the view at the centres of their pixels: exact on a linear ramp."""
+    crops = []
+    for left, top, right, bottom in corners(sample.boxes).tolist():
+        steps = (torch.arange(16) + 0.5) / 16
+        x, y = left + (right - left) * steps, top + (bottom - top) * steps
+        grid = torch.stack([x[None, :].expand(16, -1), y[:, None].expand(-1, 16)], dim=-1)[None] * 2 - 1
+        crops.append(torch.nn.functional.grid_sample(sample.view[None], grid, "bilinear", "border", False)[0])
+    return torch.stack(crops)
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_the_crops_of_proposals_show_what_is_in_the_boxes(random):
+    boxes = np.array([[10, 10, 100, 80], [0, 0, 60, 90], [30, 40, 90, 88], [5, 5, 50, 50]], dtype=np.float32)
+    transform, seen = proposals(random=random), 0
+    for seed in range(20):
+        sample = transform(picture(), boxes, np.random.default_rng(seed))
+        assert (corners(sample.boxes) >= -1e-6).all()
+        assert (corners(sample.boxes) <= 1 + 1e-6).all()
+        for crop, plain in zip(sample.crops, plain_crops(sample), strict=True):
+            assert (crop - plain).abs().mean() < 0.02
+        seen += len(sample.boxes)
+    assert seen > 40
+
+
+def test_the_best_usable_proposals_are_taken():
+    nan, inf = float("nan"), float("inf")
+    boxes = np.array(
+        [[nan, 0, 9, 9], [0, 0, inf, 5], [5, 5, 5, 9], [-9, 2, 20, 30], [50, 50, 70, 70], [1, 1, 4, 4], [2, 2, 9, 9]]
+    )
+    assert best_boxes(boxes, (60, 60), 3).tolist() == [[0, 2, 20, 30], [50, 50, 60, 60], [1, 1, 4, 4]]
+    assert best_boxes(boxes[:3], (60, 60), 3).shape == (0, 4)
+
+
+def test_images_without_proposals_are_collated():
+    transform, rng = proposals(), np.random.default_rng(0)
+    many = transform(picture(), np.array([[0.0, 0, 120, 90], [10, 10, 110, 80]]), rng)
+    none = transform(picture(70, 130), np.empty((0, 4), dtype=np.float32), rng)
+    batch = collate_one_view([none, many, none, many])
+    assert len(batch) == 4
+    assert [len(boxes) for boxes in batch.boxes] == [0, 2, 0, 2]
+    assert batch.first_crops().tolist() == [0, 0, 2, 2]
+    torch.testing.assert_close(batch.crops, torch.cat([many.crops, many.crops]))
+    height, width = none.view.shape[-2:]
+    assert not batch.images.mask[0, :height, :width].any()
+    assert collate_one_view([none, none]).crops.shape == (0, 3, 16, 16)
+
+
+def test_the_generator_alone_decides():
+    boxes = np.array([[10.0, 10, 100, 80], [0, 0, 60, 90]])
+    for transform in (patches(), proposals(), proposals(random=True)):
+        first, again, other = (transform(picture(), boxes, np.random.default_rng(seed)) for seed in (1, 1, 2))
+        for name in ("view", "boxes", "crops"):
+            assert torch.equal(getattr(first, name), getattr(again, name))
+        assert first.boxes.shape != other.boxes.shape or not torch.equal(first.boxes, other.boxes)

@@ -1,0 +1,161 @@
+"""Comparisons: what a specification asks for, a whole tiny one, going on, failing."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+import main_finetune
+import main_pretrain
+from tests.tiny import COMMON, DETECTOR, write_data_set
+from tools import compare
+from tools.comparison.report import as_markdown, mean_and_spread
+from tools.comparison.specification import make_runs, read_specification
+from util.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data_set(tmp_path_factory.mktemp("data"), num_images=4)
+
+
+def specification(root: Path, weights: str = "weights.pth", **changes) -> dict:
+    shared = " ".join(flag for flag in COMMON if flag not in ("--seed", "3"))
+    return {
+        "seeds": [1, 2],
+        "methods": {"scratch": "", "updetr": "--num_regions 5", "detreg": {"all": "--num_proposals 3"}},
+        "detectors": {"conditional": " ".join(["--detr conditional", *DETECTOR])},
+        "backbone_weights": weights,
+        "pretrain": {"noise": f"--data_path {root}/train --crop_size 32 --max_steps 2"},
+        "finetune": {"shapes": {"all": f"--data_path {root} --max_steps 1", "conditional": "--lr 2e-4"}},
+        "data": [["noise", "shapes"]],
+        "common": shared,
+        **changes,
+    }
+
+
+def write(folder: Path, content: dict) -> str:
+    path = folder / "specification.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_pretrainings_are_shared_and_budgets_equal(tmp_path):
+    sets = {"a": "--train_ann a", "b": "--train_ann b"}
+    content = specification(tmp_path, finetune=sets, data=[["noise", "a"], ["noise", "b"]])
+    runs = {run.name: run for run in make_runs(read_specification(write(tmp_path, content)))}
+    pretrainings = [run for run in runs.values() if run.script == "main_pretrain.py"]
+    assert len(pretrainings) == 2 * 2  # methods but scratch, seeds
+    assert len(runs) == 4 + 2 * 3 * 2  # and sets, methods, seeds
+    finetuning = runs["finetune/b/conditional/detreg_noise/seed2"]
+    assert finetuning.needs == "pretrain/noise/conditional/detreg/seed2"
+    assert "--backbone_weights" not in finetuning.flags
+    scratch = runs["finetune/b/conditional/scratch/seed2"]
+    assert scratch.needs is None
+    assert [flag for flag in scratch.flags if flag not in ("--backbone_weights", "weights.pth")] == list(
+        finetuning.flags
+    )
+    up_detr, detreg = (runs[f"pretrain/noise/conditional/{name}/seed1"].flags for name in ("updetr", "detreg"))
+    assert set(up_detr) ^ set(detreg) == {"updetr", "detreg", "--num_regions", "5", "--num_proposals", "3"}
+
+
+def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOMEWHERE", "/data")
+    flags = {"all": "--data_path $SOMEWHERE/x", "conditional": "--lr 1", "vanilla": "--lr 2"}
+    content = specification(tmp_path, pretrain={"noise": flags})
+    runs = make_runs(read_specification(write(tmp_path, content)))
+    first = next(run for run in runs if run.script == "main_pretrain.py").flags
+    assert "/data/x" in first
+    assert first[first.index("--lr") + 1] == "1"
+    monkeypatch.delenv("SOMEWHERE")
+    with pytest.raises(UserError, match="SOMEWHERE"):
+        read_specification(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": [["noise", "nothing"]]}, 'nothing, which is not in "finetune"'),
+        ({"data": ["noise"]}, "pairs"),
+        ({"budget": 1}, '"budget" means nothing'),
+        ({"methods": {"updetr": {"noise": "--max_steps=9"}}}, "--max_steps=9 of method updetr"),
+    ],
+)
+def test_a_wrong_specification_is_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        read_specification(write(tmp_path, specification(tmp_path, **changes)))
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        read_specification(tmp_path / "x.json")
+
+
+def test_the_example_is_made_of_flags_that_go_together(monkeypatch):
+    for name in ("BACKBONE", "PHOTOS", "PHOTO_PROPOSALS", "RACCOON", "BCCD"):
+        monkeypatch.setenv(name, f"/somewhere/{name}")
+    runs = make_runs(read_specification(Path(compare.__file__).parent.parent / "configs" / "comparison.json"))
+    assert len(runs) == 3 * 2 * 2 + 4 * 2 * 2 * 2
+    for run in runs:
+        if run.needs is None:  # the others take the architecture from a checkpoint
+            args, _ = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}[run.script].parse(
+                run.flags
+            )
+            assert args.seed == run.labels["seed"]
+            assert args.detr == run.labels["detector"]
+    budgets = {
+        (args.max_steps, args.batch_size, args.lr, tuple(args.scales))
+        for args, _ in (main_pretrain.parse(run.flags) for run in runs if run.script == "main_pretrain.py")
+    }
+    assert len(budgets) == 1
+
+
+def test_means_and_spreads_by_hand():
+    assert mean_and_spread([0.1, 0.3]) == f"20.0 ± {10 * math.sqrt(2):.1f}"
+    assert mean_and_spread([0.25]) == "25.0"
+    row = {
+        "finetune": "s",
+        "detector": "d",
+        "method": "scratch",
+        "pretrain": None,
+        "seeds": [1],
+        "AP": [0.5],
+        "AP50": [1],
+    }
+    assert as_markdown([row]).splitlines()[-1] == "| s | d | scratch | - | 1 | 50.0 | 100.0 |"
+
+
+def test_a_whole_comparison_fails_is_mended_and_goes_on(data, tmp_path, capsys):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
+    content = specification(data, str(tmp_path / "weights.pth"), seeds=[1], methods={"detreg": "", "scratch": ""})
+    broken = {"shapes": f"--data_path {tmp_path}/nowhere --max_steps 1"}
+    broken = {**content, "finetune": broken, "methods": {"scratch": ""}}
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"shapes/conditional/scratch/seed1 failed \(exit status 1\): error: .*nowhere"):
+        compare.main([write(tmp_path, broken), "--output_dir", str(out)])
+
+    argv = [write(tmp_path, content), "--output_dir", str(out), "--jobs", "2"]
+    compare.main(argv)
+    rows = json.loads((out / "table.json").read_text())
+    assert {row["method"] for row in rows} == {"scratch", "detreg"}
+    for row in rows:
+        start = "scratch" if row["pretrain"] is None else "detreg_noise"
+        scores = json.loads((out / "finetune/shapes/conditional" / start / "seed1/eval.json").read_text())
+        assert (row["AP"], row["AP50"]) == ([scores["AP"]], [scores["AP50"]])
+    assert as_markdown(rows) in capsys.readouterr().out
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert len((out / "commands.sh").read_text().splitlines()) == 3
+
+    # a run that was cut off goes on; finished ones are left alone
+    cut = out / "finetune/shapes/conditional/scratch/seed1"
+    record = json.loads((cut / "compare.json").read_text())
+    (cut / "compare.json").write_text(json.dumps({**record, "finished": False}))
+    compare.main(argv)
+    assert "2 of 3 runs are finished already" in capsys.readouterr().out
+    assert "resumed from" in (cut / "output.txt").read_text()
+    assert json.loads((out / "table.json").read_text()) == rows
+
+    other = {**content, "common": content["common"] + " --weight_decay 0.1"}
+    with pytest.raises(UserError, match="other flags"):
+        compare.main([write(tmp_path, other), "--output_dir", str(out)])

@@ -1,0 +1,59 @@
+"""Compare pretext tasks at equal budget: pretraining and finetuning of every combination in a small specification.
+
+    python tools/compare.py configs/comparison.json --output_dir out/comparison --jobs 2
+
+It runs main_pretrain.py and main_finetune.py, nothing else, and writes table.md, table.json, plot.png and commands.sh
+to --output_dir. The same command goes on after an interruption: finished runs stay, stopped ones continue.
+
+The specification is a JSON object. Flags are one string, or an object of strings: under "all" what always holds, under
+the name of a data set, detector or method what holds with it alone. $NAME stands for a variable of the environment.
+
+    seeds             [1, 2]
+    methods           {"scratch": "", "updetr": "", "siamese": flags of main_pretrain.py with it, no budgets}
+    detectors         {"conditional": flags of both scripts that say what the detector is}
+    backbone_weights  file that pretrainings and "scratch" start from
+    pretrain          {"photos": flags of main_pretrain.py: data, image sizes, schedule}
+    finetune          {"raccoon": flags of main_finetune.py, the same after each method}
+    data              [["photos", "raccoon"]], which pretraining is finetuned on what
+    common            flags of both scripts, such as --num_workers (may be left out)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.comparison.execution import execute, write_commands
+from tools.comparison.report import write_report
+from tools.comparison.specification import make_runs, read_specification
+from util.check_args import at_least
+from util.checkpoint import make_writable
+from util.optional import require
+from util.script import run_script
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Specification -> runs -> table and plot."""
+    parser = argparse.ArgumentParser(
+        "compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("specification", help="JSON file")
+    parser.add_argument("--output_dir", required=True, help="receives the folders of all runs, and the report")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; the cores are shared out among them")
+    args = parser.parse_args(argv)
+    at_least(args, 1, "jobs")
+    require("matplotlib", "matplotlib", "the plot")  # before hours of training
+    runs = make_runs(read_specification(args.specification))
+    out = Path(args.output_dir)
+    make_writable(out)
+    write_commands(runs, out)
+    execute(runs, out, args.jobs)
+    print("\n" + write_report(runs, out))
+    print(f"{out}/table.md {out}/table.json {out}/plot.png {out}/commands.sh")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,157 @@
+"""From a specification to the runs of both scripts that it asks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from util.errors import UserError
+
+SCRATCH = "scratch"  # the method that is no pretraining
+EVERY = "all"  # flags for whatever the entry is combined with
+KEYS = {"seeds", "methods", "detectors", "pretrain", "finetune", "data", "backbone_weights", "common"}
+OPTIONAL = {"common": ""}
+BUDGET = ("--max_steps", "--epochs", "--batch_size", "--accum_steps")
+"""What all methods must have alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One call of a script.
+
+    Attributes:
+        name: path of its output folder below that of the comparison.
+        script: main_pretrain.py or main_finetune.py.
+        flags: its command line, less the output folder.
+        needs: name of the pretraining whose checkpoint it starts from, or None.
+        labels: what it is about: seed, detector, method, perhaps pretrain and finetune (names of data sets).
+    """
+
+    name: str
+    script: str
+    flags: tuple[str, ...]
+    needs: str | None
+    labels: dict[str, Any] = field(compare=False)
+
+
+def read_specification(path: str | Path) -> dict[str, Any]:
+    """Read a specification (JSON, see ``tools/compare.py``); variables of the environment are put in.
+
+    Raises:
+        UserError: it cannot be read, lacks or misspells something, or names a variable that is not set.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object with the keys {', '.join(sorted(KEYS))}")
+    content = OPTIONAL | content
+    if content.keys() != KEYS:
+        wrong = sorted(KEYS ^ content.keys())[0]
+        raise UserError(f'{path}: "{wrong}" {"is missing" if wrong in KEYS else "means nothing here"}')
+    content = _expand(content, path)
+    for pair in content["data"]:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UserError(f'{path}: "data" holds pairs [name in "pretrain", name in "finetune"], not {pair}')
+        for name, kind in zip(pair, ("pretrain", "finetune"), strict=True):
+            if name not in content[kind]:
+                raise UserError(f'{path}: "data" names {name}, which is not in "{kind}"')
+    for method in content["methods"]:
+        _check_budget(content["methods"][method], method, path)
+    return content
+
+
+def _expand(value: Any, path: str | Path) -> Any:
+    """``value`` with $NAME and ${NAME} replaced in all its strings."""
+    if isinstance(value, dict):
+        return {name: _expand(item, path) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expandvars(value)
+    if "$" in expanded:
+        raise UserError(f"{path}: a variable of the environment is not set in {expanded!r}")
+    return expanded
+
+
+def _check_budget(entry: str | dict[str, str], method: str, path: str | Path) -> None:
+    for text in entry.values() if isinstance(entry, dict) else [entry]:
+        unequal = [word for word in shlex.split(text) if word.partition("=")[0] in BUDGET]
+        if unequal:
+            raise UserError(f'{path}: {unequal[0]} of method {method}: budgets are equal; put it into "pretrain"')
+
+
+def make_runs(specification: dict[str, Any]) -> list[Run]:
+    """All runs, pretrainings before the finetunings that need them.
+
+    A pretraining serves every finetuning set that it is paired with, and without pretraining there is one run for each
+    finetuning set.
+    """
+    runs: dict[str, Run] = {}
+    for seed in specification["seeds"]:
+        for pretrain_set, finetune_set in specification["data"]:
+            for detector in specification["detectors"]:
+                for method in specification["methods"]:
+                    pretraining = None
+                    if method != SCRATCH:
+                        pretraining = _pretraining(specification, pretrain_set, detector, method, seed)
+                        runs.setdefault(pretraining.name, pretraining)
+                    finetuning = _finetuning(specification, pretraining, finetune_set, detector, seed)
+                    runs.setdefault(finetuning.name, finetuning)
+    return sorted(runs.values(), key=lambda run: run.needs is not None)
+
+
+def _pretraining(specification: dict[str, Any], data: str, detector: str, method: str, seed: int) -> Run:
+    names = (data, detector, method)
+    return Run(
+        name=f"pretrain/{data}/{detector}/{method}/seed{seed}",
+        script="main_pretrain.py",
+        flags=(
+            *("--method", method),
+            *_flags(specification["detectors"][detector], *names),
+            *("--backbone_weights", specification["backbone_weights"]),
+            *_flags(specification["pretrain"][data], *names),
+            *_flags(specification["methods"][method], *names),
+            *_flags(specification["common"], *names),
+            *("--seed", str(seed)),
+        ),
+        needs=None,
+        labels={"seed": seed, "detector": detector, "method": method, "pretrain": data},
+    )
+
+
+def _finetuning(specification: dict[str, Any], pretraining: Run | None, data: str, detector: str, seed: int) -> Run:
+    """Finetuning after ``pretraining``, or from the backbone alone."""
+    start = () if pretraining else ("--backbone_weights", specification["backbone_weights"])
+    origin = f"{pretraining.labels['method']}_{pretraining.labels['pretrain']}" if pretraining else SCRATCH
+    labels = {"pretrain": None, "method": SCRATCH} if pretraining is None else pretraining.labels
+    return Run(
+        name=f"finetune/{data}/{detector}/{origin}/seed{seed}",
+        script="main_finetune.py",
+        flags=(
+            *_flags(specification["detectors"][detector], data, detector),
+            *start,
+            *_flags(specification["finetune"][data], data, detector),
+            *_flags(specification["common"], data, detector),
+            *("--seed", str(seed)),
+        ),
+        needs=pretraining.name if pretraining else None,
+        labels={**labels, "seed": seed, "detector": detector, "finetune": data},
+    )
+
+
+def _flags(entry: str | dict[str, str], *names: str) -> list[str]:
+    """An entry's flags: of a string all, of an object those under "all" and under ``names``."""
+    if isinstance(entry, str):
+        return shlex.split(entry)
+    return [flag for name in (EVERY, *names) for flag in shlex.split(entry.get(name, ""))]
