@@ -1,4 +1,4 @@
-"""The whole method on two CPU cores in some ten minutes: `make demo`.
+"""The whole method on two CPU cores in ten to fifteen minutes: `make demo`.
 
 Renders pictures (many without labels, few with), pretrains the Transformer on the former, finetunes on the latter
 with and without that pretraining on equal terms, and shows both scores. A second run goes on where the first stopped.
@@ -32,7 +32,7 @@ DETECTOR = (
     f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
     "--enc_layers 2 --dec_layers 2 --dim_feedforward 512 --num_queries 50"
 ).split()
-PRETRAIN_STEPS, FINETUNE_STEPS = 500, 450
+PRETRAIN_STEPS, FINETUNE_STEPS = 400, 360
 RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
 
 
