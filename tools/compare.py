@@ -21,6 +21,7 @@ the name of a data set, detector or method what holds with it alone. $NAME stand
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tools.comparison.report import write_report
 from tools.comparison.specification import make_runs, read_specification
 from util.check_args import at_least
 from util.checkpoint import make_writable
+from util.errors import UserError
 from util.optional import require
 from util.script import run_script
 
@@ -50,7 +52,11 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(args.output_dir)
     make_writable(out)
     write_commands(runs, out)
-    execute(runs, out, args.jobs)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs, too, as Ctrl-C does
+    try:
+        execute(runs, out, args.jobs)
+    except KeyboardInterrupt:
+        raise UserError("interrupted; the same command goes on from here") from None
     print("\n" + write_report(runs, out))
     print(f"{out}/table.md {out}/table.json {out}/plot.png {out}/commands.sh")
 

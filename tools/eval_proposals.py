@@ -11,11 +11,11 @@ Crowds and objects marked difficult do not count.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datasets import DATASETS
 from datasets.proposals import ProposalStore
 from datasets.records import DetectionRecords
+from util.checkpoint import write_json
 from util.errors import DataError, UserError
 from util.optional import require
+from util.plot_utils import save_figure
 from util.script import run_script
 
 COUNTS = (1, 10, 100)
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     for folder, table in results.items():
         print(f"\n{folder} ({stores[folder].method})\n{format_table(table)}")
     if args.json:
-        write_json(results, objects, Path(args.json))
+        write_json(as_json(results, objects), args.json)
     if args.plot:
         plot(results, Path(args.plot))
 
@@ -129,15 +131,13 @@ def format_table(table: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def write_json(results: dict[str, np.ndarray], objects: int, out: Path) -> None:
+def as_json(results: dict[str, np.ndarray], objects: int) -> dict[str, Any]:
     """``{"thresholds", "objects", "recall": {folder: {boxes: [by threshold]}}}``."""
     recalls = {
         folder: {str(count): row.tolist() for count, row in zip(COUNTS, table, strict=True)}
         for folder, table in results.items()
     }
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(json.dumps({"thresholds": THRESHOLDS, "objects": objects, "recall": recalls}, indent=2) + "\n")
-    temporary.replace(out)
+    return {"thresholds": THRESHOLDS, "objects": objects, "recall": recalls}
 
 
 def plot(results: dict[str, np.ndarray], out: Path) -> None:
@@ -155,9 +155,7 @@ def plot(results: dict[str, np.ndarray], out: Path) -> None:
         for folder, name in zip(results, short_names(list(results)), strict=True):
             axes.plot(THRESHOLDS, results[folder][panel], marker="o", markersize=3, label=name)
         axes.legend(fontsize="small")
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(out)
+    save_figure(figure, out)
 
 
 def short_names(folders: Sequence[str]) -> list[str]:

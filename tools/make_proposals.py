@@ -188,7 +188,7 @@ def bounds(plan: dict[str, Any], number: int) -> tuple[int, int]:
 
 def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, num_workers: int) -> None:
     """Bring the journal of one shard to its end."""
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     first, end = bounds(plan, number)
     journal = Journal(path, plan)
     begun, started = journal.done, time.monotonic()
@@ -220,11 +220,6 @@ def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, n
         journal.close()
     rate = (end - first - begun) / max(time.monotonic() - started, 1e-9)
     print(f"{path.name}: {end - first} images done, {rate:.1f} images/s with {num_workers} processes")
-
-
-def interrupt(signal_number: int, frame: Any) -> None:
-    """SIGTERM ends the tool as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def start_worker(worker: int) -> None:

@@ -187,8 +187,13 @@ def make_writable(folder: str | Path) -> None:
 
 
 def write_json(value: Any, path: str | Path) -> None:
-    """Write ``value`` as JSON: to a temporary file, then renamed."""
+    """Write ``value`` as JSON, as :func:`write_text` does."""
+    write_text(json.dumps(value, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a text file: to a temporary file, then renamed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)

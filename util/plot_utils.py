@@ -276,6 +276,11 @@ def plot_curves(logs: dict[str, str | Path], out: str | Path) -> None:
                 marker = "o" if panel in SCORES else None
                 axes.plot(*run[panel], label=name, color=f"C{number}", marker=marker, markersize=4)
         axes.legend(fontsize="small")
+    save_figure(figure, out)
+
+
+def save_figure(figure: Any, out: str | Path) -> None:
+    """Write a figure of matplotlib as PNG: to a temporary file, then renamed."""
     temporary = Path(out).with_name(f".{Path(out).name}.tmp")
     figure.savefig(temporary, format="png", dpi=110)
     temporary.replace(out)

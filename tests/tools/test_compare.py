@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torchvision
 
 import main_finetune
 import main_pretrain
+from tests.processes import session, wait_until
 from tests.tiny import COMMON, DETECTOR, write_data_set
 from tools import compare
 from tools.comparison.report import as_markdown, mean_and_spread
@@ -159,3 +162,17 @@ def test_a_whole_comparison_fails_is_mended_and_goes_on(data, tmp_path, capsys):
     other = {**content, "common": content["common"] + " --weight_decay 0.1"}
     with pytest.raises(UserError, match="other flags"):
         compare.main([write(tmp_path, other), "--output_dir", str(out)])
+
+
+def test_sigterm_ends_the_runs_too(data, tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
+    endless = {"shapes": f"--data_path {data} --max_steps 1000000 --save_every_epochs 0"}
+    content = specification(data, str(tmp_path / "weights.pth"), seeds=[1], methods={"scratch": ""}, finetune=endless)
+    command = [sys.executable, compare.__file__, write(tmp_path, content), "--output_dir", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_until(lambda: (tmp_path / "out/finetune/shapes/conditional/scratch/seed1/log.txt").is_file())
+    assert len(session(process.pid)) == 2
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (1, "error: interrupted; the same command goes on from here\n")
+    assert not session(process.pid)

@@ -17,6 +17,7 @@ from PIL import Image
 import main_pretrain
 from datasets.proposals import ProposalStore
 from tests.conftest import ROOT
+from tests.processes import session, wait_until
 from tools import make_proposals
 from tools.render_scenes import render_data_set
 from util.errors import DataError, UserError
@@ -148,27 +149,6 @@ def test_sigterm_ends_cleanly_and_a_killed_parent_takes_its_workers_along(images
         assert "Traceback" not in stderr
         wait_until(lambda: not session(process.pid))  # noqa: B023
     assert not (tmp_path / "out").exists()
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
-def session(leader: int) -> list[int]:
-    """Living processes of the session that ``leader`` leads."""
-    members = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                state, _, _, of = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            except OSError:
-                continue
-            if int(of) == leader and state != "Z":
-                members.append(int(entry.name))
-    return members
 
 
 def test_failed_and_bare_images_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tools.comparison.specification import Run
-from util.checkpoint import LATEST, write_json
+from util.checkpoint import LATEST, write_json, write_text
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -30,14 +30,7 @@ def command_of(run: Run, out: Path) -> list[str]:
 def write_commands(runs: list[Run], out: Path) -> None:
     """All commands, in an order in which they can be run, as ``commands.sh``."""
     lines = [shlex.join(["python", *command_of(run, out)[1:]]) for run in runs]
-    write_whole(out / "commands.sh", ("\n".join(lines) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file: to a temporary one, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_text("\n".join(lines) + "\n", out / "commands.sh")
 
 
 def is_finished(run: Run, out: Path) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tools.comparison.execution import write_whole
 from tools.comparison.specification import Run
-from util.checkpoint import write_json
+from util.checkpoint import write_json, write_text
 from util.optional import require
+from util.plot_utils import save_figure
 
 SCORES = ("AP", "AP50")
 HEADER = "| finetuned on | detector | method | pretrained on | seeds | AP | AP50 |\n|---|---|---|---|---|---|---|"
@@ -57,7 +56,7 @@ def write_report(runs: list[Run], out: Path) -> str:
     """Write table.md, table.json and plot.png to ``out``; returns the table."""
     rows = collect(runs, out)
     table = as_markdown(rows)
-    write_whole(out / "table.md", table.encode())
+    write_text(table, out / "table.md")
     write_json(rows, out / "table.json")
     plot(rows, out / "plot.png")
     return table
@@ -79,9 +78,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             _draw_bars(panel, [row for row in rows if row["finetune"] == finetune_set], score)
             panel.set_title(f"{finetune_set}: {score} (%)", fontsize=10)
     panels[0][0].legend(fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_whole(path, picture.getvalue())
+    save_figure(figure, path)
 
 
 def _draw_bars(panel: Any, rows: list[dict[str, Any]], score: str) -> None:
