@@ -88,8 +88,7 @@ class ConditionalDecoderLayer(FeedForwardLayer):
         attended = self._attend_to_queries(target, queries, queries_allowed)
         target = self.norm1(target + self.dropout(attended))
         attended = self._attend_to_memory(target, queries, spatial_queries, memory, allowed)
-        target = self.norm2(target + self.dropout(attended))
-        return self.norm3(target + self.feed_forward(target))
+        return self.after_attention(target, attended, self.norm2, self.norm3)
 
     def _attend_to_queries(self, target: Tensor, queries: Tensor, allowed: Tensor | None) -> Tensor:
         query = self.sa_qcontent_proj(target) + self.sa_qpos_proj(queries)

@@ -45,8 +45,7 @@ class DeformableEncoderLayer(FeedForwardLayer):
     ) -> Tensor:
         """tokens and pos [B, S, C], reference [B, S, levels, 2], mask [B, S] (True = padding) -> [B, S, C]."""
         attended = self.self_attn(tokens + pos, reference, tokens, mask, shapes)
-        tokens = self.norm1(tokens + self.dropout(attended))
-        return self.norm2(tokens + self.feed_forward(tokens))
+        return self.after_attention(tokens, attended, self.norm1, self.norm2)
 
 
 class DeformableEncoder(nn.Module):
@@ -97,8 +96,7 @@ class DeformableDecoderLayer(FeedForwardLayer):
         attended = self.self_attn(placed, placed, target, queries_allowed)
         target = self.norm2(target + self.dropout(attended))
         attended = self.cross_attn(target + queries, reference, memory.tokens, memory.mask, memory.shapes)
-        target = self.norm1(target + self.dropout(attended))
-        return self.norm3(target + self.feed_forward(target))
+        return self.after_attention(target, attended, self.norm1, self.norm3)
 
 
 class DeformableDecoder(nn.Module):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropout import Dropout, draws_cheaply
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them: [..., input_dim] -> [..., output_dim]."""
@@ -35,7 +37,7 @@ class ProjectedAttention(nn.Module):
     def __init__(self, *, value_dim: int, nhead: int, dropout: float) -> None:
         super().__init__()
         self.nhead = nhead
-        self.dropout = dropout
+        self.weight_dropout = Dropout(dropout)
         self.out_proj = nn.Linear(value_dim, value_dim)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -52,9 +54,18 @@ class ProjectedAttention(nn.Module):
             [B, Q, value_dim].
         """
         query, key, value = (x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in (query, key, value))
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        dropout = self.weight_dropout.p if self.training else 0.0
+        if dropout and draws_cheaply(query):  # the library has no faster form either
+            mixed = self._mix(query, key, value, allowed)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if allowed is not None:
+            scores = scores.masked_fill_(~allowed, float("-inf"))
+        return self.weight_dropout(scores.softmax(dim=-1)) @ value
 
 
 class MultiheadAttention(ProjectedAttention):
@@ -88,18 +99,23 @@ class FeedForwardLayer(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] -> [B, N, C], to be added to ``x``."""
+    def after_attention(self, x: Tensor, attended: Tensor, norm: nn.LayerNorm, last_norm: nn.LayerNorm) -> Tensor:
+        """The rest of a layer: x and what it attended to, both [B, N, C], summed, normed, fed forward, normed again.
+
+        Nothing of it mixes tokens. Without gradients it goes over a few of them at a time, so that what lies between
+        stays in the cache: 10,000 tokens take 98 instead of 136 ms.
+        """
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._feed_forward(x)
-        # What lies between the layers is several times as wide as x. In pieces it stays in the cache: 10,000 tokens
-        # take 80 instead of 120 ms.
-        return torch.cat([self._feed_forward(piece) for piece in x.split(TOKENS_AT_ONCE, dim=1)], dim=1)
+            return self._after_attention(x, attended, norm, last_norm)
+        pieces = zip(x.split(TOKENS_AT_ONCE, dim=1), attended.split(TOKENS_AT_ONCE, dim=1), strict=True)
+        return torch.cat([self._after_attention(*piece, norm, last_norm) for piece in pieces], dim=1)
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True))))
+    def _after_attention(self, x: Tensor, attended: Tensor, norm: nn.LayerNorm, last_norm: nn.LayerNorm) -> Tensor:
+        x = norm(x + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
+        return last_norm(x + self.dropout(self.linear2(hidden)))
 
 
 class LayerHeads(nn.ModuleList):

@@ -67,8 +67,8 @@ class TransformerEncoderLayer(FeedForwardLayer):
     def forward(self, tokens: Tensor, pos: Tensor, allowed: Tensor) -> Tensor:
         """tokens and pos [B, S, C] -> [B, S, C]; ``allowed`` bool [B, 1, 1, S]."""
         placed = tokens + pos
-        tokens = self.norm1(tokens + self.dropout(self.self_attn(placed, placed, tokens, allowed)))
-        return self.norm2(tokens + self.feed_forward(tokens))
+        attended = self.self_attn(placed, placed, tokens, allowed)
+        return self.after_attention(tokens, attended, self.norm1, self.norm2)
 
 
 class TransformerEncoder(nn.Module):
@@ -126,8 +126,7 @@ class TransformerDecoderLayer(FeedForwardLayer):
         attended = self.self_attn(placed, placed, target, queries_allowed)
         target = self.norm1(target + self.dropout(attended))
         attended = self.multihead_attn(target + queries, keys, values, allowed)
-        target = self.norm2(target + self.dropout(attended))
-        return self.norm3(target + self.feed_forward(target))
+        return self.after_attention(target, attended, self.norm2, self.norm3)
 
 
 class TransformerDecoder(nn.Module):

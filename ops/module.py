@@ -70,7 +70,7 @@ class MSDeformAttn(nn.Module):
         Returns:
             [B, Q, C].
         """
-        value = self.value_proj(tokens).masked_fill(mask[..., None], 0.0)
+        value = self.value_proj(tokens).masked_fill_(mask[..., None], 0.0)
         value = value.unflatten(-1, (self.nhead, -1))
         dtype = torch.promote_types(query.dtype, torch.float32)  # coordinates are not for 16 bit
         weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.nhead, -1)).softmax(dim=-1)
