@@ -37,7 +37,7 @@ def load() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    library.resample.restype = library.finish.restype = None
+    library.resample.restype = library.change.restype = None
     return library
 
 
@@ -66,34 +66,25 @@ def resample(library: ctypes.CDLL, picture: np.ndarray, box: np.ndarray, size: t
     return out
 
 
-def finish(
-    library: ctypes.CDLL,
-    picture: np.ndarray,
-    steps: Sequence[tuple[str, float]],
-    taps: np.ndarray,
-    mean: np.ndarray,
-    std: np.ndarray,
-    out: np.ndarray,
+def change(
+    library: ctypes.CDLL, picture: np.ndarray, steps: Sequence[tuple[str, float]], taps: np.ndarray, out: np.ndarray
 ) -> None:
-    """Change the colours of ``picture``, blur and normalise it.
+    """Change the colours of ``picture`` and blur it.
 
     Args:
         picture: [H, W, 3] uint8, contiguous.
         steps: (name in KINDS, strength) in order.
         taps: float32 [radius + 1], weights of the blur from the middle outwards; [1] for none.
-        mean, std: float32 [3], in 0..255.
-        out: [3, H, W] float32, contiguous; written to.
+        out: [3, H, W] uint8, contiguous; written to.
     """
     encoded = np.array([(KINDS[name], strength) for name, strength in steps], dtype=STEP)
-    library.finish(
+    library.change(
         _address(picture),
         *picture.shape[:2],
         _address(encoded),
         len(encoded),
         _address(taps),
         len(taps) - 1,
-        _address(mean),
-        _address(std),
         _address(out),
     )
 

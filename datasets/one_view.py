@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.images import load_image
-from datasets.photometric import UNCHANGED, Photometric, change_and_normalise, draw_photometric
+from datasets.photometric import Normalisation, Photometric, change, draw_photometric
 from datasets.pretext_samples import PretextDataset
 from datasets.proposals import random_boxes
 from datasets.resample import resample
@@ -54,8 +54,7 @@ class OneViewTransform:
 
     def __init__(self, *, crop_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.crop_size = crop_size
-        self.mean = torch.tensor(mean)
-        self.std = torch.tensor(std)
+        self.normalise = Normalisation(mean, std)
 
     def sample(
         self, view: Image.Image, boxes: np.ndarray, photometrics: Sequence[Photometric] | None = None
@@ -65,15 +64,13 @@ class OneViewTransform:
         crops = np.empty((len(boxes), self.crop_size, self.crop_size, 3), dtype=np.uint8)
         for crop, box in zip(crops, boxes, strict=True):
             crop[:] = resample(pixels, box, (self.crop_size, self.crop_size))
+        planes = as_planes(crops)
         normalised = box_xyxy_to_cxcywh(torch.from_numpy(boxes / np.tile(view.size, 2)))
         return OneViewSample(
-            view=self._finish(pixels[None], [UNCHANGED])[0],
+            view=self.normalise(as_planes(pixels)),
             boxes=normalised.float(),
-            crops=self._finish(crops, photometrics or [UNCHANGED] * len(crops)),
+            crops=self.normalise(change(planes, photometrics) if photometrics else planes),
         )
-
-    def _finish(self, pictures: np.ndarray, photometrics: Sequence[Photometric]) -> Tensor:
-        return change_and_normalise(as_planes(pictures), photometrics, self.mean, self.std)
 
 
 class PatchTransform(OneViewTransform):

@@ -55,9 +55,6 @@ class Photometric:
         return np.ones(1, dtype=np.float32) if self.sigma is None else half_bell(self.sigma)
 
 
-UNCHANGED = Photometric(jitter=(), grey=False, sigma=None)
-
-
 def draw_photometric(rng: np.random.Generator) -> Photometric:
     """Draw with the probabilities and ranges above; the adjustments come in random order."""
     *factors, hue, sigma, jitters, is_grey, blurs = rng.random(8).tolist()
@@ -74,34 +71,48 @@ def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
 
 
-def change_and_normalise(pictures: Tensor, photometrics: Sequence[Photometric], mean: Tensor, std: Tensor) -> Tensor:
-    """Pictures of one size, each changed in its own way, normalised by channel.
+def change(pictures: Tensor, photometrics: Sequence[Photometric]) -> Tensor:
+    """Pictures of one size, each changed in its own way.
 
     Args:
         pictures: [N, 3, H, W] uint8, best in channels-last memory.
         photometrics: N of them.
-        mean, std: float32 [3], of channels in 0..1.
 
     Returns:
-        [N, 3, H, W] float32, on the device of the pictures. A GPU changes all of them at once.
+        [N, 3, H, W] uint8, on the device of the pictures. A GPU changes all of them at once.
     """
     library = compiled_pixels.load() if pictures.device.type == "cpu" else None
     if library is None:
-        return _in_pytorch(pictures, photometrics, mean, std)
-    out = torch.empty(pictures.shape)
-    mean, std = (255 * mean).numpy(), (255 * std).numpy()
+        return _in_pytorch(pictures, photometrics)
+    out = torch.empty(pictures.shape, dtype=torch.uint8)
     rows = pictures.permute(0, 2, 3, 1).contiguous().numpy()
-    for picture, photometric, pixels in zip(rows, photometrics, out.numpy(), strict=True):
-        compiled_pixels.finish(library, picture, photometric.steps, photometric.taps, mean, std, pixels)
+    for picture, photometric, changed in zip(rows, photometrics, out.numpy(), strict=True):
+        compiled_pixels.change(library, picture, photometric.steps, photometric.taps, changed)
     return out
 
 
-def _in_pytorch(pictures: Tensor, photometrics: Sequence[Photometric], mean: Tensor, std: Tensor) -> Tensor:
+def _in_pytorch(pictures: Tensor, photometrics: Sequence[Photometric]) -> Tensor:
     pixels = pictures.to(torch.float32, memory_format=torch.contiguous_format)
     pixels = batch_photometric.change_colours(pixels, [photometric.steps for photometric in photometrics])
     pixels = batch_photometric.blur(pixels, [torch.from_numpy(photometric.taps) for photometric in photometrics])
-    mean, std = (255 * values.view(3, 1, 1).to(pixels.device) for values in (mean, std))
-    return pixels.sub_(mean).div_(std)
+    return pixels.add_(0.5).to(torch.uint8)
+
+
+class Normalisation:
+    """Pictures [..., 3, H, W] uint8 -> float32, less the mean and over the standard deviation of their channel.
+
+    Args:
+        mean, std: of the three channels in 0..1.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1) * 255
+        self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1) * 255
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """On the device of the pictures; contiguous."""
+        mean, std = (values.to(pictures.device, non_blocking=True) for values in (self.mean, self.std))
+        return pictures.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
 
 
 def half_bell(sigma: float) -> np.ndarray:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -117,8 +118,8 @@ VECTORIZED void add_both_rows(const float* first, const float* second, float wei
   for (int i = 0; i < length; ++i) sum[i] += weight * (first[i] + second[i]);
 }
 
-VECTORIZED void normalise_row(float* values, float mean, float deviation, int length) {
-  for (int i = 0; i < length; ++i) values[i] = (values[i] - mean) / deviation;
+VECTORIZED void round_row(const float* values, uint8_t* out, int length) {
+  for (int i = 0; i < length; ++i) out[i] = static_cast<uint8_t>(static_cast<int>(values[i] + 0.5f));
 }
 
 VECTORIZED int64_t sum_of_whole(const float* values, int length) {
@@ -203,12 +204,12 @@ void resample(const uint8_t* picture, int height, int width, const double* box, 
   }
 }
 
-// The picture [height, width, 3] with its colours changed, blurred (radius 0: not) and normalised: planes
-// [3, height, width]. ``mean`` and ``deviation`` [3] are in 0..255.
-void finish(const uint8_t* picture, int height, int width, const Step* steps, int num_steps, const float* taps, int radius,
-            const float* mean, const float* deviation, float* out) {
+// The picture [height, width, 3] with its colours changed and blurred (radius 0: not), as planes [3, height, width].
+void change(const uint8_t* picture, int height, int width, const Step* steps, int num_steps, const float* taps, int radius,
+            uint8_t* out) {
   const size_t area = static_cast<size_t>(height) * width;
-  float* planes[3] = {out, out + area, out + 2 * area};
+  const std::unique_ptr<float[]> pixels(new float[3 * area]);
+  float* planes[3] = {pixels.get(), pixels.get() + area, pixels.get() + 2 * area};
   for (int y = 0; y < height; ++y) {
     const size_t start = static_cast<size_t>(y) * width;
     unpack_row(picture + 3 * start, planes[0] + start, planes[1] + start, planes[2] + start, width);
@@ -221,12 +222,11 @@ void finish(const uint8_t* picture, int height, int width, const Step* steps, in
       for (int i = done; i < next; ++i)
         change_row(steps[i], planes[0] + start, planes[1] + start, planes[2] + start, grey, width);
   }
-  std::vector<float> across(radius > 0 ? area : 0);
-  for (int channel = 0; channel < 3; ++channel) {
-    if (radius > 0) blur_plane(planes[channel], height, width, taps, radius, across.data());
-    for (int y = 0; y < height; ++y)
-      normalise_row(planes[channel] + static_cast<size_t>(y) * width, mean[channel], deviation[channel], width);
+  if (radius > 0) {
+    const std::unique_ptr<float[]> across(new float[area]);
+    for (float* plane : planes) blur_plane(plane, height, width, taps, radius, across.get());
   }
+  for (size_t start = 0; start < 3 * area; start += width) round_row(pixels.get() + start, out + start, width);
 }
 
 }  // extern "C"

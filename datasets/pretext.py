@@ -28,8 +28,8 @@ class PretextData(NamedTuple):
 
 
 def _siamese(args: argparse.Namespace, common: dict[str, Any]) -> TwoViewTransform:
-    finish_later = args.augment_device == "cuda"
-    return TwoViewTransform(num_regions=args.num_regions, view_iou=args.view_iou, finish_later=finish_later, **common)
+    change_later = args.augment_device == "cuda"
+    return TwoViewTransform(num_regions=args.num_regions, view_iou=args.view_iou, change_later=change_later, **common)
 
 
 def _up_detr(args: argparse.Namespace, common: dict[str, Any]) -> PatchTransform:

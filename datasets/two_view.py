@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from datasets.images import load_reduced
-from datasets.photometric import Photometric, change_and_normalise, draw_photometric
+from datasets.photometric import Normalisation, Photometric, change, draw_photometric
 from datasets.pretext_samples import PretextDataset
 from datasets.resample import resample
 from datasets.view_geometry import ViewGeometry, choose_regions, draw_geometry, greatest_zoom
@@ -38,41 +38,19 @@ class ViewPlan:
     photometrics: list[Photometric]
 
 
-@dataclass(frozen=True)
-class Finish:
-    """The last part of making a sample: colours, blur and normalisation.
-
-    Attributes:
-        photometrics: as :class:`ViewPlan` has them.
-        mean, std: [3] float32, of the channels.
-    """
-
-    photometrics: list[Photometric]
-    mean: Tensor
-    std: Tensor
-
-    def __call__(self, views: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Views [2, 3, H, W] and crops [2, R, 3, s, s], uint8 -> float32."""
-        changed = change_and_normalise(crops.flatten(0, 1), self.photometrics[2:], self.mean, self.std)
-        return self.views(views), changed.unflatten(0, crops.shape[:2])
-
-    def views(self, views: Tensor) -> Tensor:
-        """Views [2, 3, H, W] alone."""
-        return change_and_normalise(views, self.photometrics[:2], self.mean, self.std)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TwoViewSample:
     """Two views of one image.
 
     Attributes:
-        views: [2, 3, H, W] float32, normalised by channel; both of one size.
+        views: [2, 3, H, W] uint8, both of one size.
         boxes: [2, R, 4] float32, xyxy in pixels of each view. Box i of view 0 and box i of view 1 are the same
             rectangle of the image; box 0 is all that both views show.
         size: [2] int64, (H, W).
-        crops: [2, R, 3, s, s] float32, the regions of each view, normalised likewise.
+        crops: [2, R, 3, s, s] uint8, the regions of each view.
         geometry: where the views lie in the image.
-        finish: what is still to be done with views and crops, which are uint8 then; None if nothing is.
+        normalise: what their device has to do with views and crops.
+        photometrics: what it has to do before: :class:`ViewPlan`'s, or empty where colours are changed already.
     """
 
     views: Tensor
@@ -80,7 +58,8 @@ class TwoViewSample:
     size: Tensor
     crops: Tensor
     geometry: ViewGeometry
-    finish: Finish | None = None
+    normalise: Normalisation
+    photometrics: list[Photometric] = field(default_factory=list)
 
 
 class TwoViewTransform:
@@ -92,7 +71,7 @@ class TwoViewTransform:
         crop_size: s, side of the region crops in pixels.
         view_iou: tau in (0, 1), least IoU of the two views.
         mean, std: of the channels, what the backbone wants.
-        finish_later: leave the photometric part and the normalisation to the batch, when it comes to its device.
+        change_later: leave the photometric part to the batch, when it comes to its device.
     """
 
     def __init__(
@@ -105,16 +84,15 @@ class TwoViewTransform:
         view_iou: float,
         mean: Sequence[float],
         std: Sequence[float],
-        finish_later: bool = False,
+        change_later: bool = False,
     ) -> None:
         self.scales = list(scales)
         self.max_size = max_size
         self.num_regions = num_regions
         self.crop_size = crop_size
         self.view_iou = view_iou
-        self.mean = torch.tensor(mean).view(3, 1, 1)
-        self.std = torch.tensor(std).view(3, 1, 1)
-        self.finish_later = finish_later
+        self.normalise = Normalisation(mean, std)
+        self.change_later = change_later
 
     @property
     def useful_short_side(self) -> int:
@@ -143,26 +121,23 @@ class TwoViewTransform:
         """The sample as planned; nothing is random here. ``image`` may be read at a fraction of the planned size."""
         pictures = cut_views(image, plan.geometry)
         views, crops = as_planes(pictures), as_planes(cut_crops(pictures, plan.boxes, self.crop_size))
-        finish = self.finish(plan)
-        if not self.finish_later:
-            views, crops = finish(views, crops)
+        if not self.change_later:
+            views, crops = change_colours(views, crops, plan.photometrics)
         return TwoViewSample(
             views=views,
             boxes=torch.from_numpy(plan.boxes.astype(np.float32)),
             size=torch.tensor(plan.geometry.view_size).flip(0),
             crops=crops,
             geometry=plan.geometry,
-            finish=finish if self.finish_later else None,
+            normalise=self.normalise,
+            photometrics=plan.photometrics if self.change_later else [],
         )
 
-    def finish(self, plan: ViewPlan) -> Finish:
-        """The photometric part as planned."""
-        return Finish(plan.photometrics, self.mean.flatten(), self.std.flatten())
 
-    def picture(self, normalised: Tensor) -> Image.Image:
-        """A view or crop [3, h, w] of a sample (less its padding) as a picture to look at."""
-        values = (normalised * self.std + self.mean).mul(255).round().clamp(0, 255)
-        return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
+def change_colours(views: Tensor, crops: Tensor, photometrics: Sequence[Photometric]) -> tuple[Tensor, Tensor]:
+    """Views [2, 3, H, W] and crops [2, R, 3, s, s], uint8, changed as :class:`ViewPlan` says."""
+    changed = change(crops.flatten(0, 1), photometrics[2:])
+    return change(views, photometrics[:2]), changed.unflatten(0, crops.shape[:2])
 
 
 def cut_views(image: Image.Image, geometry: ViewGeometry) -> np.ndarray:
@@ -193,6 +168,11 @@ def as_planes(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).movedim(-1, -3)
 
 
+def as_picture(pixels: Tensor) -> Image.Image:
+    """A view or crop [3, H, W] uint8 to look at."""
+    return Image.fromarray(pixels.movedim(0, -1).numpy())
+
+
 class TwoViewDataset(PretextDataset):
     """``dataset[(epoch, index)]`` -> :class:`TwoViewSample`; ``transform`` is a :class:`TwoViewTransform`."""
 
@@ -210,11 +190,11 @@ class TwoViewBatch:
     """Samples padded on the right and at the bottom to one size.
 
     Attributes:
-        views: [B, 2, 3, H, W] float32, zero where padded.
+        views: [B, 2, 3, H, W] float32, normalised by channel, zero where padded.
         mask: [B, 2, H, W] bool, True at padded positions.
         boxes: [B, 2, R, 4] float32, xyxy in pixels of each view.
         size: [B, 2] int64, (height, width) of the views without padding.
-        crops: [B, 2, R, 3, s, s] float32.
+        crops: [B, 2, R, 3, s, s] float32, normalised likewise.
     """
 
     views: Tensor
@@ -237,55 +217,66 @@ class TwoViewBatch:
 
 @dataclass
 class UnfinishedBatch:
-    """A batch that is finished by the device it comes to.
+    """A batch as a loader sends it, pictures in 8 bits: to write and send four times as much would cost a worker a
+    third of its time.
 
     Attributes:
         batch: as it will be, but for views and crops, which are uint8.
-        finishes: what is to be done with them, for each sample.
+        normalise: what is to be done with them.
+        photometrics: what is to be done before, for each sample as it has them; or empty.
     """
 
     batch: TwoViewBatch
-    finishes: list[Finish]
+    normalise: Normalisation
+    photometrics: list[list[Photometric]]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TwoViewBatch:
-        """The finished batch on ``device``; a GPU changes the crops of all samples at once."""
+        """The finished batch on ``device``."""
         batch = self.batch.to(device, non_blocking)
-        views = torch.zeros_like(batch.views, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for index, (finish, (height, width)) in enumerate(zip(self.finishes, self.batch.size.tolist(), strict=True)):
-            views[index, ..., :height, :width] = finish.views(batch.views[index, ..., :height, :width])
-        photometrics = [photometric for finish in self.finishes for photometric in finish.photometrics[2:]]
-        finish = self.finishes[0]
-        crops = change_and_normalise(batch.crops.flatten(0, 2), photometrics, finish.mean, finish.std)
-        return replace(batch, views=views, crops=crops.view(batch.crops.shape))
+        if self.photometrics:
+            batch = self._change_colours(batch)
+        views = self.normalise(batch.views).masked_fill_(batch.mask[:, :, None], 0.0)
+        return replace(batch, views=views, crops=self.normalise(batch.crops))
+
+    def _change_colours(self, batch: TwoViewBatch) -> TwoViewBatch:
+        """The crops of all samples at once, the views, whose sizes differ, sample by sample."""
+        views = torch.zeros_like(batch.views)
+        for index, (of_one, (height, width)) in enumerate(
+            zip(self.photometrics, self.batch.size.tolist(), strict=True)
+        ):
+            views[index, ..., :height, :width] = change(batch.views[index, ..., :height, :width], of_one[:2])
+        of_crops = [photometric for of_one in self.photometrics for photometric in of_one[2:]]
+        return replace(batch, views=views, crops=change(batch.crops.flatten(0, 2), of_crops).view(batch.crops.shape))
 
     def pin_memory(self) -> UnfinishedBatch:
         """The same batch in page-locked memory; called by the data loader."""
-        return UnfinishedBatch(self.batch.pin_memory(), self.finishes)
+        return replace(self, batch=self.batch.pin_memory())
 
     def __len__(self) -> int:
-        return len(self.finishes)
+        return len(self.batch)
 
 
-def collate_two_view(samples: list[TwoViewSample]) -> TwoViewBatch | UnfinishedBatch:
-    """Samples -> padded batch, finished if they are."""
+def collate_two_view(samples: list[TwoViewSample]) -> UnfinishedBatch:
+    """Samples -> padded batch."""
     size = torch.stack([sample.size for sample in samples])
     height, width = size.amax(dim=0).tolist()
-    views = zeros_to_send((len(samples), 2, 3, height, width), samples[0].views.dtype)
+    views = zeros_to_send((len(samples), 2, 3, height, width))
     mask = torch.ones(len(samples), 2, height, width, dtype=torch.bool)
-    crops = zeros_to_send((len(samples), *samples[0].crops.shape), samples[0].crops.dtype)
+    crops = zeros_to_send((len(samples), *samples[0].crops.shape))
     for index, (sample, (h, w)) in enumerate(zip(samples, size.tolist(), strict=True)):
         views[index, ..., :h, :w] = sample.views
         mask[index, ..., :h, :w] = False
         crops[index] = sample.crops
     boxes = torch.stack([sample.boxes for sample in samples])
-    batch = TwoViewBatch(views=views, mask=mask, boxes=boxes, size=size, crops=crops)
-    finishes = [sample.finish for sample in samples if sample.finish is not None]
-    return UnfinishedBatch(batch, finishes) if finishes else batch
+    photometrics = [sample.photometrics for sample in samples if sample.photometrics]
+    return UnfinishedBatch(
+        TwoViewBatch(views=views, mask=mask, boxes=boxes, size=size, crops=crops), samples[0].normalise, photometrics
+    )
 
 
-def zeros_to_send(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros; in a worker of a data loader in shared memory, so that no copy is made when they are sent."""
+def zeros_to_send(shape: Sequence[int]) -> Tensor:
+    """Zeros, uint8; in a worker of a data loader in shared memory, so that no copy is made when they are sent."""
     if get_worker_info() is None:
-        return torch.zeros(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # as default_collate; zeros when new
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+        return torch.zeros(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as default_collate; zeros when new
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 import main_pretrain
 from datasets.images import load_image, load_reduced
 from datasets.loader import EpochBatchSampler, make_loader
-from datasets.two_view import TwoViewDataset, as_planes, collate_two_view, cut_crops, cut_views
+from datasets.two_view import TwoViewDataset, as_planes, change_colours, collate_two_view, cut_crops, cut_views
 from tests.datasets.plain_two_view import cut_crops_plainly, cut_plainly, finish_plainly
 
 PARTS = ("read", "draw", "views", "crops", "colours")
@@ -26,7 +26,7 @@ WARM_UP_SAMPLES = 3
 
 
 def benchmark_data(num_samples: int, argv: list[str]) -> None:
-    """Print milliseconds a part of a sample in one thread, samples a second with workers, and memory over an epoch.
+    """Print milliseconds a part of a sample in one thread, samples a second with workers, and their memory.
 
     Args:
         num_samples: that are made both ways in turn, of images spread over the data set.
@@ -91,7 +91,8 @@ def make_sample(dataset: TwoViewDataset, index: int, clock: PartClock) -> tuple[
     with clock.part("crops"):
         crops = cut_crops(views, plan.boxes, transform.crop_size)
     with clock.part("colours"):
-        return transform.finish(plan)(as_planes(views), as_planes(crops))
+        views, crops = change_colours(as_planes(views), as_planes(crops), plan.photometrics)
+        return transform.normalise(views), transform.normalise(crops)
 
 
 def make_plainly(dataset: TwoViewDataset, index: int, clock: PartClock) -> tuple[Tensor, Tensor]:
@@ -106,24 +107,24 @@ def make_plainly(dataset: TwoViewDataset, index: int, clock: PartClock) -> tuple
     with clock.part("crops"):
         crops = cut_crops_plainly(views, plan, transform.crop_size)
     with clock.part("colours"):
-        return finish_plainly(views, crops, plan, transform.mean.flatten().tolist(), transform.std.flatten().tolist())
+        mean, std = (values.flatten() / 255 for values in (transform.normalise.mean, transform.normalise.std))
+        return finish_plainly(views, crops, plan, mean.tolist(), std.tolist())
 
 
 def measure_workers(dataset: TwoViewDataset, args: argparse.Namespace) -> None:
-    """Print samples a second of wall time over an epoch with workers, and their memory after a tenth and at the end."""
+    """Print samples a second of wall time with workers, once they all work, and their memory after either epoch."""
     sampler = EpochBatchSampler(len(dataset), args.batch_size, seed=args.seed)
     loader = make_loader(dataset, sampler, collate_two_view, num_workers=args.num_workers, pin_memory=False)
-    early, batches = max(1, len(sampler) // 10), iter(loader)
-    began, first = time.perf_counter(), 0.0
-    for count in range(len(sampler)):
-        next(batches)
-        if count + 1 == early:
-            first, began = private_megabytes(batches), time.perf_counter()
-    elapsed = time.perf_counter() - began
-    rate = (len(sampler) - early) * args.batch_size / elapsed
+    used = []
+    for epoch in range(2):
+        sampler.set_position(epoch)
+        began, batches = time.perf_counter(), iter(loader)
+        for _ in batches:
+            pass
+        used.append(private_megabytes(batches))
+    rate = len(sampler) * args.batch_size / (time.perf_counter() - began)
     print(f"{args.num_workers} workers, batches of {args.batch_size}: {rate:.1f} samples/s")
-    last = private_megabytes(batches)
-    print(f"memory of their own, MB: {first:.0f} after {early} batches, {last:.0f} after {len(sampler)}")
+    print(f"memory of their own, MB: {used[0]:.0f} after one epoch, {used[1]:.0f} after another")
 
 
 def private_megabytes(batches: DataLoader) -> float:

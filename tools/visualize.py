@@ -28,7 +28,7 @@ import main_finetune
 import main_pretrain
 from datasets.detection import DetectionDataset
 from datasets.images import load_image
-from datasets.two_view import TwoViewDataset, TwoViewSample, TwoViewTransform
+from datasets.two_view import TwoViewDataset, TwoViewSample, as_picture
 from models.detr import DETR
 from models.postprocess import PostProcess
 from util.box_ops import box_cxcywh_to_xyxy
@@ -97,7 +97,7 @@ def draw_views(argv: Sequence[str], count: int) -> Image.Image:
     dataset = main_pretrain.build_dataset(args)
     samples = [dataset[0, index] for index in some_of(dataset, count)]
     return contact_sheet(
-        [draw_sample(sample, dataset.transform) for sample in samples],
+        [draw_sample(sample) for sample in samples],
         columns=1,
         captions=[f"regions: {args.proposals}, IoU of the views {sample.geometry.iou:.2f}" for sample in samples],
     )
@@ -128,10 +128,10 @@ def some_of(dataset: TwoViewDataset, count: int) -> list[int]:
     return [index * len(dataset) // count for index in range(count)]
 
 
-def draw_sample(sample: TwoViewSample, transform: TwoViewTransform) -> Image.Image:
-    """A sample of ``transform``: the views side by side, region i with number i in both, its crops below."""
-    views = [transform.picture(view) for view in sample.views]
-    crops = [[transform.picture(crop) for crop in of_view] for of_view in sample.crops]
+def draw_sample(sample: TwoViewSample) -> Image.Image:
+    """The views side by side, region i with number i in both, its crops below."""
+    views = [as_picture(view) for view in sample.views]
+    crops = [[as_picture(crop) for crop in of_view] for of_view in sample.crops]
     return draw_two_views(views, sample.boxes, crops, zoom=legible_zoom(views[0]))
 
 

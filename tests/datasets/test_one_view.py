@@ -9,7 +9,7 @@ from PIL import Image
 
 from datasets import one_view
 from datasets.one_view import PatchTransform, ProposalTransform, best_boxes, collate_one_view, random_patches
-from datasets.photometric import UNCHANGED
+from datasets.photometric import Photometric
 
 FINISH = {"crop_size": 16, "mean": [0.0] * 3, "std": [1.0] * 3}
 
@@ -65,7 +65,7 @@ def test_the_view_of_patches_is_not_changed_but_its_crops_are(monkeypatch):
     assert sample.crops.shape == (5, 3, 16, 16)
 
     plain = plain_crops(sample)
-    monkeypatch.setattr(one_view, "draw_photometric", lambda rng: UNCHANGED)
+    monkeypatch.setattr(one_view, "draw_photometric", lambda rng: Photometric((), False, None))
     unchanged = transform(picture(), np.empty((0, 4)), np.random.default_rng(0))
     torch.testing.assert_close(unchanged.boxes, sample.boxes)
     torch.testing.assert_close(unchanged.crops, plain, rtol=0, atol=0.02)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from torchvision.transforms.functional import normalize
 
-from datasets.photometric import Photometric, change_and_normalise, draw_photometric
+from datasets.photometric import Normalisation, Photometric, change, draw_photometric
 
 NOTHING = Photometric((), False, None)
 DRAWS = 4000
@@ -17,8 +18,7 @@ DRAWS = 4000
 
 def apply_photometric(image: Image.Image, photometric: Photometric) -> Image.Image:
     picture = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
-    changed = change_and_normalise(picture, [photometric], torch.zeros(3), torch.full((3,), 1 / 255))[0]
-    return Image.fromarray(changed.round().to(torch.uint8).permute(1, 2, 0).numpy())
+    return Image.fromarray(change(picture, [photometric])[0].permute(1, 2, 0).numpy())
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,16 @@ def test_adjustments_apply_in_the_order_given(picture: Image.Image) -> None:
     step = apply_photometric(picture, Photometric((first,), False, None))
     np.testing.assert_array_equal(changed(picture, first, second), changed(step, second))
     assert (changed(picture, first, second) != changed(picture, second, first)).any()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (2, 7, 3, 5, 4), (0, 3, 5, 4)])
+def test_normalisation_is_that_of_torchvision(shape: tuple[int, ...]) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    pictures = torch.randint(256, shape, dtype=torch.uint8)
+    ours = Normalisation(mean, std)(pictures)
+    torch.testing.assert_close(ours, normalize(pictures / 255, mean, std))
+    strided = pictures.movedim(-3, -1).contiguous().movedim(-1, -3)
+    assert torch.equal(Normalisation(mean, std)(strided), ours)
 
 
 def test_a_single_pixel_goes_through_everything() -> None:

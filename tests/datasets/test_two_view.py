@@ -14,7 +14,7 @@ from PIL import Image
 
 from datasets import two_view
 from datasets.loader import EpochBatchSampler, make_loader
-from datasets.photometric import Photometric
+from datasets.photometric import Normalisation, Photometric
 from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
 from util.errors import DataError, one_line
 
@@ -43,9 +43,9 @@ def ramp(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([columns, rows, np.full_like(rows, 7)], axis=-1).astype(np.uint8))
 
 
-def denormalise(pixels: torch.Tensor) -> np.ndarray:
-    """[3, h, w] -> [h, w, 3] in 0..255."""
-    return (pixels.permute(1, 2, 0).numpy() * STD + MEAN) * 255
+def as_rows(pixels: torch.Tensor) -> np.ndarray:
+    """A view or crop [3, h, w] as [h, w, 3] float64."""
+    return pixels.permute(1, 2, 0).numpy().astype(float)
 
 
 def source_of(geometry, view: int, points: np.ndarray) -> np.ndarray:
@@ -72,11 +72,11 @@ def test_pixels_of_views_and_crops_show_the_place_their_boxes_say(seed: int) -> 
     for view in range(2):
         where = source_of(sample.geometry, view, grid(np.array([0, 0, width, height]), width, height))
         inner = (slice(4, -4),) * 2  # at the border of the picture a filter has no neighbours to average
-        error = denormalise(sample.views[view])[inner][..., :2] - (where - 0.5)[inner]
+        error = as_rows(sample.views[view])[inner][..., :2] - (where - 0.5)[inner]
         assert np.abs(error).max() < 0.6  # half a step of the colour is rounding
         for box, crop in zip(sample.boxes[view].double().numpy(), sample.crops[view], strict=True):
             where = source_of(sample.geometry, view, grid(box, 24, 24))
-            error = denormalise(crop)[inner][..., :2] - (where - 0.5)[inner]
+            error = as_rows(crop)[inner][..., :2] - (where - 0.5)[inner]
             assert np.abs(error).max() < 1.2  # rounded twice
 
 
@@ -97,7 +97,7 @@ def test_crops_of_proposals_show_their_colours_in_both_views() -> None:
         flips.append(sample.geometry.flip)
         for view_crops in sample.crops:
             for crop, colour in zip(view_crops[1:], colours, strict=True):
-                np.testing.assert_allclose(denormalise(crop)[3:-3, 3:-3], np.broadcast_to(colour, (18, 18, 3)), atol=2)
+                np.testing.assert_allclose(as_rows(crop)[3:-3, 3:-3], np.broadcast_to(colour, (18, 18, 3)), atol=2)
     assert sorted(set(flips)) == [False, True]
     assert len(flips) >= 8
 
@@ -119,8 +119,9 @@ def check_sample(sample: two_view.TwoViewSample, num_regions: int, crop_size: in
     assert sample.views.shape == (2, 3, height, width)
     assert sample.boxes.shape == (2, num_regions, 4)
     assert sample.crops.shape == (2, num_regions, 3, crop_size, crop_size)
-    assert all(t.dtype == torch.float32 for t in (sample.views, sample.boxes, sample.crops))
-    assert all(t.isfinite().all() for t in (sample.views, sample.boxes, sample.crops))
+    assert sample.views.dtype == sample.crops.dtype == torch.uint8
+    assert sample.boxes.dtype == torch.float32
+    assert sample.boxes.isfinite().all()
     assert sample.size.dtype == torch.int64
     assert (sample.boxes >= 0).all()
     assert (sample.boxes <= torch.tensor([width, height, width, height])).all()
@@ -156,15 +157,8 @@ def test_crops_are_cut_before_the_colours_of_the_view_change(monkeypatch: pytest
     order = iter([black, black, *[UNCHANGED] * 10])
     monkeypatch.setattr(two_view, "draw_photometric", lambda rng: next(order))
     sample = make_transform()(Image.new("RGB", (200, 150), (90, 60, 30)), NONE, np.random.default_rng(0))
-    np.testing.assert_allclose(denormalise(sample.views[0]), 0, atol=1e-3)
-    assert np.abs(denormalise(sample.crops.flatten(0, 1)[3]) - [90, 60, 30]).max() < 1e-3
-
-
-def test_normalisation_and_picture() -> None:
-    transform = make_transform()
-    pixels = torch.randint(256, (3, 20, 30), dtype=torch.uint8)
-    normalised = (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    np.testing.assert_array_equal(np.asarray(transform.picture(normalised)), pixels.permute(1, 2, 0).numpy())
+    assert (sample.views[0] == 0).all()
+    assert (as_rows(sample.crops.flatten(0, 1)[3]) == [90, 60, 30]).all()
 
 
 @dataclass
@@ -223,7 +217,10 @@ def test_proposals_of_the_store_become_regions(files: Files) -> None:
 def test_batch_pads_right_and_below_and_masks_it(files: Files) -> None:
     dataset = TwoViewDataset(files, None, make_transform(), seed=0)
     samples = [dataset[(0, index)] for index in range(4)]
-    batch = collate_two_view(samples)
+    sent = collate_two_view(samples)
+    assert sent.batch.views.dtype == sent.batch.crops.dtype == torch.uint8
+    assert len(sent) == 4
+    batch, normalise = sent.to("cpu"), Normalisation(MEAN, STD)
     height, width = torch.stack([sample.size for sample in samples]).amax(dim=0).tolist()
     assert batch.views.shape == (4, 2, 3, height, width)
     assert batch.mask.shape == (4, 2, height, width)
@@ -233,21 +230,21 @@ def test_batch_pads_right_and_below_and_masks_it(files: Files) -> None:
     assert len(batch) == 4
     for i, sample in enumerate(samples):
         h, w = sample.size.tolist()
-        assert torch.equal(batch.views[i, :, :, :h, :w], sample.views)
+        assert torch.equal(batch.views[i, :, :, :h, :w], normalise(sample.views))
         expected = torch.ones(2, height, width, dtype=torch.bool)
         expected[:, :h, :w] = False
         assert torch.equal(batch.mask[i], expected)
         assert (batch.views[i].transpose(0, 1)[:, expected] == 0).all()
         assert torch.equal(batch.boxes[i], sample.boxes)
         assert torch.equal(batch.size[i], sample.size)
-        assert torch.equal(batch.crops[i], sample.crops)
+        assert torch.equal(batch.crops[i], normalise(sample.crops))
 
 
 def test_batch_moves(files: Files) -> None:
     batch = collate_two_view([TwoViewDataset(files, None, make_transform(), seed=0)[(0, 0)]])
     moved = batch.to("meta", non_blocking=True)
     assert {name: value.shape for name, value in vars(moved).items()} == {
-        name: value.shape for name, value in vars(batch).items()
+        name: value.shape for name, value in vars(batch.batch).items()
     }
     assert all(value.device.type == "meta" for value in vars(moved).values())
 
@@ -260,7 +257,7 @@ def test_workers_make_the_same_batches(files: Files) -> None:
     ]
     assert len(batches[0]) == 2
     for alone, by_worker in zip(*batches, strict=True):
-        assert all(torch.equal(value, vars(by_worker)[name]) for name, value in vars(alone).items())
+        assert all(torch.equal(value, vars(by_worker.batch)[name]) for name, value in vars(alone.batch).items())
 
 
 def test_broken_file_is_named_in_one_line_from_a_worker(files: Files) -> None:

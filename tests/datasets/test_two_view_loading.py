@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from datasets.image_folder import UnlabelledImages
 from datasets.loader import EpochBatchSampler, make_loader, make_train_loader
 from datasets.proposals import ProposalStore, write_proposals
-from datasets.two_view import TwoViewDataset, TwoViewTransform, UnfinishedBatch, collate_two_view
+from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
 from tests.gloo import run_processes
 
 SAMPLES, BATCH, SEED = 64, 8, 3
@@ -39,10 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_dataset(folder: Path, *, finish_later: bool = False) -> TwoViewDataset:
+def make_dataset(folder: Path, *, change_later: bool = False) -> TwoViewDataset:
     transform = TwoViewTransform(
         scales=[40, 48, 64], max_size=90, num_regions=4, crop_size=16, view_iou=0.5, mean=(0.5,) * 3, std=(0.2,) * 3,
-        finish_later=finish_later,
+        change_later=change_later,
     )  # fmt: skip
     images = UnlabelledImages.from_folder(folder / "images")
     return TwoViewDataset(images, ProposalStore(folder / "proposals"), transform, SEED)
@@ -99,14 +99,12 @@ def test_two_ranks_share_the_same_samples(folder: Path, alone: list[str]) -> Non
     assert torch.equal(by_rank[1], shares[:, 1].flatten())
 
 
-def test_batches_left_to_the_device_are_of_8_bits_and_the_same(folder: Path, alone: list[str]) -> None:
+def test_colours_left_to_the_device_are_the_same(folder: Path, alone: list[str]) -> None:
     sampler = EpochBatchSampler(SAMPLES, BATCH, seed=SEED)
-    dataset = make_dataset(folder, finish_later=True)
+    dataset = make_dataset(folder, change_later=True)
     loader = make_loader(dataset, sampler, collate_two_view, num_workers=1, pin_memory=False)
     assert digests(loader) == alone  # on a CPU by the same compiled code
-    batch = next(iter(loader))
-    assert isinstance(batch, UnfinishedBatch)
-    assert batch.batch.views.dtype == torch.uint8
+    assert len(next(iter(loader)).photometrics) == BATCH
 
 
 @pytest.mark.slow
