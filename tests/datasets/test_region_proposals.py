@@ -1,5 +1,7 @@
 """Edges by shapes whose outlines are known; methods by scenes with one obvious object, and by what repeats."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,6 +91,55 @@ def test_tiny_and_narrow_pictures(name: str, size: tuple[int, int]) -> None:
     assert boxes.shape == (len(scores), 4)
     assert (boxes >= 0).all()
     assert (boxes <= np.tile(size, 2)).all()
+
+
+FOREST_OPTIONS = {
+    "stride": 2, "shrinkNumber": 2, "patchSize": 32, "patchInnerSize": 16, "numberOfGradientOrientations": 4,
+    "gradientSmoothingRadius": 0, "regFeatureSmoothingRadius": 2, "ssFeatureSmoothingRadius": 8,
+    "gradientNormalizationRadius": 4, "selfsimilarityGridSize": 5, "numberOfTrees": 1, "numberOfTreesToEvaluate": 1,
+}  # fmt: skip
+
+
+def write_forest(path: Path) -> None:
+    """A structured forest of one tree with one question: is the gradient steep in the middle of a 32 x 32 patch?
+
+    If so the four pixels there are edges. Features lie channel by channel on a 16 x 16 grid, the gradient's magnitude
+    after the three of the colour; each entry of ``edgeBins`` counts 1 / 32.
+    """
+    cv2 = pytest.importorskip("cv2")
+    middle = [7 * 16 + 7, 7 * 16 + 8, 8 * 16 + 7, 8 * 16 + 8]
+    tree = {
+        "childs": [2, 0, 0],
+        "featureIds": [3 * 256 + 8 * 16 + 8, 0, 0],
+        "thresholds": [0.1, 0.0, 0.0],
+        "edgeBoundaries": [0, 0, 0, 4 * 32],
+        "edgeBins": middle * 32,
+    }
+    storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_WRITE)
+    storage.startWriteStruct("options", cv2.FileNode_MAP)
+    for name, value in FOREST_OPTIONS.items():
+        storage.write(name, value)
+    storage.endWriteStruct()
+    for name, values in tree.items():
+        storage.startWriteStruct(name, cv2.FileNode_SEQ)
+        storage.startWriteStruct("", cv2.FileNode_SEQ | cv2.FileNode_FLOW)
+        for value in values:
+            storage.write("", value)
+        storage.endWriteStruct()
+        storage.endWriteStruct()
+    storage.release()
+
+
+def test_the_edges_of_a_structured_forest_are_searched(tmp_path: Path) -> None:
+    write_forest(tmp_path / "model.yml")
+    method = EdgeBoxes(20, edge_model=str(tmp_path / "model.yml"))
+    picture = Image.new("RGB", (260, 200), (50, 50, 50))  # even faint noise is steep to this tree
+    picture.paste((220, 180, 30), (60, 40, 150, 120))
+    boxes, scores = method(picture, 0)
+    assert np.abs(boxes[0] - [60, 40, 150, 120]).max() < 8  # its edges are a few pixels wide
+    assert (scores > 0).all()
+    assert method.parameters()["edges"] == "structured forest"
+    assert not len(method(Image.new("RGB", (90, 70), (90, 90, 90)), 0)[0])
 
 
 def test_a_file_that_is_no_edge_model(tmp_path) -> None:
