@@ -27,14 +27,16 @@ class PretextTask(nn.Module):
 
     Attributes:
         detector: the detector that finetuning goes on with, unchanged.
+        feature_loss_coef: weight of the feature loss; 0: it and its head are left out.
         frozen_backbone: a faster copy of its backbone. Whatever a subclass calls ``frozen_...`` stays in evaluation,
             too, and is no part of what is saved.
     """
 
-    def __init__(self, *, detector: DETR, criterion: SetCriterion) -> None:
+    def __init__(self, *, detector: DETR, criterion: SetCriterion, feature_loss_coef: float) -> None:
         super().__init__()
         self.detector = detector
         self.criterion = criterion
+        self.feature_loss_coef = feature_loss_coef
         detector.backbone[0].requires_grad_(False)
         self.frozen_backbone = fold_frozen_batch_norms(detector.backbone[0])
 
@@ -45,6 +47,27 @@ class PretextTask(nn.Module):
             if name.startswith("frozen_"):
                 module.eval()
         return self
+
+    def sum_up(
+        self,
+        losses: dict[str, Tensor],
+        feature: Tensor | None,
+        outputs: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        matching: Matching,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The criterion's losses and the feature loss [L] (None: there is none) in one.
+
+        Returns:
+            The weighted sum over terms and decoder layers (scalar), and scalars for the log: each term unweighted at
+            the last layer, ``class_error`` and ``cardinality_error``.
+        """
+        total = self.criterion.total(losses)
+        if feature is not None:
+            losses = losses | {"feature": feature}
+            total = total + self.feature_loss_coef * feature.sum()
+        logs = {f"loss_{name}": value[-1] for name, value in losses.items()}
+        return total, logs | self.criterion.errors(outputs, targets, matching)
 
     def pretext_state_dict(self) -> dict[str, Tensor]:
         """What pretraining learns beside the detector: its own heads."""
@@ -69,11 +92,9 @@ class RegionQueryTask(PretextTask):
     """
 
     def __init__(self, *, detector: DETR, criterion: SetCriterion, num_regions: int, feature_loss_coef: float) -> None:
-        """A coefficient of 0 leaves the feature loss and its head out."""
-        super().__init__(detector=detector, criterion=criterion)
+        super().__init__(detector=detector, criterion=criterion, feature_loss_coef=feature_loss_coef)
         width, feature_dim = detector.hidden_dim, sum(detector.backbone[0].num_channels)
         self.num_regions = num_regions
-        self.feature_loss_coef = feature_loss_coef
         self.patch2query = nn.Linear(feature_dim, width)
         self.feature_align = MLP(width, width, feature_dim, 2) if feature_loss_coef else None
 

@@ -33,10 +33,9 @@ class DETReg(PretextTask):
     def __init__(
         self, *, detector: DETR, criterion: SetCriterion, crop_encoder: Backbone, feature_loss_coef: float
     ) -> None:
-        """A coefficient of 0 leaves the embedding and its head out; ``crop_encoder`` holds pretrained weights."""
-        super().__init__(detector=detector, criterion=criterion)
+        """``crop_encoder`` holds pretrained weights."""
+        super().__init__(detector=detector, criterion=criterion, feature_loss_coef=feature_loss_coef)
         width = detector.hidden_dim
-        self.feature_loss_coef = feature_loss_coef
         self.frozen_encoder = fold_frozen_batch_norms(crop_encoder)
         self.feature_embed = MLP(width, width, crop_encoder.num_channels[0], 2) if feature_loss_coef else None
 
@@ -47,8 +46,7 @@ class DETReg(PretextTask):
             batch: B images with any number of regions, none included.
 
         Returns:
-            The weighted sum over terms and decoder layers (scalar), and scalars for the log: each term
-            unweighted at the last layer, ``class_error`` and ``cardinality_error``.
+            As :meth:`sum_up`, with the sum itself.
         """
         images = batch.images
         with record_function("backbone"), torch.no_grad():
@@ -63,14 +61,12 @@ class DETReg(PretextTask):
         targets = as_targets(batch.boxes, OBJECT_LABEL)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
-            total = self.criterion.total(losses)
+            feature = None
             if self.feature_embed is not None:
                 hidden = decoded.hidden[matching.layer, matching.image, matching.query]
                 crop = batch.first_crops()[matching.image] + matching.target
-                losses["feature"] = embedding_loss(self.feature_embed(hidden), wanted[crop], len(decoded.hidden))
-                total = total + self.feature_loss_coef * losses["feature"].sum()
-            logs = {f"loss_{name}": value[-1] for name, value in losses.items()}
-            logs |= self.criterion.errors(outputs, targets, matching)
+                feature = embedding_loss(self.feature_embed(hidden), wanted[crop], len(decoded.hidden))
+            total, logs = self.sum_up(losses, feature, outputs, targets, matching)
         return total, {"loss": total, **logs}
 
 

@@ -41,7 +41,7 @@ class SiameseDETR(RegionQueryTask):
         feature_loss_coef: float,
         global_loss_coef: float,
     ) -> None:
-        """A coefficient of 0 leaves that loss and its head out."""
+        """``global_loss_coef`` 0 leaves that loss and its head out."""
         super().__init__(
             detector=detector, criterion=criterion, num_regions=num_regions, feature_loss_coef=feature_loss_coef
         )
@@ -61,8 +61,7 @@ class SiameseDETR(RegionQueryTask):
                 the view, size [B,2] (height, width) of both views, crops [B,2,R,3,s,s] normalised.
 
         Returns:
-            The weighted sum over terms and decoder layers (scalar), and scalars for the log: each term
-            unweighted at the last layer, ``class_error`` and ``cardinality_error``.
+            As :meth:`sum_up`, with the agreement of the views and the sum itself.
         """
         images, boxes, sizes = views_in_a_row(batch)
         with record_function("backbone"), torch.no_grad():
@@ -78,16 +77,14 @@ class SiameseDETR(RegionQueryTask):
         targets = region_targets(boxes, sizes)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
-            total = self.criterion.total(losses)
+            feature = None
             if self.feature_align is not None:
-                losses["feature"] = self.feature_term(decoded, matching, other_view(crop_features))
-                total = total + self.feature_loss_coef * losses["feature"].sum()
-            logs = {f"loss_{name}": value[-1] for name, value in losses.items()}
+                feature = self.feature_term(decoded, matching, other_view(crop_features))
+            total, logs = self.sum_up(losses, feature, outputs, targets, matching)
             if self.global_head is not None:
                 view1, view2 = pool_views(memory, len(self.strides)).chunk(2)
                 logs["loss_global"] = self.global_head(view1, view2)
                 total = total + self.global_loss_coef * logs["loss_global"]
-            logs |= self.criterion.errors(outputs, targets, matching)
         return total, {"loss": total, **logs}
 
     def region_features(self, features: list[NestedTensor], boxes: Tensor, sizes: Tensor) -> Tensor:

@@ -33,7 +33,6 @@ class UPDETR(RegionQueryTask):
         shuffle_queries: bool,
         feature_loss_coef: float,
     ) -> None:
-        """A coefficient of 0 leaves the feature reconstruction and its head out."""
         super().__init__(
             detector=detector, criterion=criterion, num_regions=num_regions, feature_loss_coef=feature_loss_coef
         )
@@ -50,8 +49,7 @@ class UPDETR(RegionQueryTask):
             batch: B images, each with R patches.
 
         Returns:
-            The weighted sum over terms and decoder layers (scalar), and scalars for the log: each term
-            unweighted at the last layer, ``class_error`` and ``cardinality_error``.
+            As :meth:`sum_up`, with the sum itself.
         """
         images = batch.images
         with record_function("backbone"), torch.no_grad():
@@ -66,12 +64,8 @@ class UPDETR(RegionQueryTask):
         targets = as_targets(batch.boxes, REGION_LABEL)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
-            total = self.criterion.total(losses)
-            if self.feature_align is not None:
-                losses["feature"] = self.feature_term(decoded, matching, patches)
-                total = total + self.feature_loss_coef * losses["feature"].sum()
-            logs = {f"loss_{name}": value[-1] for name, value in losses.items()}
-            logs |= self.criterion.errors(outputs, targets, matching)
+            feature = None if self.feature_align is None else self.feature_term(decoded, matching, patches)
+            total, logs = self.sum_up(losses, feature, outputs, targets, matching)
         return total, {"loss": total, **logs}
 
     def patch_queries(self, patches: Tensor) -> Tensor:
