@@ -63,7 +63,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     Raises:
         UserError: ``--eval`` without a checkpoint, or flags that cannot work.
     """
-    args = finetune_parser(list(DATASETS), list(DETECTORS)).parse_args(argv)
+    args, defaults = recipes.parse(finetune_parser(list(DATASETS), list(DETECTORS)), argv)
     origin = find_origin(args, "finetune")
     if args.eval and (origin is None or not origin.resumes):
         found = "--pretrain does not evaluate" if args.resume is None else f"there is none in {args.output_dir}"
@@ -77,6 +77,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
         recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.finetune_recipe(args))
+    recipes.fill(args, defaults)
     check_finetune(args)
     return args, origin
 

@@ -40,13 +40,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
     """Complete arguments, and the checkpoint to go on from if ``--resume`` finds one."""
-    args = pretrain_parser(list(UNLABELLED), list(DETECTORS), list(PRETEXTS)).parse_args(argv)
+    args, defaults = recipes.parse(pretrain_parser(list(UNLABELLED), list(DETECTORS), list(PRETEXTS)), argv)
     origin = find_origin(args, "pretrain")
     if origin:
         recipes.adopt(args, (*recipes.ARCHITECTURE, "method"), origin.content["args"], origin.path)
         recipes.continue_run(args, origin.content["args"])
     recipes.fill(args, {"dataset_file": "imagefolder", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.pretrain_recipe(args))
+    recipes.fill(args, defaults)
     check_pretrain(args, distributed.num_launched())
     return args, origin
 

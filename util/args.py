@@ -33,7 +33,6 @@ def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]
     group.add_argument(
         "--dilation",
         action="store_true",
-        default=None,
         help="stride 16 instead of 32 in the last stage (DC5): finer, four times the tokens",
     )
     group.add_argument(
@@ -60,13 +59,11 @@ def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]
     group.add_argument(
         "--with_box_refine",
         action="store_true",
-        default=None,
         help="deformable: every decoder layer starts from the box that the one before predicts",
     )
     group.add_argument(
         "--two_stage",
         action="store_true",
-        default=None,
         help="deformable with --with_box_refine: queries are the encoder's best guesses; cannot be pretrained",
     )
     group.add_argument("--dropout", type=float, default=0.1)
@@ -140,7 +137,7 @@ def add_pretext_arguments(parser: argparse.ArgumentParser, pretexts: list[str]) 
         "--augment_device",
         choices=["cpu", "cuda"],
         help="siamese: where colours change and pictures are blurred: in the workers, or with --device cuda in the "
-        "training process, which spares workers and sends a quarter of the bytes; default: cpu",
+        "training process, which spares the workers; default: cpu",
     )
     group.add_argument(
         "--query_jitter", type=float, help="siamese: corner noise of query regions, of a side; default: 0.1"
@@ -151,16 +148,13 @@ def add_pretext_arguments(parser: argparse.ArgumentParser, pretexts: list[str]) 
     group.add_argument(
         "--shuffle_queries",
         action="store_true",
-        default=None,
         help="updetr: draw in every step which learned queries go with which patch",
     )
     group.add_argument(
         "--num_proposals", type=int, help="detreg: the best so many proposals are the image's objects; default: 30"
     )
     group.add_argument("--no_feature_loss", action="store_true", help="ablation: no regional discrimination")
-    group.add_argument(
-        "--no_global_loss", action="store_true", default=None, help="siamese, ablation: no global discrimination"
-    )
+    group.add_argument("--no_global_loss", action="store_true", help="siamese, ablation: no global discrimination")
     group.add_argument(
         "--feature_loss_coef", type=float, help="default: siamese by detector and data set 3 or 5, else 1"
     )

@@ -1,12 +1,13 @@
 """What an argument becomes that the user left out, and the schedule that follows.
 
-In this order: what the user typed, what the checkpoint was made with (architecture only), the paper's recipe.
+In this order: what the user typed, what the checkpoint was made with (the architecture; of a run that is resumed,
+everything), the paper's recipe, the parser's default.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ PLACES += ("proposal_dir", "backbone_weights", "pretrain", "resume", "output_dir
 
 COCO_SCALES = list(range(480, 801, 32))
 IMAGENET_SCALES = list(range(320, 481, 16))
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """What was typed, and the parser's defaults.
+
+    What was not typed is None, so that a checkpoint or a recipe may fill it before the default does; but for places,
+    which have theirs at once.
+    """
+    defaults = vars(parser.parse_args([]))
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults)))
+    fill(args, {name: value for name, value in defaults.items() if name in PLACES})
+    return args, defaults
 
 
 def detector_defaults(detr: str | None) -> dict[str, Any]:

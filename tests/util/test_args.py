@@ -11,18 +11,19 @@ DETRS = ["vanilla", "conditional", "deformable"]
 
 
 def pretrain(*argv):
-    args = pretrain_parser(["imagefolder", "coco", "voc"], DETRS, ["siamese", "updetr", "detreg"]).parse_args(
-        ["--data_path", "images", *argv]
-    )
+    parser = pretrain_parser(["imagefolder", "coco", "voc"], DETRS, ["siamese", "updetr", "detreg"])
+    args, defaults = recipes.parse(parser, ["--data_path", "images", *argv])
     recipes.fill(args, {"dataset_file": "imagefolder", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.pretrain_recipe(args))
+    recipes.fill(args, defaults)
     return args
 
 
 def finetune(*argv):
-    args = finetune_parser(["coco", "voc"], DETRS).parse_args(["--data_path", "images", *argv])
+    args, defaults = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--data_path", "images", *argv])
     recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
     recipes.fill(args, recipes.finetune_recipe(args))
+    recipes.fill(args, defaults)
     return args
 
 
@@ -100,11 +101,11 @@ def test_what_is_typed_wins():
 
 
 def test_the_checkpoint_decides_the_architecture():
-    args = finetune_parser(["coco", "voc"], DETRS).parse_args([])
+    args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), [])
     recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
     recipes.fill(args, recipes.detector_defaults(args.detr))
     assert (args.detr, args.hidden_dim, args.enc_layers) == ("vanilla", 64, 6)
-    args = finetune_parser(["coco", "voc"], DETRS).parse_args(["--hidden_dim", "128"])
+    args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--hidden_dim", "128"])
     with pytest.raises(CheckpointError, match=r"--hidden_dim 128 does not fit f\.pth.*--hidden_dim 64"):
         recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
 
@@ -186,24 +187,28 @@ def test_finetuning_refuses(argv, message):
 
 
 def test_finetuning_needs_data():
-    args = finetune_parser(["coco", "voc"], DETRS).parse_args([])
-    recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
-    recipes.fill(args, recipes.finetune_recipe(args))
+    args = finetune()
+    args.data_path = None
     with pytest.raises(UserError, match="--data_path"):
         check_finetune(args)
 
 
 def test_a_resumed_run_keeps_what_is_not_typed_again():
-    saved = vars(finetune("--epochs", "9", "--lr_drop", "8", "--pretrain", "there", "--scales", "99"))
+    typed = ["--epochs", "9", "--lr_drop", "8", "--pretrain", "there", "--scales", "99", "--num_workers", "7"]
+    saved = vars(finetune(*typed, "--seed", "5", "--dropout", "0.3", "--tensorboard", "--eval_every", "3"))
 
     def resumed(*argv):
-        args = finetune_parser(["coco", "voc"], DETRS).parse_args(["--resume", "f", *argv])
+        args, defaults = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--resume", "f", *argv])
         recipes.continue_run(args, saved)
+        recipes.fill(args, defaults)
         return args
 
     args = resumed()
     assert (args.epochs, args.lr_drop, args.scales, args.lr_backbone) == (9, 8, [99], 5e-5)
-    assert args.pretrain is None
+    assert (args.seed, args.dropout, args.tensorboard, args.eval_every) == (5, 0.3, True, 3)
+    assert (args.pretrain, args.num_workers, args.output_dir) == (None, 2, "outputs")  # places
     assert args.lr == 1e-4
+    args = resumed("--seed", "42", "--dropout", "0")  # typed, although the one is the default
+    assert (args.seed, args.dropout) == (42, 0)
     args = resumed("--max_steps", "7")
     assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 7, None)
