@@ -61,7 +61,7 @@ class Journal:
             # A lock of this process alone: worker processes do not inherit it and so cannot keep it beyond its death.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.done = self._recover(plan)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # how a lock is refused; a full disk is something else
             self._file.close()
             raise DataError(f"{path}: another process is working on this shard") from None
         except BaseException:
