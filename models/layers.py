@@ -114,8 +114,10 @@ class FeedForwardLayer(nn.Module):
 
     def _after_attention(self, x: Tensor, attended: Tensor, norm: nn.LayerNorm, last_norm: nn.LayerNorm) -> Tensor:
         x = norm(x + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
-        return last_norm(x + self.dropout(self.linear2(hidden)))
+        # tokens in one row: what Linear makes of more dimensions is a view, and an in-place change of a view makes
+        # autograd copy its whole gradient
+        hidden = self.dropout(F.relu(self.linear1(x.flatten(0, -2)), inplace=True))
+        return last_norm(x + self.dropout(self.linear2(hidden)).view_as(x))
 
 
 class LayerHeads(nn.ModuleList):
