@@ -121,7 +121,8 @@ def make_training(
         raise UserError(f"--accum_steps {args.accum_steps}: an epoch has only {num_batches} batches")
     total_steps, drop_step = schedule(args, steps_per_epoch)
     param_groups = [{"lr": args.lr, **group} for group in param_groups]
-    optimizer = torch.optim.AdamW(param_groups, lr=args.lr, weight_decay=args.weight_decay)
+    # fused: each parameter is read and written once; a third of the time of the default on a CPU
+    optimizer = torch.optim.AdamW(param_groups, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     scheduler = LambdaLR(optimizer, lambda step: 0.1 if drop_step is not None and step >= drop_step else 1.0)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     rates = [group["lr"] for group in param_groups]
@@ -130,12 +131,13 @@ def make_training(
 
 def resume(training: Training, origin: Origin | None, args: argparse.Namespace) -> None:
     """Go on where ``origin`` stopped, if it is a run of this kind, and say what is done otherwise than there."""
-    if origin is None or not origin.resumes:
+    resumes = origin is not None and origin.resumes
+    if len(set(distributed.all_gather_object(origin.content.get("step") if resumes else None))) > 1:
+        raise UserError(f"--resume {args.resume}: not all processes found the same checkpoint; is it on a shared disk?")
+    if not resumes:
         return
     training.load_state_dict(origin.content, origin.path)
     training.use_rates(args)
-    if len(set(distributed.all_gather_object(training.step))) > 1:
-        raise UserError(f"--resume {args.resume}: not all processes found the same checkpoint; is it on a shared disk?")
     say(f"resumed from {origin.path} at step {training.step} of {training.total_steps}")
     if training.step >= training.total_steps:
         say("nothing is left to do; to go on, raise --epochs or --max_steps")

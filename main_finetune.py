@@ -71,6 +71,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     if origin:
         adopt_architecture(args, origin)
     if origin and origin.content["stage"] == "backbone":
+        if args.backbone_weights:
+            raise UserError(f"--pretrain {args.pretrain} is a backbone, and so is --backbone_weights: choose one")
         args.pretrain, args.backbone_weights, origin = None, args.pretrain, None
     if origin and origin.resumes:
         recipes.adopt(args, FEW_IMAGES, origin.content["args"], origin.path)
@@ -223,4 +225,4 @@ def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLo
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "interrupted; --resume auto goes on from the last checkpoint")

@@ -84,4 +84,4 @@ def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "interrupted; --resume auto goes on from the last checkpoint")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from util.errors import DataError
 from util.optional import require
 
 SMALLEST_SIDE = 8  # pixels; below it there are no contours to follow, and OpenCV reads beyond its arrays
+LARGEST_SIDE = 32766  # pixels; OpenCV's remap takes no more
 
 
 class ProposalMethod(Protocol):
@@ -85,21 +87,18 @@ class EdgeBoxes:
         edges: dict[str, Any] = {"edges": "colour gradients", "sigma": EDGE_SIGMA, "strong": EDGE_PERCENTILE}
         if self.edge_model is not None:
             edges = {"edges": "structured forest", "sha256": file_digest(self.edge_model)}
+            check_forest(self.edge_model)
         return {"max_boxes": self.max_boxes, "size": self.size, **edges, **self.search, "opencv": version}
 
     @cached_property
     def _forest(self) -> Any:
-        cv2 = opencv("edgebox")
-        try:
-            return cv2.ximgproc.createStructuredEdgeDetection(self.edge_model)
-        except cv2.error as error:
-            raise DataError(f"{self.edge_model}: not a structured forest of OpenCV ({error.err})") from None
+        return opencv("edgebox").ximgproc.createStructuredEdgeDetection(self.edge_model)
 
     def __call__(self, image: Image.Image, index: int) -> tuple[np.ndarray, np.ndarray]:
         cv2 = opencv("edgebox")
         pixels = np.asarray(image)
-        if self.size:
-            shrink = min(1.0, self.size / min(image.size))
+        shrink = min(LARGEST_SIDE / max(image.size), (self.size or math.inf) / min(image.size))
+        if shrink < 1:
             reduced = [max(1, round(side * shrink)) for side in image.size]
             pixels = cv2.resize(pixels, reduced, interpolation=cv2.INTER_AREA)
         if min(pixels.shape[:2]) < SMALLEST_SIDE:
@@ -115,6 +114,19 @@ class EdgeBoxes:
         finder = cv2.ximgproc.createEdgeBoxes(maxBoxes=self.max_boxes, **self.search)
         found, scores = finder.getBoundingBoxes(edges, orientation)
         return in_image(found, pixels.shape[:2], image, scores)
+
+
+def check_forest(path: str) -> None:
+    """Raises DataError if ``path`` is no structured forest; OpenCV itself divides by zero where its options miss."""
+    cv2 = opencv("edgebox")
+    try:
+        storage = cv2.FileStorage(path, cv2.FILE_STORAGE_READ)  # its nodes live as long as it does
+        stride = storage.getNode("options").getNode("stride")
+        is_forest = not stride.empty() and stride.real() > 0
+    except (cv2.error, SystemError):
+        is_forest = False
+    if not is_forest:
+        raise DataError(f"{path}: not a structured forest of OpenCV")
 
 
 EDGE_SIGMA = 2.0  # of the smoothing, in pixels: texture goes, outlines stay; smaller ones cost more time

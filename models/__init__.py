@@ -1,4 +1,4 @@
-"""Detectors and pretext tasks by name. A new one is a file of its own and a line here."""
+"""Detectors and pretext tasks by name; a new one is a file of its own and is entered here."""
 
 from __future__ import annotations
 

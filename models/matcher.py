@@ -82,7 +82,7 @@ class HungarianMatcher(nn.Module):
         costs = self.costs(outputs, targets)
         # Without any object there are no costs, but predictions that may have become NaN all the same.
         health = outputs["pred_boxes"].float().sum() + outputs["pred_logits"].float().sum()
-        host = torch.cat([costs.flatten(), health[None]]).cpu().numpy()  # the step's one transfer to the host
+        host = torch.cat([costs.flatten(), health[None]]).cpu().numpy()  # the one transfer to the host
         if not np.isfinite(host).all():
             raise FloatingPointError(
                 "the predictions became NaN or infinite: the training diverged; "

@@ -10,6 +10,8 @@ import fcntl
 import functools
 import importlib.util
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -88,13 +90,23 @@ def build_in_place() -> Path:
         OSError: the cache cannot be written.
     """
     cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
-    library = cache / PACKAGE / f"{module_name(with_cuda=why_no_cuda() is None)}.so"
+    with_cuda = why_no_cuda() is None
+    library = cache / PACKAGE / _machine(with_cuda=with_cuda) / f"{module_name(with_cuda=with_cuda)}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix(".lock")):
             if not library.exists():
                 _compile(library)
     return library
+
+
+def _machine(*, with_cuda: bool) -> str:
+    """What an in-place build is for, as the name of a folder: machines with other GPUs may share the cache."""
+    if not with_cuda:
+        return platform.machine()
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+    return f"{platform.machine()}-sm_{re.sub(r'[^0-9A-Za-z.+]+', '_', targets)}"
 
 
 @contextmanager

@@ -26,16 +26,17 @@ def ms_deform_attn(
         attention_weights: [B, Q, M, L, P].
 
     All floating-point arguments have one dtype of float32, float64, bfloat16 and float16 (16-bit ones are computed with
-    in float32) and one device; under autocast all are made float32. The integers may also stay on the CPU, which on a
-    GPU saves waiting for it. Gradients reach value, sampling_locations and attention_weights; they are the same bit
-    for bit for any number of threads on a CPU, but not from call to call on a GPU, whose atomic additions come in any
-    order. There is no second derivative.
+    in float32) and one device; under autocast the compiled operator makes all float32. The integers may also stay on
+    the CPU, which on a GPU saves waiting for it. Gradients reach value, sampling_locations and attention_weights; they
+    are the same bit for bit for any number of threads on a CPU, but not from call to call on a GPU, whose atomic
+    additions come in any order. There is no second derivative.
 
     Returns:
         [B, Q, M * D], of value's dtype.
 
     Raises:
-        ValueError: sizes that do not add up, mixed dtypes or devices, wrong level starts; names the argument.
+        ValueError: sizes that do not add up or wrong level starts; by the compiled operator also mixed dtypes or
+            devices. Names the argument.
     """
     compute = _compiled if has_kernels(value.device.type) else ms_deform_attn_reference
     return compute(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)

@@ -18,7 +18,11 @@ def ms_deform_attn_reference(
 
     Args and result as :func:`ops.functional.ms_deform_attn`; computed in the dtype of the arguments, float32 for
     16-bit ones.
+
+    Raises:
+        ValueError: levels that do not follow each other without gaps or do not fill ``value``.
     """
+    _check_levels(value, spatial_shapes, level_start_index)
     dtype = value.dtype
     if dtype in (torch.float16, torch.bfloat16):
         arguments = (value.float(), sampling_locations.float(), attention_weights.float())
@@ -40,3 +44,15 @@ def ms_deform_attn_reference(
         output = output + (sampled * weights).sum(-1)
     output = output.view(batch_size, num_heads * channels, num_queries).transpose(1, 2)
     return output.contiguous().to(dtype)
+
+
+def _check_levels(value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor) -> None:
+    total = 0
+    for level, (start, (height, width)) in enumerate(
+        zip(level_start_index.tolist(), spatial_shapes.tolist(), strict=True)
+    ):
+        if start != total:
+            raise ValueError(f"level_start_index: expected level {level} to start at {total}, got {start}")
+        total += height * width
+    if total != value.shape[1]:
+        raise ValueError(f"spatial_shapes: the levels have {total} positions, but value has {value.shape[1]}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import main_finetune
@@ -213,6 +214,12 @@ def test_checkpoints_of_others_that_will_not_do(fails, data, tmp_path):
             line = fails(main_finetune, "--data_path", data, *COMMON, *flags, tmp_path / name)
             assert name in line
             assert word in line
+
+
+def test_two_backbones(fails, data, tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet.pth")
+    flags = ["--pretrain", tmp_path / "resnet.pth", "--backbone_weights", tmp_path / "resnet.pth"]
+    assert "choose one" in fails(*finetune_on(data, *flags))
 
 
 def test_eval_without_a_checkpoint(fails, data):

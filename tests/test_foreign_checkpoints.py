@@ -90,6 +90,11 @@ def test_evaluation_of_others_prints_what_the_own_checkpoint_does(trained, coco,
     convert_checkpoint.main([str(trained), str(tmp_path / "hf"), "--to", "hf"])
     convert_checkpoint.main([str(trained), str(tmp_path / "converted.pth"), "--to", "detr"])
     capsys.readouterr()
+    prepared = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    saved = load_file(trained)["args"]
+    assert prepared["size"] == {"shortest_edge": saved["eval_size"], "longest_edge": saved["eval_max_size"]}
+    with pytest.raises(CheckpointError, match="--num_queries 3 does not fit"):
+        convert_checkpoint.main([str(trained), str(tmp_path / "other"), "--to", "hf", "--num_queries", "3"])
     for path in (public, tmp_path / "hf", tmp_path / "hf" / "model.safetensors", tmp_path / "converted.pth"):
         assert evaluate(coco, tmp_path / "eval", path) == own
         told = capsys.readouterr().out
@@ -280,3 +285,16 @@ def test_code_is_refused_on_every_path(conditional, data, tmp_path, place, flag)
         with pytest.raises(CheckpointError, match="refused"):
             convert_checkpoint.main([str(path), str(tmp_path / "converted"), "--to", "detr"])
     assert not proof.exists()
+
+
+def test_own_checkpoints_that_somebody_changed(conditional, coco, tmp_path):
+    content = load_file(conditional)
+    argv = [*COMMON, "--data_path", str(coco), "--output_dir", str(tmp_path / "out"), "--resume", str(tmp_path / "x")]
+    without = {name: value for name, value in content.items() if name != "categories"}
+    for changed in (without, {**content, "args": None}, {**content, "stage": "other"}):
+        torch.save(changed, tmp_path / "x")
+        with pytest.raises(CheckpointError, match="x: not whole"):
+            main_finetune.main([*argv, "--eval"])
+    torch.save({name: value for name, value in content.items() if name != "step"}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        main_finetune.main(argv)

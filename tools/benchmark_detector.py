@@ -73,7 +73,7 @@ def _theirs(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
 
 def _steps(model: nn.Module, detect: Callable[[], object], loss: Callable[[], Tensor]) -> Steps:
     """Inference without gradients, and one optimizer step on ``loss``."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     def infer() -> None:
         model.eval()

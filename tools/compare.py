@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.comparison.execution import execute, write_commands
+from tools.comparison.execution import execute
 from tools.comparison.report import write_report
 from tools.comparison.specification import make_runs, read_specification
 from util.check_args import at_least
@@ -51,7 +51,6 @@ def main(argv: list[str] | None = None) -> None:
     runs = make_runs(read_specification(args.specification))
     out = Path(args.output_dir)
     make_writable(out)
-    write_commands(runs, out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs, too, as Ctrl-C does
     try:
         execute(runs, out, args.jobs)

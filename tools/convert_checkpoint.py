@@ -18,10 +18,11 @@ from models.checkpoints.load import load_origin, num_class_logits
 from models.checkpoints.write import write_hugging_face, write_public
 from util.checkpoint import Origin
 from util.errors import CheckpointError, UserError
-from util.recipes import ARCHITECTURE
+from util.recipes import ARCHITECTURE, adopt
 from util.script import run_script
 
-WRITERS = {"detr": write_public, "hf": write_hugging_face}
+UNTOLD = ("nheads", "dilation", "backbone", "num_queries")
+"""What the flags may say of an architecture that the file does not tell."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{target} exists already: name another file or folder")
     if not target.parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.parent}")
-    typed = {"nheads": args.nheads, "dilation": args.dilation, "backbone": args.backbone}
-    content, foreign = read_checkpoint(source, typed)
+    content, foreign = read_checkpoint(source, {name: getattr(args, name) for name in UNTOLD})
+    adopt(args, UNTOLD, content["args"], source)
     num_logits = num_class_logits(content["model"])
     if num_logits is None:
         raise CheckpointError(f"{source}: holds no detector with a class head, so there is nothing to convert")
@@ -42,7 +43,14 @@ def main(argv: list[str] | None = None) -> None:
     detector = DETECTORS[built.detr](built, num_logits, focal=False, train_backbone=False)
     report = load_origin(detector, Origin(source, content, resumes=True, foreign=foreign), keep_class_head=True)
     print(report.describe(source))
-    WRITERS[args.to](detector.state_dict(), architecture, content["categories"], target)
+    try:
+        if args.to == "detr":
+            write_public(detector.state_dict(), architecture, content["categories"], target)
+        else:
+            eval_size = content["args"].get("eval_size", 800), content["args"].get("eval_max_size", 1333)
+            write_hugging_face(detector.state_dict(), architecture, content["categories"], target, eval_size=eval_size)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
     print(f"wrote {target}")
 
 
@@ -53,8 +61,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="IN", help="a checkpoint of any project, or a Hugging Face model folder")
     parser.add_argument("target", metavar="OUT", help="the file (detr) or folder (hf) to write")
-    parser.add_argument("--to", choices=WRITERS, required=True, help="detr: a .pth file; hf: a folder for transformers")
+    parser.add_argument(
+        "--to", choices=["detr", "hf"], required=True, help="detr: a .pth file; hf: a folder for transformers"
+    )
     parser.add_argument("--nheads", type=int, help="attention heads, where IN does not tell; default: 8")
+    parser.add_argument("--num_queries", type=int, help="of a two-stage detector that does not tell; default: 300")
     parser.add_argument(
         "--dilation", action="store_true", default=None, help="IN has stride 16 in the last stage and does not tell"
     )

@@ -77,7 +77,11 @@ def check(args: argparse.Namespace) -> None:
     ann, images = getattr(args, f"{args.split}_ann"), getattr(args, f"{args.split}_images")
     if (ann is None) != (images is None):
         raise UserError(f"--{args.split}_ann FILE and --{args.split}_images DIR go together")
-    if args.data_path is None and (ann is None or args.dataset_file == "voc"):
+    if args.dataset_file == "voc" and (args.train_ann or args.val_ann):
+        raise UserError("--train_ann, --train_images, --val_ann, --val_images go with --dataset_file coco")
+    if args.dataset_file != "voc" and (args.voc_train or args.voc_val):
+        raise UserError("--voc_train and --voc_val go with --dataset_file voc")
+    if args.data_path is None and (ann is None):
         raise UserError("--data_path DIR is needed: the root of the labelled data set")
     for out in (args.json, args.plot):
         if out and not Path(out).parent.is_dir():

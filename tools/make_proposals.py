@@ -2,7 +2,7 @@
 
     python tools/make_proposals.py --method edgebox --data_path DIR --output_dir OUT
     python tools/make_proposals.py ... --shard 1/8        one of eight machines that share a disk
-    python tools/make_proposals.py ... --merge            when all eight are done
+    python tools/make_proposals.py ... --merge 8          when all eight are done
 
 The same command goes on after a kill at any moment. Until everything is done the work lies in OUT.parts; OUT appears
 whole. Images that cannot be read have no boxes; OUT/failed.json lists them with the reason.
@@ -34,6 +34,7 @@ from datasets.images import load_image
 from datasets.proposal_journal import Journal, Outcome, encode, read_journal
 from datasets.proposals import ProposalStore, fingerprint, stream_proposals
 from datasets.region_proposals import METHODS, ProposalMethod
+from util.checkpoint import make_writable
 from util.errors import DataError, UserError, one_line
 from util.script import run_script
 
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     paths = images.relative_paths()
     plan = {"method": method.name, "parameters": method.parameters(), "num_images": len(paths)}
     plan |= {"fingerprint": fingerprint(paths), "shards": shards}
-    out = Path(args.output_dir)
+    out = Path(args.output_dir).resolve()
     parts = out.with_name(f"{out.name}.parts")
     if out.exists():
         ProposalStore(out).check(paths, method.name)
@@ -77,11 +78,16 @@ def main(argv: list[str] | None = None) -> None:
         shutil.rmtree(parts, ignore_errors=True)  # a kill just before this line leaves it
         print(f"{out}: complete already")
         return
-    parts.mkdir(parents=True, exist_ok=True)
-    if not args.merge:
-        propose(Proposing(images, method), journal_of(parts, number, shards), plan, number, args.num_workers)
-    if args.shard is None:
-        merge(out, parts, paths, plan)
+    make_writable(parts)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    try:
+        if not args.merge:
+            propose(Proposing(images, method), journal_of(parts, number, shards), plan, number, args.num_workers)
+        if args.shard is None:
+            merge(out, parts, paths, plan)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{parts}: cannot be written ({reason}); the same command goes on from here") from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -129,6 +135,10 @@ def check(args: argparse.Namespace) -> tuple[int, int]:
     ):
         if getattr(args, name) is not None and args.method not in methods:
             raise UserError(f"--{name} goes with --method {' or '.join(methods)}, not {args.method}")
+    if args.dataset_file != "voc" and (args.voc_train or args.voc_val):
+        raise UserError("--voc_train and --voc_val go with --dataset_file voc")
+    if args.dataset_file == "imagefolder" and args.split != "train":
+        raise UserError("--split val goes with --dataset_file coco or voc: a folder of images has but one")
     if args.list and args.dataset_file != "imagefolder":
         raise UserError(f"--list goes with --dataset_file imagefolder, not {args.dataset_file}")
     if args.shard is None:
@@ -153,6 +163,8 @@ def build_images(args: argparse.Namespace) -> UnlabelledImages:
         lines = os.fsdecode(Path(args.list).read_bytes()).splitlines()
     except OSError as error:
         raise DataError(f"{args.list}: cannot be read as a list of images ({error.strerror})") from None
+    if not Path(args.data_path).is_dir():
+        raise DataError(f"{args.data_path}: no such folder of images")
     paths = [line.strip() for line in lines if line.strip()]
     if not paths:
         raise DataError(f"{args.list}: names no images")
@@ -188,7 +200,6 @@ def bounds(plan: dict[str, Any], number: int) -> tuple[int, int]:
 
 def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, num_workers: int) -> None:
     """Bring the journal of one shard to its end."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     first, end = bounds(plan, number)
     journal = Journal(path, plan)
     begun, started = journal.done, time.monotonic()
@@ -213,8 +224,6 @@ def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, n
             if time.monotonic() - synced > SYNC_SECONDS:
                 journal.sync()
                 synced = time.monotonic()
-    except KeyboardInterrupt:
-        raise UserError("interrupted; the same command goes on from here") from None
     finally:
         bar.close()
         journal.close()
@@ -282,4 +291,4 @@ def empty() -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "interrupted; the same command goes on from here")

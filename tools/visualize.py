@@ -44,8 +44,13 @@ LEGIBLE_SIDE = 320  # smaller images are enlarged to this short side
 
 def main(argv: list[str] | None = None) -> None:
     """Draw one picture."""
-    args, rest = make_parser().parse_known_args(argv)
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "curves" and rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     out = Path(args.out)
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"--out {out}: unknown kind of picture, use .png or .jpg")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     if args.command != "curves":
@@ -180,13 +185,7 @@ def name_runs(logs: Sequence[str]) -> dict[str, str]:
 
 
 def save_picture(picture: Image.Image, out: Path) -> None:
-    """Write under a temporary name, then rename.
-
-    Raises:
-        UserError: the ending of ``out`` is that of no image format.
-    """
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"--out {out}: unknown kind of picture, use .png or .jpg")
+    """Write under a temporary name, then rename."""
     temporary = out.with_name(f".tmp.{out.name}")
     picture.save(temporary)
     temporary.replace(out)

@@ -163,7 +163,9 @@ def add_pretext_arguments(parser: argparse.ArgumentParser, pretexts: list[str]) 
 
 def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: list[str]) -> argparse.ArgumentParser:
     """The parser of main_pretrain.py."""
-    parser = argparse.ArgumentParser("main_pretrain.py", description="Pretrain the Transformer without labels.")
+    parser = argparse.ArgumentParser(
+        "main_pretrain.py", description="Pretrain the Transformer without labels.", allow_abbrev=False
+    )
     data = add_data_arguments(parser, dataset_files)
     data.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
     data.add_argument(
@@ -184,7 +186,9 @@ def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: li
 
 def finetune_parser(dataset_files: list[str], detectors: list[str]) -> argparse.ArgumentParser:
     """The parser of main_finetune.py."""
-    parser = argparse.ArgumentParser("main_finetune.py", description="Train or evaluate a detector on boxes.")
+    parser = argparse.ArgumentParser(
+        "main_finetune.py", description="Train or evaluate a detector on boxes.", allow_abbrev=False
+    )
     data = add_data_arguments(parser, dataset_files)
     for split in ("train", "val"):
         data.add_argument(f"--{split}_ann", metavar="FILE", help="COCO-format annotations, any place")

@@ -6,6 +6,8 @@ import argparse
 import math
 
 from util.errors import UserError
+from util.optional import require
+from util.recipes import detector_defaults
 from util.script import select_device
 
 # Flags of some pretext tasks only; None or False where they were not typed and are not needed.
@@ -44,7 +46,11 @@ def check_common(args: argparse.Namespace) -> None:
     at_least(args, 1, "enc_n_points", "dec_n_points")
     at_least(args, 0, "num_workers", "save_every_epochs", "save_every_steps", "seed", "lr_drop", "lr_drop_step")
     at_least(args, 0, "lr", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox", "set_cost_giou")
-    at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "focal_alpha")
+    at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef")
+    if args.seed >= 2**63:
+        raise UserError(f"--seed {args.seed}: must be below 2^63")
+    if not 0 <= args.focal_alpha <= 1:
+        raise UserError(f"--focal_alpha {args.focal_alpha}: must lie in [0, 1]")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must lie in [0, 1)")
     if min(args.scales) < 1:
@@ -55,6 +61,8 @@ def check_common(args: argparse.Namespace) -> None:
             "for the position encoding and the attention heads"
         )
     check_deformable(args)
+    if args.tensorboard:
+        require("tensorboard", "tensorboard", "--tensorboard")
     if args.epochs is not None and args.max_steps is not None:
         raise UserError("--epochs and --max_steps both give the length of the schedule: choose one")
     if args.lr_drop is not None and args.epochs is None:
@@ -70,14 +78,11 @@ def check_deformable(args: argparse.Namespace) -> None:
         UserError: names the flags and their values.
     """
     if args.detr != "deformable":
-        if args.num_feature_levels != 1:
-            raise UserError(
-                f"--num_feature_levels {args.num_feature_levels} goes with --detr deformable; "
-                f"--detr {args.detr} sees one map"
-            )
-        for name in ("with_box_refine", "two_stage"):
-            if getattr(args, name):
-                raise UserError(f"--{name} goes with --detr deformable, not with --detr {args.detr}")
+        for name in ("num_feature_levels", "enc_n_points", "dec_n_points", "with_box_refine", "two_stage"):
+            value = getattr(args, name)
+            if value != detector_defaults(args.detr)[name]:
+                flag = f"--{name}" if value is True else f"--{name} {value}"
+                raise UserError(f"{flag} goes with --detr deformable, not with --detr {args.detr}")
         return
     if args.two_stage and not args.with_box_refine:
         raise UserError("--two_stage needs --with_box_refine: its decoder starts from the encoder's boxes")
@@ -168,7 +173,7 @@ def check_finetune(args: argparse.Namespace) -> None:
         raise UserError(f"--train_fraction {args.train_fraction}: must lie in (0, 1]")
     at_least(args, 1, "train_images_per_class")
     files = [args.train_ann, args.train_images, args.val_ann, args.val_images]
-    if args.pretrain and args.backbone_weights and args.resume is None:
+    if args.pretrain and args.backbone_weights:
         raise UserError("--pretrain brings its own backbone: leave --backbone_weights out")
     if args.dataset_file == "voc" and any(files):
         raise UserError("--train_ann, --train_images, --val_ann, --val_images go with --dataset_file coco")

@@ -7,10 +7,11 @@ import json
 import os
 import pickle
 import random
+import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from models.checkpoints.foreign import Foreign
 
 LATEST = "checkpoint.pth"
+
+# What torch's reader stumbles with over a file that is cut off, damaged or something else.
+DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, OSError, AssertionError, TypeError, AttributeError)
+DAMAGED += (ArithmeticError, struct.error)
 
 
 def load_file(path: str | Path) -> Any:
@@ -47,7 +52,7 @@ def load_file(path: str | Path) -> Any:
                 f"{path}: refused: it holds more than tensors and plain containers, loading it could run code"
             ) from None
         raise CheckpointError(f"{path}: not a checkpoint, or damaged") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{path}: not a checkpoint, or truncated ({_first_line(error)})") from None
 
 
@@ -62,14 +67,23 @@ def save_file(value: Any, path: str | Path) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
+            _write_synced(value, file)
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock colleagues out
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _write_synced(value: Any, file: BinaryIO) -> None:
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:  # torch's zip writer hides what the disk said
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def save_checkpoint(output_dir: str | Path, checkpoint: dict[str, Any], *, keep: int) -> Path:

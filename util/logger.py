@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from util import distributed
-from util.optional import require
 
 
 class Meters:
@@ -51,8 +50,9 @@ class RunLog:
         if not distributed.is_main():
             return
         if tensorboard:
-            board = require("torch.utils.tensorboard", "tensorboard", "--tensorboard")
-            self._board = board.SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
         lines = self._path.read_text().splitlines() if self._path.exists() and step > 0 else []
         kept = [line for line in lines if _step_of(line) <= step]
         temporary = folder / ".log.txt.tmp"

@@ -37,7 +37,7 @@ ARCHITECTURE = (
 SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
 
 # Where things lie: no part of what a run computes.
-PLACES = ("data_path", "train_ann", "train_images", "val_ann", "val_images", "voc_train", "voc_val")
+PLACES = ("data_path", "train_ann", "train_images", "val_ann", "val_images")
 PLACES += ("proposal_dir", "backbone_weights", "pretrain", "resume", "output_dir", "device", "num_workers", "eval")
 
 COCO_SCALES = list(range(480, 801, 32))
@@ -188,11 +188,13 @@ def adopt(
 def continue_run(args: argparse.Namespace, saved: dict[str, Any]) -> None:
     """A resumed run goes on as it was: what is not typed again is what it was, but for places.
 
-    A schedule that is typed anew replaces the saved one as a whole.
+    A length that is typed anew replaces the saved schedule as a whole, for where lr drops is a share of it.
     """
     kept = {name: value for name, value in saved.items() if hasattr(args, name) and name not in PLACES}
-    if any(getattr(args, name) is not None for name in SCHEDULE):
+    if args.epochs is not None or args.max_steps is not None:
         kept = {name: value for name, value in kept.items() if name not in SCHEDULE}
+    if args.dataset_file not in (None, saved.get("dataset_file")):
+        kept = {name: value for name, value in kept.items() if name not in ("voc_train", "voc_val")}
     fill(args, kept)
 
 

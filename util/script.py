@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import random
 import sys
@@ -15,24 +16,41 @@ import torch
 from util import distributed
 from util.errors import UserError, one_line
 
+# A disk that is full, or over a quota, or that must not be written to.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+# How torch begins when one of its loading processes is gone.
+LOST_WORKER = "DataLoader worker (pid"
+
 # What a collective says when a process at its other end is gone.
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run ``main``; the user's errors become one line on stderr and exit status 1, without a traceback."""
+def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> None:
+    """Run ``main``; the user's errors become one line on stderr and exit status 1, without a traceback.
+
+    Args:
+        interrupted: what Ctrl-C is answered with.
+    """
     try:
         main()
         distributed.shutdown()
     except (UserError, FloatingPointError) as error:
         who = f"error (process {distributed.rank()})" if distributed.rank() else "error"
         _leave(f"{who}: {one_line(error)}", status=1)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _leave(f"error: cannot write {error.filename or 'a file'}: {error.strerror}", status=1)
     except RuntimeError as error:
+        if str(error).startswith(LOST_WORKER):
+            reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
+            _leave(f"error: {one_line(reason)}; if memory ran out, lower --num_workers and run it again", status=1)
         if distributed.world_size() == 1 or not any(sign in str(error) for sign in LOST_PEER):
             raise
         _leave(f"error (process {distributed.rank()}): another process ended; its message says why", status=1)
     except KeyboardInterrupt:
-        _leave("interrupted; --resume auto goes on from the last checkpoint", status=130)
+        _leave(interrupted, status=130)
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -85,6 +85,7 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     else:
         content = read_content(path)
         if isinstance(content, dict) and content.keys() >= OWN_KEYS:
+            _check_own(content, path)
             return content, None
         weights, others = find_state_dict(content, path)
         config = _config_beside(path) if is_hugging_face(weights.keys()) else None
@@ -104,6 +105,13 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     foreign = Foreign(kind, renaming.sources, left_over + list(others), assumed)
     content = {"model": model, "args": args, "stage": "finetune" if finished else "pretrain"}
     return {**content, "categories": _categories(model, args, others, config) if finished else None}, foreign
+
+
+def _check_own(content: dict[str, Any], path: Path) -> None:
+    """Raises CheckpointError for a file of this project that somebody has changed."""
+    is_table = all(isinstance(content[name], dict) for name in ("model", "args"))
+    if not is_table or content["stage"] not in ("pretrain", "finetune") or "categories" not in content:
+        raise CheckpointError(f"{path}: not whole: model, args, stage or categories are missing or something else")
 
 
 def recognise(renaming: Renaming, path: Path) -> str:

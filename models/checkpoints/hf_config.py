@@ -105,13 +105,13 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
     return config
 
 
-def make_preprocessor_config(args: dict[str, Any]) -> dict[str, Any]:
-    """How images are prepared at evaluation."""
+def make_preprocessor_config(args: dict[str, Any], eval_size: tuple[int, int]) -> dict[str, Any]:
+    """How images are prepared at evaluation: resized to this short side, and at most this long one, in pixels."""
     return {
         "image_processor_type": f"{_CLASSES[args['detr']]}ImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
-        "size": {"shortest_edge": 800, "longest_edge": 1333},
+        "size": {"shortest_edge": eval_size[0], "longest_edge": eval_size[1]},
         "do_normalize": True,
         "image_mean": list(IMAGENET_MEAN),
         "image_std": list(IMAGENET_STD),

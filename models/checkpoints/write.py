@@ -30,9 +30,17 @@ def write_public(
 
 
 def write_hugging_face(
-    weights: dict[str, Tensor], args: dict[str, Any], categories: list[dict[str, Any]] | None, folder: Path
+    weights: dict[str, Tensor],
+    args: dict[str, Any],
+    categories: list[dict[str, Any]] | None,
+    folder: Path,
+    *,
+    eval_size: tuple[int, int],
 ) -> None:
     """Write a folder that ``from_pretrained`` of transformers opens; it appears when it is complete.
+
+    Args:
+        eval_size: short side to which images are resized before detection, and the longest that the other may be.
 
     Raises:
         UserError: safetensors is not installed, or the backbone is no ResNet.
@@ -44,7 +52,7 @@ def write_hugging_face(
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         write_json(config, temporary / CONFIG)
-        write_json(make_preprocessor_config(args), temporary / "preprocessor_config.json")
+        write_json(make_preprocessor_config(args, eval_size), temporary / "preprocessor_config.json")
         safetensors.save_file(state, temporary / WEIGHTS_FILES[0], metadata={"format": "pt"})
         temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
         os.replace(temporary, folder)

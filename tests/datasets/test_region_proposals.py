@@ -84,7 +84,7 @@ def test_random_boxes_differ_by_seed_and_image() -> None:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (8, 8), (8, 900)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (8, 8), (8, 900), (33000, 9)])
 def test_tiny_and_narrow_pictures(name: str, size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     boxes, scores = METHODS[name](10)(Image.fromarray(pixels), 0)
@@ -143,6 +143,7 @@ def test_the_edges_of_a_structured_forest_are_searched(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_edge_model(tmp_path) -> None:
-    (tmp_path / "model.yml").write_text("nothing")
-    with pytest.raises(DataError, match=r"model\.yml: not a structured forest"):
-        EdgeBoxes(5, edge_model=str(tmp_path / "model.yml"))(one_object(), 0)
+    for text in ("nothing", "", "%YAML:1.0\n---\nother: 1\n"):
+        (tmp_path / "model.yml").write_text(text)
+        with pytest.raises(DataError, match=r"model\.yml: not a structured forest"):
+            EdgeBoxes(5, edge_model=str(tmp_path / "model.yml")).parameters()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,15 @@ def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
         ({"data": ["noise"]}, "pairs"),
         ({"budget": 1}, '"budget" means nothing'),
         ({"methods": {"updetr": {"noise": "--max_steps=9"}}}, "--max_steps=9 of method updetr"),
+        ({"pretrain": {"noise": {"all": "", "updetr": "--max_steps 9"}}}, "--max_steps of method updetr"),
+        ({"methods": ["scratch"]}, '"methods" must be an object'),
+        ({"seeds": "12"}, '"seeds" must be a list'),
+        ({"seeds": []}, '"seeds" must be a list with something in it'),
+        ({"seeds": [1.5]}, '"seeds" must be whole numbers'),
+        ({"common": 3}, '"common" must be flags'),
+        ({"finetune": {"shapes": "--lr '1"}}, '"finetune: shapes" must be flags'),
+        ({"backbone_weights": None}, '"backbone_weights" must be the name of a file'),
+        ({"data": [[["noise"], "shapes"]]}, "pairs"),
     ],
 )
 def test_a_wrong_specification_is_refused(tmp_path, changes, message):
@@ -159,9 +169,15 @@ def test_a_whole_comparison_fails_is_mended_and_goes_on(data, tmp_path, capsys):
     assert "resumed from" in (cut / "output.txt").read_text()
     assert json.loads((out / "table.json").read_text()) == rows
 
+    commands = (out / "commands.sh").read_text()
     other = {**content, "common": content["common"] + " --weight_decay 0.1"}
     with pytest.raises(UserError, match="other flags"):
         compare.main([write(tmp_path, other), "--output_dir", str(out)])
+    shutil.rmtree(out / "pretrain")  # a finetuning belongs to its pretraining, though its own flags are the same
+    other = {**content, "pretrain": {"noise": content["pretrain"]["noise"] + " --lr 1e-5"}}
+    with pytest.raises(UserError, match="detreg_noise/seed1: was run with other flags"):
+        compare.main([write(tmp_path, other), "--output_dir", str(out)])
+    assert (out / "commands.sh").read_text() == commands
 
 
 def test_sigterm_ends_the_runs_too(data, tmp_path):

@@ -132,16 +132,24 @@ def test_journal_cut_at_any_byte_resumes_to_the_same(images: Path, tmp_path: Pat
         assert (parts / "1-of-1.journal").read_bytes() == whole
 
 
-def test_sigterm_ends_cleanly_and_a_killed_parent_takes_its_workers_along(images: Path, tmp_path: Path) -> None:
+SLOWLY = ("--method", "selective_search", "--size", "0")
+
+
+def long_work(images: Path, tmp_path: Path) -> Path:
+    """A folder of pictures that takes half a minute ``SLOWLY``."""
     many = tmp_path / "many"
     many.mkdir()
     with Image.open(next(images.rglob("*.*"))) as image:
         large = image.resize((300, 300))
     for number in range(80):
         large.save(many / f"{number}.jpg")
-    flags = ["--method", "selective_search", "--size", "0"]
-    for how, expected in ((signal.SIGTERM, 1), (signal.SIGKILL, -signal.SIGKILL)):
-        process = begin(many, tmp_path / "out", *flags)
+    return many
+
+
+def test_sigterm_ends_cleanly_and_a_killed_parent_takes_its_workers_along(images: Path, tmp_path: Path) -> None:
+    many = long_work(images, tmp_path)
+    for how, expected in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        process = begin(many, tmp_path / "out", *SLOWLY)
         wait_until(lambda: (tmp_path / "out.parts").is_dir() and len(session(process.pid)) >= 3)  # noqa: B023
         process.send_signal(how)
         _, stderr = process.communicate(timeout=60)
@@ -149,6 +157,17 @@ def test_sigterm_ends_cleanly_and_a_killed_parent_takes_its_workers_along(images
         assert "Traceback" not in stderr
         wait_until(lambda: not session(process.pid))  # noqa: B023
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_worker_is_told(images: Path, tmp_path: Path) -> None:
+    process = begin(long_work(images, tmp_path), tmp_path / "out", *SLOWLY)
+    wait_until(lambda: len(session(process.pid)) >= 3)
+    worker = next(pid for pid in session(process.pid) if pid != process.pid)
+    os.kill(worker, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "killed by signal: Killed" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
 
 
 def test_failed_and_bare_images_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -226,6 +245,11 @@ def test_other_flags_or_images_do_not_go_on(images: Path, tmp_path: Path) -> Non
         (["--edge_model", "nowhere.yml"], "nowhere.yml: cannot be read"),
         (["--method", "random", "--edge_model", "x"], "goes with --method edgebox"),
         (["--list", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["--list", str(TOOL), "--data_path", "nowhere"], "nowhere: no such folder"),
+        (["--edge_model", str(TOOL)], "not a structured forest"),
+        (["--voc_train", "2007:train"], "--dataset_file voc"),
+        (["--split", "val"], "--split val goes with"),
+        (["--output_dir", f"{TOOL}/below"], "below.parts: cannot be written"),
     ],
 )
 def test_flags_that_cannot_work(images: Path, tmp_path: Path, argv: list[str], message: str) -> None:

@@ -1,5 +1,7 @@
 """The command line: recipes, what a checkpoint decides, combinations that cannot work."""
 
+import sys
+
 import pytest
 
 from util import recipes
@@ -134,6 +136,8 @@ def test_the_checkpoint_decides_the_architecture():
         (["--global_loss_coef", "-1"], "--global_loss_coef"),
         (["--voc_train", "2007:train"], "--dataset_file voc"),
         (["--num_feature_levels", "4"], "--num_feature_levels 4 goes with --detr deformable"),
+        (["--enc_n_points", "8"], "--enc_n_points 8 goes with --detr deformable, not with --detr conditional"),
+        (["--focal_alpha", "1.5"], "--focal_alpha 1.5"),
         (["--detr", "vanilla", "--with_box_refine"], "--with_box_refine goes with --detr deformable"),
         (["--detr", "deformable", "--two_stage"], "--two_stage needs --with_box_refine"),
         (["--detr", "deformable", "--two_stage", "--with_box_refine"], "--two_stage cannot be pretrained"),
@@ -212,3 +216,22 @@ def test_a_resumed_run_keeps_what_is_not_typed_again():
     assert (args.seed, args.dropout) == (42, 0)
     args = resumed("--max_steps", "7")
     assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 7, None)
+    args = resumed("--lr_drop", "7")  # a place in the schedule, not another one
+    assert (args.epochs, args.lr_drop) == (9, 7)
+
+
+def test_a_resumed_run_keeps_its_image_sets():
+    saved = vars(finetune("--dataset_file", "voc", "--voc_train", "2007:train", "--voc_val", "2007:val"))
+    for argv, expected in ([], ["2007:train"]), (["--voc_train", "2012:train"], ["2012:train"]):
+        args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), argv)
+        recipes.continue_run(args, saved)
+        assert (args.voc_train, args.voc_val) == (expected, ["2007:val"])
+    args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--dataset_file", "coco"])
+    recipes.continue_run(args, saved)
+    assert (args.voc_train, args.voc_val) == (None, None)
+
+
+def test_tensorboard_is_looked_for_before_anything_is_built(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match="--tensorboard needs the package tensorboard: pip install tensorboard"):
+        check_finetune(finetune("--tensorboard"))

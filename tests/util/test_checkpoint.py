@@ -54,7 +54,9 @@ def test_code_never_runs(tmp_path, protocol):
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint at all", b"PK\x03\x04 half a zip", b"upload failed", b"best model", b"G" * 64]
+)
 def test_what_is_no_checkpoint_is_named(tmp_path, content):
     (tmp_path / "bad.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"bad\.pth: not a checkpoint") as error:
@@ -81,6 +83,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         save_file({"step": lambda: 2}, tmp_path / "a.pth")
     assert load_file(tmp_path / "a.pth") == {"step": 1}
     assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_a_disk_that_takes_no_more_is_told_as_such(tmp_path):
+    """A limit on the size of files stands for the full disk: torch's zip writer reports neither as what it is."""
+    code = (
+        "import resource, signal, torch\n"
+        "from util.checkpoint import save_file\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\n"
+        "try:\n"
+        "    save_file({'w': torch.zeros(10**6)}, 'a.pth')\n"
+        "except OSError as error:\n"
+        "    print(error.strerror)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "File too large\n", done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_killed_while_writing_leaves_a_readable_file(tmp_path):

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tools.comparison.specification import Run
 from util.checkpoint import LATEST, write_json, write_text
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RECORD = "compare.json"  # in a run's folder: its flags, and whether it is finished
+RECORD = "compare.json"  # in a run's folder: its flags, those of its pretraining, and whether it is finished
 OUTPUT = "output.txt"  # what it printed
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -43,11 +44,16 @@ def is_finished(run: Run, out: Path) -> bool:
     if not record.is_file():
         return False
     content = json.loads(record.read_text())
-    if content["flags"] != list(run.flags) and (record.parent / LATEST).exists():
+    if content != record_of(run, finished=content["finished"]) and (record.parent / LATEST).exists():
         raise UserError(
             f"{out / run.name}: was run with other flags than the specification has now; compare in another folder"
         )
     return content["finished"]
+
+
+def record_of(run: Run, *, finished: bool) -> dict[str, Any]:
+    """What is kept of a run, to know it again."""
+    return {"flags": list(run.flags), "before": list(run.before), "finished": finished}
 
 
 def execute(runs: list[Run], out: Path, jobs: int) -> None:
@@ -57,6 +63,7 @@ def execute(runs: list[Run], out: Path, jobs: int) -> None:
         UserError: a run failed; the message is its own last line. The others are stopped and can go on later.
     """
     finished = {run.name for run in runs if is_finished(run, out)}
+    write_commands(runs, out)
     waiting = [run for run in runs if run.name not in finished]
     if finished:
         print(f"{len(finished)} of {len(runs)} runs are finished already", flush=True)
@@ -88,7 +95,7 @@ def num_cores() -> int:
 def _start(run: Run, out: Path, threads: int) -> subprocess.Popen:
     folder = out / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    write_json({"flags": list(run.flags), "finished": False}, folder / RECORD)
+    write_json(record_of(run, finished=False), folder / RECORD)
     print(f"start {run.name}", flush=True)
     with open(folder / OUTPUT, "a") as output:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -100,4 +107,4 @@ def _finish(run: Run, out: Path, status: int) -> None:
     if status:
         lines = (folder / OUTPUT).read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         raise UserError(f"{run.name} failed (exit status {status}): {lines[-1]} [{folder / OUTPUT}]")
-    write_json({"flags": list(run.flags), "finished": True}, folder / RECORD)
+    write_json(record_of(run, finished=True), folder / RECORD)

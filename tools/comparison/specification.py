@@ -14,6 +14,8 @@ from util.errors import UserError
 SCRATCH = "scratch"  # the method that is no pretraining
 EVERY = "all"  # flags for whatever the entry is combined with
 KEYS = {"seeds", "methods", "detectors", "pretrain", "finetune", "data", "backbone_weights", "common"}
+LISTS = ("seeds", "data")
+TABLES = ("methods", "detectors", "pretrain", "finetune")  # name -> flags
 OPTIONAL = {"common": ""}
 BUDGET = ("--max_steps", "--epochs", "--batch_size", "--accum_steps")
 """What all methods must have alike."""
@@ -28,6 +30,7 @@ class Run:
         script: main_pretrain.py or main_finetune.py.
         flags: its command line, less the output folder.
         needs: name of the pretraining whose checkpoint it starts from, or None.
+        before: the flags of that pretraining.
         labels: what it is about: seed, detector, method, perhaps pretrain and finetune (names of data sets).
     """
 
@@ -35,6 +38,7 @@ class Run:
     script: str
     flags: tuple[str, ...]
     needs: str | None
+    before: tuple[str, ...] = ()
     labels: dict[str, Any] = field(compare=False)
 
 
@@ -58,16 +62,36 @@ def read_specification(path: str | Path) -> dict[str, Any]:
     if content.keys() != KEYS:
         wrong = sorted(KEYS ^ content.keys())[0]
         raise UserError(f'{path}: "{wrong}" {"is missing" if wrong in KEYS else "means nothing here"}')
+    _check_kinds(content, path)
     content = _expand(content, path)
     for pair in content["data"]:
-        if not isinstance(pair, list) or len(pair) != 2:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
             raise UserError(f'{path}: "data" holds pairs [name in "pretrain", name in "finetune"], not {pair}')
         for name, kind in zip(pair, ("pretrain", "finetune"), strict=True):
             if name not in content[kind]:
                 raise UserError(f'{path}: "data" names {name}, which is not in "{kind}"')
     for method in content["methods"]:
-        _check_budget(content["methods"][method], method, path)
+        _check_budget(content, method, path)
     return content
+
+
+def _check_kinds(content: dict[str, Any], path: str | Path) -> None:
+    """Raises UserError for a value of another kind than ``tools/compare.py`` says."""
+    for name in LISTS + TABLES:
+        kind, told = (list, "list") if name in LISTS else (dict, "object")
+        if not isinstance(content[name], kind) or not content[name]:
+            raise UserError(f'{path}: "{name}" must be a {told} with something in it'.replace("a object", "an object"))
+    if not all(type(seed) is int and seed >= 0 for seed in content["seeds"]):
+        raise UserError(f'{path}: "seeds" must be whole numbers')
+    if not isinstance(content["backbone_weights"], str):
+        raise UserError(f'{path}: "backbone_weights" must be the name of a file')
+    entries = {f"{table}: {name}": entry for table in TABLES for name, entry in content[table].items()}
+    for place, entry in {**entries, "common": content["common"]}.items():
+        for text in entry.values() if isinstance(entry, dict) else [entry]:
+            try:
+                shlex.split(text)
+            except (ValueError, AttributeError):  # a quote without its partner; no text at all
+                raise UserError(f'{path}: "{place}" must be flags in one string, or an object of such') from None
 
 
 def _expand(value: Any, path: str | Path) -> Any:
@@ -84,11 +108,15 @@ def _expand(value: Any, path: str | Path) -> Any:
     return expanded
 
 
-def _check_budget(entry: str | dict[str, str], method: str, path: str | Path) -> None:
-    for text in entry.values() if isinstance(entry, dict) else [entry]:
-        unequal = [word for word in shlex.split(text) if word.partition("=")[0] in BUDGET]
-        if unequal:
-            raise UserError(f'{path}: {unequal[0]} of method {method}: budgets are equal; put it into "pretrain"')
+def _check_budget(content: dict[str, Any], method: str, path: str | Path) -> None:
+    """Raises UserError for a budget that is the method's own, wherever it stands."""
+    own = content["methods"][method]
+    texts = list(own.values()) if isinstance(own, dict) else [own]
+    shared = [entry for table in ("detectors", "pretrain") for entry in content[table].values()]
+    texts += [entry.get(method, "") for entry in [*shared, content["common"]] if isinstance(entry, dict)]
+    unequal = [word for text in texts for word in shlex.split(text) if word.partition("=")[0] in BUDGET]
+    if unequal:
+        raise UserError(f'{path}: {unequal[0]} of method {method}: budgets are equal; put it into "pretrain" for all')
 
 
 def make_runs(specification: dict[str, Any]) -> list[Run]:
@@ -146,6 +174,7 @@ def _finetuning(specification: dict[str, Any], pretraining: Run | None, data: st
             *("--seed", str(seed)),
         ),
         needs=pretraining.name if pretraining else None,
+        before=pretraining.flags if pretraining else (),
         labels={**labels, "seed": seed, "detector": detector, "finetune": data},
     )
 

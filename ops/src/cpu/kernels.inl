@@ -10,6 +10,13 @@
 
 #define MSDA_FN MSDA_TARGET inline __attribute__((always_inline))
 
+// The same of both compilers; GCC has Clang's name for it only from version 12 on.
+#ifdef __clang__
+#define MSDA_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MSDA_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype((a) < (b)){__VA_ARGS__})
+#endif
+
 namespace msda::MSDA_SET {
 
 template <typename T>
@@ -83,22 +90,22 @@ MSDA_FN T* row_at(T* values, int64_t position, int64_t stride, T* zeros) {
 // sums[c] += all lanes of vectors[c] together, by exchanging halves rather than lane by lane.
 MSDA_FN void add_sums(const Vector<float>::type (&vectors)[kCorners], float* sums) {
   using V = Vector<float>::type;
-  const V ab = __builtin_shufflevector(vectors[0], vectors[1], 0, 8, 1, 9, 4, 12, 5, 13) +
-               __builtin_shufflevector(vectors[0], vectors[1], 2, 10, 3, 11, 6, 14, 7, 15);
-  const V cd = __builtin_shufflevector(vectors[2], vectors[3], 0, 8, 1, 9, 4, 12, 5, 13) +
-               __builtin_shufflevector(vectors[2], vectors[3], 2, 10, 3, 11, 6, 14, 7, 15);
-  const V abcd = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
-                 __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+  const V ab = MSDA_SHUFFLE(vectors[0], vectors[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+               MSDA_SHUFFLE(vectors[0], vectors[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const V cd = MSDA_SHUFFLE(vectors[2], vectors[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+               MSDA_SHUFFLE(vectors[2], vectors[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  const V abcd = MSDA_SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+                 MSDA_SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
   for (int c = 0; c < kCorners; ++c) sums[c] += abcd[c] + abcd[c + 4];
 }
 
 MSDA_FN void add_sums(const Vector<double>::type (&vectors)[kCorners], double* sums) {
   using V = Vector<double>::type;
-  const V ab = __builtin_shufflevector(vectors[0], vectors[1], 0, 4, 2, 6) +
-               __builtin_shufflevector(vectors[0], vectors[1], 1, 5, 3, 7);
-  const V cd = __builtin_shufflevector(vectors[2], vectors[3], 0, 4, 2, 6) +
-               __builtin_shufflevector(vectors[2], vectors[3], 1, 5, 3, 7);
-  const V abcd = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  const V ab = MSDA_SHUFFLE(vectors[0], vectors[1], 0, 4, 2, 6) +
+               MSDA_SHUFFLE(vectors[0], vectors[1], 1, 5, 3, 7);
+  const V cd = MSDA_SHUFFLE(vectors[2], vectors[3], 0, 4, 2, 6) +
+               MSDA_SHUFFLE(vectors[2], vectors[3], 1, 5, 3, 7);
+  const V abcd = MSDA_SHUFFLE(ab, cd, 0, 1, 4, 5) + MSDA_SHUFFLE(ab, cd, 2, 3, 6, 7);
   for (int c = 0; c < kCorners; ++c) sums[c] += abcd[c];
 }
 
@@ -238,4 +245,5 @@ MSDA_TARGET void backward(const Problem& problem, const Rows& rows, const T* val
 
 }  // namespace msda::MSDA_SET
 
+#undef MSDA_SHUFFLE
 #undef MSDA_FN
