@@ -72,7 +72,7 @@ class MSDeformAttn(nn.Module):
         """
         # in one row, as in a feed-forward: changing a view in place would copy its whole gradient
         value = self.value_proj(tokens.flatten(0, 1)).masked_fill_(mask.flatten()[:, None], 0.0)
-        value = value.view(*mask.shape, self.nhead, -1)
+        value = value.unflatten(-1, (self.nhead, -1)).unflatten(0, mask.shape)
         dtype = torch.promote_types(query.dtype, torch.float32)  # coordinates are not for 16 bit
         weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.nhead, -1)).softmax(dim=-1)
         weights = weights.unflatten(-1, (self.num_levels, self.num_points))

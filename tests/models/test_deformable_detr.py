@@ -222,3 +222,12 @@ def test_proposals_lie_where_their_positions_are() -> None:
     assert (finest[1, :, 8:] == 1).all()
     coarser = boxes[0, 8 * 16 : 8 * 16 + 4 * 8].unflatten(0, (4, 8))
     torch.testing.assert_close(coarser[1, 1], torch.tensor([1.5 / 8, 1.5 / 4, 0.1, 0.1]))
+
+
+def test_the_layer_takes_an_empty_batch():
+    layer = MSDeformAttn(d_model=16, nhead=2, num_levels=2, num_points=3)
+    tokens, mask = torch.zeros(0, 20, 16, requires_grad=True), torch.zeros(0, 20, dtype=torch.bool)
+    found = layer(torch.zeros(0, 5, 16), torch.zeros(0, 5, 2, 2), tokens, mask, [(4, 4), (2, 2)])
+    found.sum().backward()
+    assert found.shape == (0, 5, 16)
+    assert tokens.grad.shape == (0, 20, 16)

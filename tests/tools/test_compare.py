@@ -92,6 +92,7 @@ def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
         ({"seeds": []}, '"seeds" must be a list with something in it'),
         ({"seeds": [1.5]}, '"seeds" must be whole numbers'),
         ({"common": 3}, '"common" must be flags'),
+        ({"methods": {"scratch": None}}, '"methods: scratch" must be flags'),
         ({"finetune": {"shapes": "--lr '1"}}, '"finetune: shapes" must be flags'),
         ({"backbone_weights": None}, '"backbone_weights" must be the name of a file'),
         ({"data": [[["noise"], "shapes"]]}, "pairs"),

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+import engine
+from tests.gloo import run_processes
 from util.checkpoint import (
     LATEST,
     Origin,
@@ -163,3 +165,17 @@ def test_output_dir_that_is_a_file_or_holds_a_run(tmp_path):
     (tmp_path / "out" / ".checkpoint_00000002.pth.abc").write_text("of a save that was killed")
     open_output_dir(args, Origin(path, {}, resumes=True))
     assert not list((tmp_path / "out").glob(".checkpoint*"))
+
+
+def _resume(rank, steps):
+    origin = None if steps[rank] is None else Origin("f.pth", {"step": steps[rank]}, resumes=True)
+    try:
+        engine.resume(None, origin, argparse.Namespace(resume="auto"))
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("steps", [(8, None), (None, 8), (8, 9)])
+def test_processes_that_find_different_checkpoints_end_together(steps):
+    for told in run_processes(_resume, steps):
+        assert "--resume auto: not all processes found the same checkpoint" in told

@@ -78,9 +78,9 @@ def read_specification(path: str | Path) -> dict[str, Any]:
 def _check_kinds(content: dict[str, Any], path: str | Path) -> None:
     """Raises UserError for a value of another kind than ``tools/compare.py`` says."""
     for name in LISTS + TABLES:
-        kind, told = (list, "list") if name in LISTS else (dict, "object")
+        kind, told = (list, "a list") if name in LISTS else (dict, "an object")
         if not isinstance(content[name], kind) or not content[name]:
-            raise UserError(f'{path}: "{name}" must be a {told} with something in it'.replace("a object", "an object"))
+            raise UserError(f'{path}: "{name}" must be {told} with something in it')
     if not all(type(seed) is int and seed >= 0 for seed in content["seeds"]):
         raise UserError(f'{path}: "seeds" must be whole numbers')
     if not isinstance(content["backbone_weights"], str):
@@ -88,10 +88,15 @@ def _check_kinds(content: dict[str, Any], path: str | Path) -> None:
     entries = {f"{table}: {name}": entry for table in TABLES for name, entry in content[table].items()}
     for place, entry in {**entries, "common": content["common"]}.items():
         for text in entry.values() if isinstance(entry, dict) else [entry]:
-            try:
-                shlex.split(text)
-            except (ValueError, AttributeError):  # a quote without its partner; no text at all
-                raise UserError(f'{path}: "{place}" must be flags in one string, or an object of such') from None
+            if not _is_flags(text):
+                raise UserError(f'{path}: "{place}" must be flags in one string, or an object of such')
+
+
+def _is_flags(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and shlex.split(text) is not None
+    except ValueError:  # a quote without its partner
+        return False
 
 
 def _expand(value: Any, path: str | Path) -> Any:
