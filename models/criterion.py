@@ -27,7 +27,7 @@ def build_criterion(args: argparse.Namespace, *, num_logits: int, classification
         cost_giou=args.set_cost_giou,
         classification=classification,
     )
-    focal = {"focal_alpha": args.focal_alpha} if classification == "focal" else {}
+    weight = {"focal_alpha": args.focal_alpha} if classification == "focal" else {"eos_coef": args.eos_coef}
     return SetCriterion(
         num_logits=num_logits,
         matcher=matcher,
@@ -35,8 +35,7 @@ def build_criterion(args: argparse.Namespace, *, num_logits: int, classification
         weight_ce=args.cls_loss_coef,
         weight_bbox=args.bbox_loss_coef,
         weight_giou=args.giou_loss_coef,
-        eos_coef=args.eos_coef,
-        **focal,
+        **weight,
     )
 
 

@@ -78,8 +78,8 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cls_loss_coef", type=float, help="default: 1 with softmax, 2 with focal loss")
     group.add_argument("--bbox_loss_coef", type=float, default=5.0)
     group.add_argument("--giou_loss_coef", type=float, default=2.0)
-    group.add_argument("--eos_coef", type=float, default=0.1, help="softmax: weight of the no-object class")
-    group.add_argument("--focal_alpha", type=float, default=0.25, help="focal loss: weight of the positives")
+    group.add_argument("--eos_coef", type=float, help="softmax: weight of the no-object class; default: 0.1")
+    group.add_argument("--focal_alpha", type=float, help="focal loss: weight of the positives; default: 0.25")
 
 
 def add_optimizer_arguments(parser: argparse.ArgumentParser, *, batch_size: int) -> argparse._ArgumentGroup:

@@ -7,7 +7,7 @@ import math
 
 from util.errors import UserError
 from util.optional import require
-from util.recipes import detector_defaults
+from util.recipes import detector_defaults, is_focal
 from util.script import select_device
 
 # Flags of some pretext tasks only; None or False where they were not typed and are not needed.
@@ -46,11 +46,10 @@ def check_common(args: argparse.Namespace) -> None:
     at_least(args, 1, "enc_n_points", "dec_n_points")
     at_least(args, 0, "num_workers", "save_every_epochs", "save_every_steps", "seed", "lr_drop", "lr_drop_step")
     at_least(args, 0, "lr", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox", "set_cost_giou")
-    at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef")
+    at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "focal_alpha")
     if args.seed >= 2**63:
         raise UserError(f"--seed {args.seed}: must be below 2^63")
-    if not 0 <= args.focal_alpha <= 1:
-        raise UserError(f"--focal_alpha {args.focal_alpha}: must lie in [0, 1]")
+    check_class_weights(args)
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must lie in [0, 1)")
     if min(args.scales) < 1:
@@ -69,6 +68,20 @@ def check_common(args: argparse.Namespace) -> None:
         raise UserError("--lr_drop counts epochs and goes with --epochs; with --max_steps use --lr_drop_step")
     if args.lr_drop_step is not None and args.max_steps is None:
         raise UserError("--lr_drop_step counts steps and goes with --max_steps; with --epochs use --lr_drop")
+
+
+def check_class_weights(args: argparse.Namespace) -> None:
+    """The weight that each kind of classification has to itself.
+
+    Raises:
+        UserError: names the flag and its value.
+    """
+    if args.eos_coef is not None and args.focal_alpha is not None:  # the recipe gives one, so the other was typed
+        if is_focal(args):
+            raise UserError(f"--eos_coef {args.eos_coef} goes with softmax, and this run classifies by focal loss")
+        raise UserError(f"--focal_alpha {args.focal_alpha} goes with focal loss, and this run classifies by softmax")
+    if args.focal_alpha is not None and args.focal_alpha > 1:
+        raise UserError(f"--focal_alpha {args.focal_alpha}: must lie in [0, 1]")
 
 
 def check_deformable(args: argparse.Namespace) -> None:

@@ -96,12 +96,12 @@ def pretrain_recipe(args: argparse.Namespace) -> dict[str, Any]:
 
 def _method_recipe(args: argparse.Namespace, on_coco: bool) -> dict[str, Any]:
     """What belongs to a pretext task alone: Siamese DETR, UP-DETR (2011.09094) or DETReg (2106.04550)."""
-    softmax = {"set_cost_class": 1.0, "cls_loss_coef": 1.0}
+    softmax = _class_weights(focal=False)
     if args.method == "updetr":
         updetr = {"num_regions": 10, "patch_dropout": 0.1, "shuffle_queries": False, "feature_loss_coef": 1.0}
         return {"method": "updetr", **softmax, **updetr}
     if args.method == "detreg":
-        return {"method": "detreg", **_class_weights(args), "num_proposals": 30, "feature_loss_coef": 1.0}
+        return {"method": "detreg", **_class_weights(is_focal(args)), "num_proposals": 30, "feature_loss_coef": 1.0}
     return {
         "method": "siamese",
         **softmax,
@@ -121,7 +121,7 @@ def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
     recipe = {
         "scales": COCO_SCALES,
         "max_size": 1333,
-        **_class_weights(args),
+        **_class_weights(focal),
         "lr": 2e-4 if deformable else 1e-4,
         "lr_linear_proj_mult": 0.1,
         "lr_backbone": 2e-5 if deformable else 5e-5 if args.pretrain else 1e-5,
@@ -133,15 +133,19 @@ def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
     return recipe | _schedule_of(args, {"epochs": 50 if focal else 150}, drop_at=0.8 if focal else 2 / 3)
 
 
-def _class_weights(args: argparse.Namespace) -> dict[str, float]:
-    """Cost and weight of the classification in this detector's finetuning."""
-    weight = 2.0 if is_focal(args) else 1.0
-    return {"set_cost_class": weight, "cls_loss_coef": weight}
+def _class_weights(focal: bool) -> dict[str, float]:
+    """Cost and weights of this classification."""
+    if focal:
+        return {"set_cost_class": 2.0, "cls_loss_coef": 2.0, "focal_alpha": 0.25}
+    return {"set_cost_class": 1.0, "cls_loss_coef": 1.0, "eos_coef": 0.1}
 
 
 def is_focal(args: argparse.Namespace) -> bool:
-    """In finetuning vanilla DETR classifies by softmax with a no-object class, the others by sigmoid (focal loss)."""
-    return args.detr != "vanilla"
+    """Whether the run classifies by sigmoid (focal loss), not by softmax with a no-object class.
+
+    In finetuning, and in DETReg, vanilla DETR does not and the others do; Siamese DETR and UP-DETR do not.
+    """
+    return args.detr != "vanilla" and getattr(args, "method", None) not in ("siamese", "updetr")
 
 
 def _schedule_of(args: argparse.Namespace, default: dict[str, int], *, drop_at: float) -> dict[str, int]:

@@ -224,16 +224,17 @@ def test_build_from_arguments():
         cls_loss_coef=2.0,
         bbox_loss_coef=6.0,
         giou_loss_coef=7.0,
-        eos_coef=0.2,
+        eos_coef=None,
         focal_alpha=0.3,
     )
     criterion = build_criterion(args, num_logits=4, classification="focal")
     assert criterion.weights == {"ce": 2.0, "bbox": 6.0, "giou": 7.0}
-    assert (criterion.eos_coef, criterion.focal_alpha, criterion.num_logits) == (0.2, 0.3, 4)
+    assert (criterion.focal_alpha, criterion.num_logits) == (0.3, 4)
     matcher = criterion.matcher
     assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (1.5, 4.0, 3.0)
-    del args.focal_alpha  # pretraining has no such flag
-    assert build_criterion(args, num_logits=3, classification="softmax").classification == "softmax"
+    args.eos_coef, args.focal_alpha = 0.2, None
+    criterion = build_criterion(args, num_logits=3, classification="softmax")
+    assert (criterion.classification, criterion.eos_coef) == ("softmax", 0.2)
 
 
 class NoHostReads(TorchDispatchMode):

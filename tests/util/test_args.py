@@ -56,7 +56,7 @@ def test_recipes_of_the_baselines(detr, dataset):
     assert (up_detr.cls_loss_coef, up_detr.bbox_loss_coef, up_detr.giou_loss_coef) == (1, 5, 2)
     detreg = pretrain("--method", "detreg", "--detr", detr, "--dataset_file", dataset)
     finetuning = finetune("--detr", detr)
-    for name in ("set_cost_class", "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "focal_alpha"):
+    for name in ("set_cost_class", "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "focal_alpha"):
         assert getattr(detreg, name) == getattr(finetuning, name)
     assert detreg.num_proposals == 30
     for args in (up_detr, detreg):
@@ -137,7 +137,10 @@ def test_the_checkpoint_decides_the_architecture():
         (["--voc_train", "2007:train"], "--dataset_file voc"),
         (["--num_feature_levels", "4"], "--num_feature_levels 4 goes with --detr deformable"),
         (["--enc_n_points", "8"], "--enc_n_points 8 goes with --detr deformable, not with --detr conditional"),
-        (["--focal_alpha", "1.5"], "--focal_alpha 1.5"),
+        (["--method", "detreg", "--focal_alpha", "1.5"], "--focal_alpha 1.5: must lie"),
+        (["--focal_alpha", "0.5"], "--focal_alpha 0.5 goes with focal loss"),
+        (["--method", "detreg", "--eos_coef", "0.2"], "--eos_coef 0.2 goes with softmax"),
+        (["--method", "detreg", "--detr", "vanilla", "--focal_alpha", "0"], "--focal_alpha 0.0 goes with focal loss"),
         (["--detr", "vanilla", "--with_box_refine"], "--with_box_refine goes with --detr deformable"),
         (["--detr", "deformable", "--two_stage"], "--two_stage needs --with_box_refine"),
         (["--detr", "deformable", "--two_stage", "--with_box_refine"], "--two_stage cannot be pretrained"),
