@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.images import load_image
-from datasets.records import DetectionRecords, DroppedBoxes
+from datasets.records import DetectionRecords
 from datasets.transforms import Transform
 from util.distributed import is_main
 
@@ -30,10 +29,8 @@ class DetectionDataset(Dataset):
         size: int64 [2], (H, W).
 
     Attributes:
-        root: folder of the images.
         categories: see :class:`DetectionRecords`.
         metric: "coco" or "voc", how the data set is evaluated.
-        dropped: the unusable boxes that were left out; told in one line as well.
 
     Raises (on reading a sample):
         DataError: an image that cannot be read or has another size than annotated; the message names the file.
@@ -65,20 +62,12 @@ class DetectionDataset(Dataset):
         return self.transforms(image, target, np.random.default_rng((self.seed, epoch, index)))
 
     @property
-    def root(self) -> Path:
-        return self.records.root
-
-    @property
     def categories(self) -> list[dict]:
         return self.records.categories
 
     @property
     def metric(self) -> str:
         return self.records.metric
-
-    @property
-    def dropped(self) -> DroppedBoxes:
-        return self.records.dropped
 
     @property
     def num_objects(self) -> int:

@@ -79,18 +79,9 @@ class ViewGeometry:
 
     def to_views(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes [N, 4] within the intersection, in image pixels -> [2, N, 4] in pixels of each view."""
-        origin, zoom = self._view_frames()
-        return np.clip((boxes - origin) * zoom, 0, np.tile(self.view_size, 2))
-
-    def to_image(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes [2, N, 4] in pixels of each view -> image pixels."""
-        origin, zoom = self._view_frames()
-        return boxes / zoom + origin
-
-    def _view_frames(self) -> tuple[np.ndarray, np.ndarray]:
-        """Origin [2, 1, 4] in image pixels and magnification [2, 1, 4] of each view, for both corners of a box."""
         zoom = self.view_size / (self.crops[:, 2:] - self.crops[:, :2])
-        return np.tile(self.crops[:, None, :2], 2), np.tile(zoom[:, None], 2)
+        origin, zoom = (np.tile(values[:, None], 2) for values in (self.crops[:, :2], zoom))  # of both corners
+        return np.clip((boxes - origin) * zoom, 0, np.tile(self.view_size, 2))
 
 
 def draw_geometry(

@@ -193,7 +193,6 @@ def test_regions_of_both_views_are_one_rectangle_of_the_image(
         in_image[:, [0, 2]] = crop[0] + view_boxes[:, [0, 2]] / view_width * (crop[2] - crop[0])
         in_image[:, [1, 3]] = crop[1] + view_boxes[:, [1, 3]] / view_height * (crop[3] - crop[1])
         np.testing.assert_allclose(in_image, regions, atol=1e-3)  # far below the half pixel that would do
-    np.testing.assert_allclose(geometry.to_image(boxes), np.stack([regions] * 2), atol=1e-3)
 
 
 WITHIN = np.array([10.0, 20, 110, 70])  # 100 x 50: boxes need an area of 250
