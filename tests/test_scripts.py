@@ -83,6 +83,19 @@ def test_finetuning_takes_over_what_was_pretrained(data, tmp_path, detr):
     assert [category["name"] for category in finetuned["categories"]] == ["square", "brick"]
 
 
+def test_finetuning_starts_parts_anew(data, tmp_path):
+    pretrained = pretrain(data, tmp_path / "pre", "--max_steps", "1")["model"]
+    still = ["--lr", "0", "--lr_backbone", "0", "--max_steps", "1", "--eval_every", "0"]
+    argv = ["--pretrain", f"{tmp_path}/pre/checkpoint.pth", "--new_parts", "bbox_embed", *still]
+    finetuned = finetune(data, tmp_path / "fine", *argv)["model"]
+    for name, value in pretrained.items():
+        if name.endswith("weight") and not name.startswith("class_embed"):
+            assert torch.equal(finetuned[name], value) != name.startswith("bbox_embed."), name
+    resumed = ["--resume", f"{tmp_path}/fine/checkpoint.pth", "--max_steps", "2", "--eval_every", "0"]
+    continued = finetune(data, tmp_path / "fine", *resumed)["model"]
+    assert torch.equal(continued["bbox_embed.layers.0.weight"], finetuned["bbox_embed.layers.0.weight"])
+
+
 @pytest.mark.parametrize(("detr", "form", "amp"), [("vanilla", "voc", "none"), ("conditional", "coco", "bf16")])
 def test_eval_prints_what_training_printed(data, voc, tmp_path, detr, form, amp, capsys):
     root = {"coco": data, "voc": voc}[form]

@@ -224,6 +224,12 @@ def finetune_parser(dataset_files: list[str], detectors: list[str]) -> argparse.
         "if the categories are the same",
     )
     run.add_argument(
+        "--new_parts",
+        nargs="+",
+        metavar="NAME",
+        help="parts of --pretrain's detector that start anew all the same: bbox_embed, transformer.encoder, ...",
+    )
+    run.add_argument(
         "--eval", action="store_true", help="evaluate the checkpoint of --resume, also of other projects, and stop"
     )
     run.add_argument("--eval_every", type=int, default=1, help="epochs between two evaluations; 0: at the end only")

@@ -188,6 +188,8 @@ def check_finetune(args: argparse.Namespace) -> None:
     files = [args.train_ann, args.train_images, args.val_ann, args.val_images]
     if args.pretrain and args.backbone_weights:
         raise UserError("--pretrain brings its own backbone: leave --backbone_weights out")
+    if args.new_parts and not args.pretrain:
+        raise UserError("--new_parts goes with --pretrain FILE of a detector")
     if args.dataset_file == "voc" and any(files):
         raise UserError("--train_ann, --train_images, --val_ann, --val_images go with --dataset_file coco")
     if args.dataset_file == "coco" and (args.voc_train or args.voc_val):

@@ -36,9 +36,10 @@ ARCHITECTURE = (
 
 SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
 
-# Where things lie: no part of what a run computes.
+# Where things lie, and how a run starts: no part of what it computes when it is resumed.
 PLACES = ("data_path", "train_ann", "train_images", "val_ann", "val_images")
-PLACES += ("proposal_dir", "backbone_weights", "pretrain", "resume", "output_dir", "device", "num_workers", "eval")
+PLACES += ("proposal_dir", "backbone_weights", "pretrain", "new_parts", "resume", "output_dir", "device")
+PLACES += ("num_workers", "eval")
 
 COCO_SCALES = list(range(480, 801, 32))
 IMAGENET_SCALES = list(range(320, 481, 16))

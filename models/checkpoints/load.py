@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from util.checkpoint import Origin
-from util.errors import CheckpointError
+from util.errors import CheckpointError, UserError
 from util.load_report import LoadReport
 
 # Which flag decides the shape of a parameter, by the beginning of its name; the first that fits is named.
@@ -48,6 +49,7 @@ def load_detector(
     source: str | Path,
     *,
     keep_class_head: bool,
+    new_parts: Sequence[str] = (),
     resize_queries: bool = False,
 ) -> LoadReport:
     """Load a detector's state dict into ``detector``.
@@ -57,6 +59,7 @@ def load_detector(
         weights: ``{name: tensor}`` under the detector's own names.
         source: the file, for messages.
         keep_class_head: False leaves :data:`CLASS_HEADS` as they are newly made (other categories).
+        new_parts: modules that are left as they are newly made, too: "bbox_embed", "transformer.encoder".
         resize_queries: where the detector has fewer queries, it gets the first of those in ``weights``; where it has
             more, its additional ones stay as they are newly made.
 
@@ -66,15 +69,18 @@ def load_detector(
 
     Raises:
         CheckpointError: a parameter is missing, unknown or of another shape; names the flags that decide it.
+        UserError: the detector has none of ``new_parts``.
     """
     own = detector.state_dict(keep_vars=True)
-    skipped = [] if keep_class_head else [name for name in own if name.startswith(CLASS_HEADS)]
+    skipped = _names_within(own, new_parts)
+    if not keep_class_head:
+        skipped += [name for name in own if name.startswith(CLASS_HEADS) and name not in skipped]
     expected = {name: value for name, value in own.items() if name not in skipped}
     notes = []
     if resize_queries and QUERIES in expected and QUERIES in weights:
         weights, note = _resized_queries(weights, expected[QUERIES].detach())
         notes = [note] if note else []
-    check_weights(expected, weights, source)
+    check_weights(expected, weights, source, skipped)
     left_over = [name for name in weights if name not in expected]
     superseded = _superseded(expected, weights)
     detector.load_state_dict({name: weights[name] for name in expected}, strict=False)
@@ -86,7 +92,9 @@ def load_detector(
     )
 
 
-def load_origin(detector: nn.Module, origin: Origin, *, keep_class_head: bool) -> LoadReport:
+def load_origin(
+    detector: nn.Module, origin: Origin, *, keep_class_head: bool, new_parts: Sequence[str] = ()
+) -> LoadReport:
     """Load the checkpoint that a run starts from; see :func:`load_detector`.
 
     Returns:
@@ -97,6 +105,7 @@ def load_origin(detector: nn.Module, origin: Origin, *, keep_class_head: bool) -
         origin.content["model"],
         origin.path,
         keep_class_head=keep_class_head,
+        new_parts=new_parts,
         resize_queries=not origin.resumes,
     )
     if origin.foreign is None:
@@ -109,8 +118,10 @@ def load_origin(detector: nn.Module, origin: Origin, *, keep_class_head: bool) -
     return report
 
 
-def check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path) -> None:
-    """Compare names and shapes; class heads that are not expected do not matter.
+def check_weights(
+    expected: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path, skipped: Collection[str] = ()
+) -> None:
+    """Compare names and shapes; class heads that are not expected, and names in ``skipped``, do not matter.
 
     Raises:
         CheckpointError: they differ; names the flags that decide it.
@@ -124,8 +135,20 @@ def check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], sourc
                 f"this detector has {list(value.shape)}; see {deciding_flag(name)}"
             )
     for name in weights:
-        if name not in expected and not name.startswith(CLASS_HEADS):
+        if not (name in expected or name in skipped or name.startswith(CLASS_HEADS)):
             raise CheckpointError(f"{source}: holds {name}, which this detector has not; see {deciding_flag(name)}")
+
+
+def _names_within(own: dict[str, Tensor], parts: Sequence[str]) -> list[str]:
+    """Names of the parameters and buffers within these modules, and all others that the same ones have."""
+    chosen = set()
+    for part in parts:
+        within = {id(value) for name, value in own.items() if f"{name}.".startswith(f"{part}.")}
+        if not within:
+            known = ", ".join(sorted({name.split(".")[0] for name in own}))
+            raise UserError(f"--new_parts {part}: no part of this detector; it has {known} and what is in them")
+        chosen |= within
+    return [name for name, value in own.items() if id(value) in chosen]
 
 
 def num_class_logits(weights: dict[str, Tensor]) -> int | None:

@@ -176,6 +176,7 @@ def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
     ("argv", "message"),
     [
         (["--pretrain", "a", "--resume", "b"], "choose one"),
+        (["--new_parts", "bbox_embed"], "--new_parts goes with --pretrain"),
         (["--dataset_file", "voc", "--train_ann", "a", "--train_images", "b"], "--dataset_file coco"),
         (["--voc_train", "2007:train"], "--dataset_file voc"),
         (["--train_ann", "a"], "--train_ann FILE and --train_images DIR go together"),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.checkpoints.load import load_detector, num_class_logits
-from util.errors import CheckpointError
+from util.errors import CheckpointError, UserError
 
 
 class _Detector(nn.Module):
@@ -28,6 +28,19 @@ def test_detector_loads_without_its_class_head():
     assert "query_embed.weight" in report.loaded
 
 
+def test_chosen_parts_start_anew():
+    source, detector = _Detector(layers=11), _Detector(layers=11)
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    parts = ["query_embed", "transformer.decoder.layers.1"]
+    report = load_detector(detector, source.state_dict(), "f.pth", keep_class_head=True, new_parts=parts)
+    new = {"query_embed.weight", *(f"transformer.decoder.layers.1.{kind}" for kind in ("weight", "bias"))}
+    assert set(report.new) == set(report.left_over) == new  # not layers.10
+    for name, value in detector.state_dict().items():
+        assert torch.equal(value, before[name] if name in new else source.state_dict()[name]), name
+    with pytest.raises(UserError, match=r"--new_parts decoder: .* it has class_embed, query_embed, transformer"):
+        load_detector(detector, source.state_dict(), "f.pth", keep_class_head=True, new_parts=["decoder"])
+
+
 class _LayeredDetector(_Detector):
     """A class head a layer, which the decoder knows, too."""
 
@@ -42,6 +55,9 @@ def test_detector_loads_without_the_class_heads_of_its_layers():
     report = load_detector(detector, source.state_dict(), "f.pth", keep_class_head=False)
     names = [f"class_embed.{index}.{kind}" for index in range(2) for kind in ("weight", "bias")]
     assert set(report.new) == set(report.left_over) == {*names, *(f"transformer.decoder.{name}" for name in names)}
+    # a part is anew under all of its names
+    again = load_detector(detector, source.state_dict(), "f.pth", keep_class_head=False, new_parts=["class_embed"])
+    assert set(again.new) == set(report.new)
     assert (num_class_logits(source.state_dict()), num_class_logits(_Detector().state_dict())) == (7, 3)
 
 
