@@ -24,7 +24,7 @@ def source_files(*, with_cuda: bool) -> list[Path]:
 def module_name(*, with_cuda: bool) -> str:
     """Name of the compiled module: it changes with the sources and with PyTorch, so that no stale build is loaded."""
     digest = hashlib.sha256(torch.__version__.encode())
-    for path in [ROOT / "setup.py", ROOT / "sources.py", *_files(with_cuda)]:
+    for path in [ROOT / "sources.py", *_files(with_cuda)]:  # setup.py is not installed
         digest.update(path.name.encode() + path.read_bytes())
     return f"_C_{'cuda' if with_cuda else 'cpu'}_{digest.hexdigest()[:12]}"
 
