@@ -179,7 +179,8 @@ def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: D
                 f"--resume {origin.path}: trained for {names[0]}, the data has {names[1]}; to start on new "
                 "categories use --pretrain"
             )
-        report = load_origin(detector, origin, keep_class_head=is_same, new_parts=args.new_parts or ())
+        new_parts = () if origin.resumes else args.new_parts or ()  # a resumed run has trained them
+        report = load_origin(detector, origin, keep_class_head=is_same, new_parts=new_parts)
         say(report.describe(origin.path))
     elif args.backbone_weights:
         report = load_backbone_weights(detector.backbone[0], args.backbone_weights)

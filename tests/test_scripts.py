@@ -91,8 +91,8 @@ def test_finetuning_starts_parts_anew(data, tmp_path):
     for name, value in pretrained.items():
         if name.endswith("weight") and not name.startswith("class_embed"):
             assert torch.equal(finetuned[name], value) != name.startswith("bbox_embed."), name
-    resumed = ["--resume", f"{tmp_path}/fine/checkpoint.pth", "--max_steps", "2", "--eval_every", "0"]
-    continued = finetune(data, tmp_path / "fine", *resumed)["model"]
+    # the same command goes on with what the stopped run had made
+    continued = finetune(data, tmp_path / "fine", *argv, "--resume", "auto", "--max_steps", "2")["model"]
     assert torch.equal(continued["bbox_embed.layers.0.weight"], finetuned["bbox_embed.layers.0.weight"])
 
 
