@@ -92,7 +92,7 @@ def test_finetuning_starts_parts_anew(data, tmp_path):
         if name.endswith("weight") and not name.startswith("class_embed"):
             assert torch.equal(finetuned[name], value) != name.startswith("bbox_embed."), name
     # the same command goes on with what the stopped run had made
-    continued = finetune(data, tmp_path / "fine", *argv, "--resume", "auto", "--max_steps", "2")["model"]
+    continued = finetune(data, tmp_path / "fine", *argv, "--resume", "auto", "--max_steps", "2", "--seed", "4")["model"]
     assert torch.equal(continued["bbox_embed.layers.0.weight"], finetuned["bbox_embed.layers.0.weight"])
 
 
