@@ -106,11 +106,16 @@ def test_a_wrong_specification_is_refused(tmp_path, changes, message):
         read_specification(tmp_path / "x.json")
 
 
-def test_the_example_is_made_of_flags_that_go_together(monkeypatch):
-    for name in ("BACKBONE", "PHOTOS", "PHOTO_PROPOSALS", "RACCOON", "BCCD"):
+@pytest.mark.parametrize(
+    ("file", "num_runs"),
+    [("comparison.json", 3 * 2 * 2 + 4 * 2 * 2 * 2), ("comparison_own_images.json", 3 * 2 * 2 * 2 + 4 * 2 * 2 * 2)],
+)
+def test_the_examples_are_made_of_flags_that_go_together(monkeypatch, file, num_runs):
+    names = "BACKBONE PHOTOS RACCOON BCCD PHOTO_PROPOSALS RACCOON_PROPOSALS BCCD_PROPOSALS"
+    for name in names.split():
         monkeypatch.setenv(name, f"/somewhere/{name}")
-    runs = make_runs(read_specification(Path(compare.__file__).parent.parent / "configs" / "comparison.json"))
-    assert len(runs) == 3 * 2 * 2 + 4 * 2 * 2 * 2
+    runs = make_runs(read_specification(Path(compare.__file__).parent.parent / "configs" / file))
+    assert len(runs) == num_runs
     for run in runs:
         if run.needs is None:  # the others take the architecture from a checkpoint
             args, _ = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}[run.script].parse(
