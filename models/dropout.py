@@ -1,11 +1,14 @@
-"""Dropout, with random numbers that are cheap on a CPU."""
+"""Dropout, with random numbers that are cheap on a CPU, and little memory kept for the backward pass."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 STEPS = 2**16
 """Values of a random number of 16 bits; probabilities are rounded to multiples of 1 / STEPS."""
@@ -29,9 +32,55 @@ class Dropout(nn.Module):
             return x
         if not draws_cheaply(x):
             return F.dropout(x, self.p)
+        return _Drop.apply(x, *self._draw(x.shape))
+
+    def after_relu_(self, x: Tensor) -> Tensor:
+        """``self(relu(x))`` in place of ``x``, which nothing else may need.
+
+        On a CPU the first touch of fresh memory costs ten times what the arithmetic does, and a feed-forward is the
+        widest part of a Transformer.
+        """
+        if self.training and self.p and draws_cheaply(x):
+            return _ReluDrop.apply(x, *self._draw(x.shape))
+        return self(F.relu(x, inplace=True))
+
+    def _draw(self, shape: torch.Size) -> tuple[Tensor, float]:
+        """Which elements are dropped (bool), and what the others are multiplied by."""
         threshold = min(round(self.p * STEPS), STEPS - 1)
-        kept = _random_numbers(x.shape) >= threshold - STEPS // 2
-        return x * kept.to(x.dtype).mul_(STEPS / (STEPS - threshold))
+        return _random_numbers(shape) < threshold - STEPS // 2, STEPS / (STEPS - threshold)
+
+
+class _Drop(torch.autograd.Function):
+    """Keeps one byte an element, where products with a mask would keep the mask as floating point."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(dropped)
+        ctx.scale = scale
+        return x.masked_fill(dropped, 0.0).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.masked_fill(*ctx.saved_tensors, 0.0).mul_(ctx.scale), None, None
+
+
+class _ReluDrop(torch.autograd.Function):
+    """Keeps the output alone: where it is zero, ReLU or dropout let nothing through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+        ctx.mark_dirty(x)
+        x.relu_().masked_fill_(dropped, 0.0).mul_(scale)
+        ctx.save_for_backward(x)
+        ctx.scale = scale
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, output, 0.0).mul_(ctx.scale), None, None
 
 
 def draws_cheaply(x: Tensor) -> bool:

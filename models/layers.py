@@ -116,7 +116,7 @@ class FeedForwardLayer(nn.Module):
         x = norm(x + self.dropout(attended))
         # tokens in one row: what Linear makes of more dimensions is a view, and an in-place change of a view makes
         # autograd copy its whole gradient
-        hidden = self.dropout(F.relu(self.linear1(x.flatten(0, -2)), inplace=True))
+        hidden = self.dropout.after_relu_(self.linear1(x.flatten(0, -2)))
         return last_norm(x + self.dropout(self.linear2(hidden)).view_as(x))
 
 
