@@ -13,9 +13,6 @@ from models.checkpoints.renaming import Renaming
 from util.errors import CheckpointError
 from util.load_report import LoadReport
 
-WRAPPER = "module."
-"""What DistributedDataParallel puts before every name; SwAV's files have it."""
-
 PLACES = ("", "backbone.0.body.", "backbone.", "encoder_q.")
 """Where the names of a body begin: in a file of its own, in a detector, in the authors' Siamese DETR, in MoCo."""
 
@@ -25,9 +22,9 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
 
     Args:
         backbone: receives the weights.
-        path: a file with the body's names (``layer1.0.conv1.weight``), each perhaps after ``module.`` and one of
-            :data:`PLACES`, bare or under ``state_dict`` or ``model``; or a detector of Hugging Face, file or folder.
-            Heads, prototypes and Transformers may be there, too.
+        path: a file with the body's names (``layer1.0.conv1.weight``), each perhaps after ``module.`` (as in those of
+            SwAV) and one of :data:`PLACES`, bare or under ``state_dict`` or ``model``; or a detector of Hugging Face,
+            file or folder. Heads, prototypes and Transformers may be there, too.
 
     Returns:
         ``loaded``: names of the backbone; ``new``: none; ``left_over``: every key of the file without a use,
@@ -42,10 +39,11 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
         weights, others = read_folder(path), {}
     else:
         weights, others = find_state_dict(read_content(path), path)
-    if is_hugging_face(weights.keys()):
-        renaming = Renaming(weights)
+    renaming = Renaming(weights)
+    renaming.unwrap()
+    if is_hugging_face(renaming.weights.keys()):
         to_public(renaming)
-        weights = renaming.weights
+    weights = renaming.weights
     own = backbone.body.state_dict()
     source = {_own_name(name, own): name for name in weights}
     if not source.keys() & own.keys():
@@ -59,15 +57,15 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
         found = weights[source[name]].shape
         if found != value.shape:
             raise CheckpointError(
-                f"{path}: {source[name]} has shape {list(found)}, the backbone's {name} has {list(value.shape)}: "
-                "weights of another backbone? see --backbone"
+                f"{path}: {renaming.in_file([source[name]])[0]} has shape {list(found)}, the backbone's {name} has "
+                f"{list(value.shape)}: weights of another backbone? see --backbone"
             )
     backbone.body.load_state_dict({name: weights[source[name]] for name in own})
     used = {source[name] for name in own}
     return LoadReport(
         loaded=[f"body.{name}" for name in own],
         new=[],
-        left_over=[name for name in weights if name not in used] + list(others),
+        left_over=renaming.in_file(name for name in weights if name not in used) + list(others),
     )
 
 
@@ -77,11 +75,10 @@ def _own_name(name: str, own: dict[str, Tensor]) -> str:
     timm's models that return features have ``stages_0.x`` where the published full model has ``stages.0.x``, or
     are the full model under ``model``.
     """
-    plain = name.removeprefix(WRAPPER)
     for place in PLACES:
-        if plain.startswith(place):
-            inner = plain.removeprefix(place)
+        if name.startswith(place):
+            inner = name.removeprefix(place)
             for spelling in (inner, inner.replace(".", "_", 1), f"model.{inner}"):
                 if spelling in own:
                     return spelling
-    return plain
+    return name

@@ -93,6 +93,9 @@ def test_evaluation_of_others_prints_what_the_own_checkpoint_does(trained, coco,
     prepared = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
     saved = load_file(trained)["args"]
     assert prepared["size"] == {"shortest_edge": saved["eval_size"], "longest_edge": saved["eval_max_size"]}
+    for path in (tmp_path / "hf", tmp_path / "hf" / "model.safetensors", tmp_path / "converted.pth"):
+        args, _ = main_finetune.parse(["--resume", str(path), "--eval", "--data_path", str(coco)])
+        assert [args.eval_size, args.eval_max_size] == [saved["eval_size"], saved["eval_max_size"]]
     with pytest.raises(CheckpointError, match="--num_queries 3 does not fit"):
         convert_checkpoint.main([str(trained), str(tmp_path / "other"), "--to", "hf", "--num_queries", "3"])
     for path in (public, tmp_path / "hf", tmp_path / "hf" / "model.safetensors", tmp_path / "converted.pth"):

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models import DETECTORS
-from models.checkpoints.foreign import read_checkpoint
+from models.checkpoints.foreign import EVAL_SIZES, read_checkpoint
 from models.checkpoints.load import load_origin, num_class_logits
 from models.checkpoints.write import write_hugging_face, write_public
 from util.checkpoint import Origin
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     print(report.describe(source))
     try:
         if args.to == "detr":
-            write_public(detector.state_dict(), architecture, content["categories"], target)
+            sizes = {name: content["args"][name] for name in EVAL_SIZES if name in content["args"]}
+            write_public(detector.state_dict(), architecture | sizes, content["categories"], target)
         else:
             eval_size = content["args"].get("eval_size", 800), content["args"].get("eval_max_size", 1333)
             write_hugging_face(detector.state_dict(), architecture, content["categories"], target, eval_size=eval_size)

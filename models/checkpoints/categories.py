@@ -18,8 +18,8 @@ def coco_categories() -> list[dict[str, Any]]:
 
 
 def saved_categories(found: Any) -> list[dict[str, Any]] | None:
-    """Categories as a file lists them; None if it is no such list."""
-    kinds = {"label": int, "id": int, "name": str}
+    """Categories as a file lists them, the id perhaps unknown (None); None if it is no such list."""
+    kinds = {"label": int, "id": int | None, "name": str}
     is_list = isinstance(found, list) and all(
         isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
         for entry in found

@@ -16,6 +16,7 @@ CONTAINERS = ("state_dict", "model")
 """Keys under which files hold the weights beside other things."""
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 """Of a Hugging Face folder; one with ``.index.json`` after its name lists the files of a model that is split."""
 

@@ -16,17 +16,27 @@ from torch import Tensor
 
 from models.checkpoints.architecture import ASSUMED, infer_architecture, num_layers, resnet_of
 from models.checkpoints.categories import COCO_LABELS, coco_categories, named_categories, saved_categories
-from models.checkpoints.files import CONFIG, find_state_dict, read_config, read_content, read_folder, read_json
-from models.checkpoints.hf_config import MODEL_TYPES, check_model_type, hints_of_config, label_names
+from models.checkpoints.files import (
+    CONFIG,
+    PREPROCESSOR,
+    find_state_dict,
+    read_config,
+    read_content,
+    read_folder,
+    read_json,
+)
+from models.checkpoints.hf_config import MODEL_TYPES, check_model_type, eval_sizes, hints_of_config, label_names
 from models.checkpoints.hf_names import is_hugging_face, to_public
 from models.checkpoints.load import num_class_logits
-from models.checkpoints.renaming import Renaming
+from models.checkpoints.renaming import WRAPPER, Renaming
 from util.errors import CheckpointError
 
 OWN_KEYS = {"model", "args", "stage"}
 """What only checkpoints of this project hold side by side."""
 
-_WRAPPER = "module."
+EVAL_SIZES = ("eval_size", "eval_max_size")
+"""Arguments that say at which size images are detected in."""
+
 _OF_DETECTOR = ("backbone.0.body.", "backbone.1.", "transformer.", "input_proj.", "query_embed.")
 _HEADS = ("class_embed.", "bbox_embed.")
 _PRETEXT_HEADS = ("patch2query.", "pred_head.", "enc_head.", "feature_align.", "feature_embed.")
@@ -70,9 +80,9 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
         typed: architecture flags of the command line, for what the file does not tell; None: left out.
 
     Returns:
-        ``model`` (weights under this project's names), ``args`` (the architecture), ``stage`` ("pretrain", "finetune",
-        or "backbone" where there is no more) and ``categories`` (None: not known); and None if it is this project's,
-        whose content is returned as it is.
+        ``model`` (weights under this project's names), ``args`` (the architecture and, where they are told,
+        :data:`EVAL_SIZES`), ``stage`` ("pretrain", "finetune", or "backbone" where there is no more) and ``categories``
+        (None: not known); and None if it is this project's, whose content is returned as it is.
 
     Raises:
         CheckpointError: unreadable or not recognised.
@@ -88,9 +98,9 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
             _check_own(content, path)
             return content, None
         weights, others = find_state_dict(content, path)
-        config = _config_beside(path) if is_hugging_face(weights.keys()) else None
+        config = _config_beside(path) if is_hugging_face(_plain(weights)) else None
     renaming = Renaming(weights)
-    kind = recognise(renaming, path)
+    kind = recognise(renaming, path, refines=config is not None and config.get("with_box_refine") is True)
     if kind == "backbone":
         body, left_over = renaming.split(lambda name: name.startswith("backbone.0.body."))
         content = {"model": body, "args": {"backbone": resnet_of(body, "backbone.0.body.")}}
@@ -103,6 +113,7 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     pretext = any(name.startswith(_PRETEXT_HEADS) for name in _plain(left_over))
     finished = not pretext and num_class_logits(model) is not None
     foreign = Foreign(kind, renaming.sources, left_over + list(others), assumed)
+    args |= _eval_sizes(others.get("args"), None if config is None else path if path.is_dir() else path.parent)
     content = {"model": model, "args": args, "stage": "finetune" if finished else "pretrain"}
     return {**content, "categories": _categories(model, args, others, config) if finished else None}, foreign
 
@@ -114,25 +125,30 @@ def _check_own(content: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: not whole: model, args, stage or categories are missing or something else")
 
 
-def recognise(renaming: Renaming, path: Path) -> str:
+def recognise(renaming: Renaming, path: Path, *, refines: bool) -> str:
     """Rename what came under the names of a known project, in place; returns which it is.
+
+    Args:
+        renaming: the tensors of the file.
+        path: the file, for messages.
+        refines: a configuration says that it is Deformable DETR with iterative refinement.
 
     Raises:
         CheckpointError: none of them.
     """
-    names = _plain(renaming.weights)
+    renaming.unwrap()
+    names = renaming.weights.keys()
     if is_hugging_face(names):
         to_public(renaming)
-        complete_heads(renaming)
+        complete_heads(renaming, refines=refines)
         return "Hugging Face"
-    renaming.rename(lambda name: name.removeprefix(_WRAPPER))
     if any(name.startswith("transformer.decoder.layers.") for name in names):
         kinds = [kind for kind, signs in _KINDS if any(name.startswith(signs) for name in names)]
         renaming.rename(_public_name)
         parts = ["query_embed.weight", "transformer.tgt_embed.weight"]
         if all(part in renaming.weights for part in parts):
             renaming.concatenate(parts, parts[0], dim=1)
-        complete_heads(renaming)
+        complete_heads(renaming, refines=refines)
         return kinds[0] if kinds else "public DETR family"
     for prefix in _BARE_BODIES:
         if f"{prefix}conv1.weight" in names and resnet_of(dict.fromkeys(names), prefix):
@@ -148,19 +164,25 @@ def recognise(renaming: Renaming, path: Path) -> str:
     )
 
 
-def complete_heads(renaming: Renaming) -> None:
+def complete_heads(renaming: Renaming, *, refines: bool) -> None:
     """Give each decoder layer of Deformable DETR its heads where the file names those that are shared once.
 
-    The authors' pretraining has one head without a number; Hugging Face leaves out what equals the first layer's, or
-    the decoder's own heads.
+    The authors' pretraining has one head without a number. Hugging Face leaves out what equals the first layer's, and
+    of the two names that heads have where the decoder uses them one or the other.
     """
     if not any(".sampling_offsets." in name for name in renaming.weights):
         return
+    two_stage = "transformer.enc_output.weight" in renaming.weights
+    used_by_decoder = {"bbox_embed.": refines or two_stage, "class_embed.": two_stage}
     for head in _HEADS:
         renaming.rename(lambda name: re.sub(rf"^{re.escape(head)}(?=weight|bias|layers)", f"{head}0.", name))  # noqa: B023
-        if not renaming.names(head):
-            for name in renaming.names(f"transformer.decoder.{head}"):
+        within = f"transformer.decoder.{head}"
+        for name in renaming.names(within):
+            if name.removeprefix("transformer.decoder.") not in renaming.weights:
                 renaming.copy(name, name.removeprefix("transformer.decoder."))
+        for name in renaming.names(head) if used_by_decoder[head] or renaming.names(within) else []:
+            if f"transformer.decoder.{name}" not in renaming.weights:
+                renaming.copy(name, f"transformer.decoder.{name}")
         first = renaming.names(f"{head}0.")
         if first == renaming.names(head):
             for index in range(1, num_layers(renaming.weights, "transformer.decoder.layers")):
@@ -181,7 +203,7 @@ def _belongs_to_detector(name: str) -> bool:
 
 
 def _plain(names: Any) -> set[str]:
-    return {name.removeprefix(_WRAPPER) for name in names}
+    return {name.removeprefix(WRAPPER) for name in names}
 
 
 def _config_beside(path: Path) -> dict[str, Any] | None:
@@ -194,9 +216,26 @@ def _hints(args: Any, config: dict[str, Any] | None, path: Path) -> dict[str, An
     """Architecture flags that a configuration, or the arguments saved in a file, tell; others are ignored."""
     if config is not None:
         return hints_of_config(config, path)
-    saved = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    kinds = {name: type(value) for name, value in ASSUMED.items()} | {"backbone": str, "feature_stride": int}
-    return {name: saved[name] for name, kind in kinds.items() if type(saved.get(name)) is kind}
+    saved = _saved(args)
+    kinds = {name: type(value) for name, value in ASSUMED.items()} | {"feature_stride": int}
+    hints = {name: saved[name] for name, kind in kinds.items() if type(saved.get(name)) is kind}
+    if str(saved.get("backbone")).startswith("timm:"):  # weights tell the others, and projects differ in their names
+        hints["backbone"] = saved["backbone"]
+    return hints
+
+
+def _eval_sizes(args: Any, folder: Path | None) -> dict[str, int]:
+    """:data:`EVAL_SIZES` of the arguments saved in a file, or of a Hugging Face ``folder``; empty if it tells none."""
+    if folder is None:
+        sizes = [_saved(args).get(name) for name in EVAL_SIZES]
+    else:
+        sizes = eval_sizes(read_json(folder / PREPROCESSOR)) if (folder / PREPROCESSOR).is_file() else [None]
+    return dict(zip(EVAL_SIZES, sizes, strict=True)) if all(type(size) is int and size > 0 for size in sizes) else {}
+
+
+def _saved(args: Any) -> dict[str, Any]:
+    """Arguments as a file holds them; none if it is something else."""
+    return vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
 
 
 def _categories(

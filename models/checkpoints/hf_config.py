@@ -119,6 +119,14 @@ def make_preprocessor_config(args: dict[str, Any], eval_size: tuple[int, int]) -
     }
 
 
+def eval_sizes(preprocessor: dict[str, Any]) -> tuple[Any, Any]:
+    """Short side and longest other side, in pixels, of such a configuration; whatever it holds, old ones included."""
+    size = preprocessor.get("size")
+    if isinstance(size, dict):
+        return size.get("shortest_edge"), size.get("longest_edge")
+    return size, preprocessor.get("max_size")
+
+
 def _backbone_config(args: dict[str, Any]) -> dict[str, Any]:
     """transformers' own ResNet; only timm's can be dilated."""
     name, multi_scale = args["backbone"], args["num_feature_levels"] > 1

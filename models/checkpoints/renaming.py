@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+WRAPPER = "module."
+"""What DistributedDataParallel puts before every name."""
+
 Rule = tuple[re.Pattern, str, int]
 
 
@@ -27,6 +30,14 @@ class Renaming:
         """Give every tensor the name that ``new_name`` makes of its own."""
         self.sources = {new_name(name): source for name, source in self.sources.items()}
         self.weights = {new_name(name): value for name, value in self.weights.items()}
+
+    def unwrap(self) -> None:
+        """Leave out :data:`WRAPPER`."""
+        self.rename(lambda name: name.removeprefix(WRAPPER))
+
+    def in_file(self, names: Iterable[str]) -> list[str]:
+        """What tensors of these names are called in the file."""
+        return list(dict.fromkeys(source for name in names for source in self.sources[name]))
 
     def names(self, beginning: str) -> list[str]:
         """The names that begin so."""
@@ -52,8 +63,7 @@ class Renaming:
     def split(self, belongs: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
         """The tensors whose name ``belongs``, and the names in the file of the others."""
         kept = {name: value for name, value in self.weights.items() if belongs(name)}
-        others = [source for name in self.weights if name not in kept for source in self.sources[name]]
-        return kept, list(dict.fromkeys(others))
+        return kept, self.in_file(name for name in self.weights if name not in kept)
 
 
 def compile_rules(pairs: Iterable[tuple[str, str]], *, back: bool = False) -> list[Rule]:

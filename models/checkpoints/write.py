@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from models.checkpoints.files import CONFIG, WEIGHTS_FILES
+from models.checkpoints.files import CONFIG, PREPROCESSOR, WEIGHTS_FILES
 from models.checkpoints.hf_config import make_config, make_preprocessor_config
 from models.checkpoints.hf_names import from_public
 from models.checkpoints.load import num_class_logits
 from util.checkpoint import save_file, write_json
+from util.errors import UserError
 from util.optional import require
 
 
@@ -23,8 +24,8 @@ def write_public(
 ) -> None:
     """Write a state dict under ``model``, as the public DETR family does.
 
-    The architecture (``args``) and the categories lie beside it as plain values, so that nothing is guessed when the
-    file is read here again; other readers do not mind them.
+    The architecture and the size of images at evaluation (``args``) and the categories lie beside it as plain values,
+    so that nothing is guessed when the file is read here again; other readers do not mind them.
     """
     save_file({"model": weights, "args": args, "categories": categories}, path)
 
@@ -43,17 +44,21 @@ def write_hugging_face(
         eval_size: short side to which images are resized before detection, and the longest that the other may be.
 
     Raises:
-        UserError: safetensors is not installed, or the backbone is no ResNet.
+        UserError: safetensors is not installed or cannot write, or the backbone is no ResNet.
     """
-    safetensors = require("safetensors.torch", "safetensors", "--to hf")
+    safetensors = require("safetensors", "safetensors", "--to hf")
+    save_tensors = require("safetensors.torch", "safetensors", "--to hf").save_file
     num_labels = num_class_logits(weights) - (args["detr"] == "vanilla")  # there the last is "no object"
     config = make_config(args, categories, num_labels)
     state = from_public(weights, args["detr"], timm_backbone=args["dilation"])
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         write_json(config, temporary / CONFIG)
-        write_json(make_preprocessor_config(args, eval_size), temporary / "preprocessor_config.json")
-        safetensors.save_file(state, temporary / WEIGHTS_FILES[0], metadata={"format": "pt"})
+        write_json(make_preprocessor_config(args, eval_size), temporary / PREPROCESSOR)
+        try:
+            save_tensors(state, temporary / WEIGHTS_FILES[0], metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # a full disk, say: it is no OSError
+            raise UserError(f"{folder}: cannot be written ({error})") from None
         temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
         os.replace(temporary, folder)
     except BaseException:

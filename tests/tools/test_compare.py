@@ -69,11 +69,15 @@ def test_pretrainings_are_shared_and_budgets_equal(tmp_path):
 def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
     monkeypatch.setenv("SOMEWHERE", "/data")
     flags = {"all": "--data_path $SOMEWHERE/x", "conditional": "--lr 1", "vanilla": "--lr 2"}
-    content = specification(tmp_path, pretrain={"noise": flags})
+    detectors = {name: f"--detr {name}" for name in ("conditional", "vanilla")}
+    finetune = {"shapes": {"all": "--data_path x", "updetr": "--new_parts bbox_embed"}}
+    content = specification(tmp_path, pretrain={"noise": flags}, detectors=detectors, finetune=finetune)
     runs = make_runs(read_specification(write(tmp_path, content)))
     first = next(run for run in runs if run.script == "main_pretrain.py").flags
     assert "/data/x" in first
     assert first[first.index("--lr") + 1] == "1"
+    with_new_parts = {run.labels["method"] for run in runs if "--new_parts" in run.flags}
+    assert with_new_parts == {"updetr"}
     monkeypatch.delenv("SOMEWHERE")
     with pytest.raises(UserError, match="SOMEWHERE"):
         read_specification(write(tmp_path, content))
@@ -87,6 +91,12 @@ def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
         ({"budget": 1}, '"budget" means nothing'),
         ({"methods": {"updetr": {"noise": "--max_steps=9"}}}, "--max_steps=9 of method updetr"),
         ({"pretrain": {"noise": {"all": "", "updetr": "--max_steps 9"}}}, "--max_steps of method updetr"),
+        ({"finetune": {"shapes": {"all": "", "updetr": "--epochs 9"}}}, "--epochs of method updetr"),
+        ({"methods": {"updtr": ""}}, '"methods: updtr" is none of scratch, siamese, updetr, detreg'),
+        ({"methods": {"scratch": "--lr 1"}}, '"methods: scratch" is no pretraining'),
+        ({"methods": {"updetr": {"shapes": "--lr 1"}}}, '"methods: updetr: shapes" is never used'),
+        ({"pretrain": {"noise": {"vanilla": "--lr 1"}}}, '"pretrain: noise: vanilla" is never used'),
+        ({"common": {"nois": "--lr 1"}}, '"common: nois" is never used; there can be all, conditional, detreg'),
         ({"methods": ["scratch"]}, '"methods" must be an object'),
         ({"seeds": "12"}, '"seeds" must be a list'),
         ({"seeds": []}, '"seeds" must be a list with something in it'),

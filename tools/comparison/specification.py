@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models import PRETEXTS
 from util.errors import UserError
 
 SCRATCH = "scratch"  # the method that is no pretraining
@@ -17,6 +18,15 @@ KEYS = {"seeds", "methods", "detectors", "pretrain", "finetune", "data", "backbo
 LISTS = ("seeds", "data")
 TABLES = ("methods", "detectors", "pretrain", "finetune")  # name -> flags
 OPTIONAL = {"common": ""}
+COMBINED_WITH = {
+    "methods": ("pretrain", "detectors"),
+    "detectors": ("pretrain", "finetune", "methods"),
+    "pretrain": ("detectors", "methods"),
+    "finetune": ("detectors", "methods"),
+    "common": TABLES,
+}
+"""The tables whose names flags of an entry may stand under."""
+
 BUDGET = ("--max_steps", "--epochs", "--batch_size", "--accum_steps")
 """What all methods must have alike."""
 
@@ -63,6 +73,7 @@ def read_specification(path: str | Path) -> dict[str, Any]:
         wrong = sorted(KEYS ^ content.keys())[0]
         raise UserError(f'{path}: "{wrong}" {"is missing" if wrong in KEYS else "means nothing here"}')
     _check_kinds(content, path)
+    _check_names(content, path)
     content = _expand(content, path)
     for pair in content["data"]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
@@ -92,6 +103,24 @@ def _check_kinds(content: dict[str, Any], path: str | Path) -> None:
                 raise UserError(f'{path}: "{place}" must be flags in one string, or an object of such')
 
 
+def _check_names(content: dict[str, Any], path: str | Path) -> None:
+    """Raises UserError for an unknown method, and for flags under a name that they are never combined with."""
+    known = (SCRATCH, *PRETEXTS)
+    for method in content["methods"]:
+        if method not in known:
+            raise UserError(f'{path}: "methods: {method}" is none of {", ".join(known)}')
+    if content["methods"].get(SCRATCH):
+        raise UserError(f'{path}: "methods: {SCRATCH}" is no pretraining, so it has no flags')
+    for table, others in COMBINED_WITH.items():
+        names = {EVERY}.union(*(content[other] for other in others))
+        entries = {table: content[table]} if table == "common" else content[table]
+        for entry, flags in entries.items():
+            for name in flags if isinstance(flags, dict) else ():
+                if name not in names:
+                    place = table if entry == table else f"{table}: {entry}"
+                    raise UserError(f'{path}: "{place}: {name}" is never used; there can be {", ".join(sorted(names))}')
+
+
 def _is_flags(text: Any) -> bool:
     try:
         return isinstance(text, str) and shlex.split(text) is not None
@@ -117,11 +146,11 @@ def _check_budget(content: dict[str, Any], method: str, path: str | Path) -> Non
     """Raises UserError for a budget that is the method's own, wherever it stands."""
     own = content["methods"][method]
     texts = list(own.values()) if isinstance(own, dict) else [own]
-    shared = [entry for table in ("detectors", "pretrain") for entry in content[table].values()]
+    shared = [entry for table in ("detectors", "pretrain", "finetune") for entry in content[table].values()]
     texts += [entry.get(method, "") for entry in [*shared, content["common"]] if isinstance(entry, dict)]
     unequal = [word for text in texts for word in shlex.split(text) if word.partition("=")[0] in BUDGET]
     if unequal:
-        raise UserError(f'{path}: {unequal[0]} of method {method}: budgets are equal; put it into "pretrain" for all')
+        raise UserError(f"{path}: {unequal[0]} of method {method}: budgets are equal; put it where it holds for all")
 
 
 def make_runs(specification: dict[str, Any]) -> list[Run]:
@@ -166,16 +195,17 @@ def _pretraining(specification: dict[str, Any], data: str, detector: str, method
 def _finetuning(specification: dict[str, Any], pretraining: Run | None, data: str, detector: str, seed: int) -> Run:
     """Finetuning after ``pretraining``, or from the backbone alone."""
     start = () if pretraining else ("--backbone_weights", specification["backbone_weights"])
-    origin = f"{pretraining.labels['method']}_{pretraining.labels['pretrain']}" if pretraining else SCRATCH
     labels = {"pretrain": None, "method": SCRATCH} if pretraining is None else pretraining.labels
+    origin = f"{labels['method']}_{labels['pretrain']}" if pretraining else SCRATCH
+    names = (data, detector, labels["method"])
     return Run(
         name=f"finetune/{data}/{detector}/{origin}/seed{seed}",
         script="main_finetune.py",
         flags=(
-            *_flags(specification["detectors"][detector], data, detector),
+            *_flags(specification["detectors"][detector], *names),
             *start,
-            *_flags(specification["finetune"][data], data, detector),
-            *_flags(specification["common"], data, detector),
+            *_flags(specification["finetune"][data], *names),
+            *_flags(specification["common"], *names),
             *("--seed", str(seed)),
         ),
         needs=pretraining.name if pretraining else None,

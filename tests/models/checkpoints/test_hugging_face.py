@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -94,6 +96,29 @@ def test_a_folder_that_transformers_wrote(tmp_path, name, arranged):
     assert_same(detector, model)
 
 
+@pytest.mark.parametrize("name", ["refine", "two-stage"])
+@pytest.mark.parametrize("kept", [r"(?!model\.decoder\.)", r"model\.decoder\.", r"model\.decoder\.|\w+\.0\."])
+def test_heads_that_a_file_names_once(tmp_path, name, kept):
+    """Of two names for the same head, writers of safetensors leave one out, and not all the same one."""
+    detr, changes = MODELS[name]
+    model = hf_model(small_args(detr, **changes))
+    model.save_pretrained(tmp_path)
+    heads = {name: value for name, value in model.state_dict().items() if re.match(r"(class|bbox)_embed", name)}
+    if name == "refine":
+        within = {f"model.decoder.{name}": value for name, value in heads.items() if name.startswith("bbox")}
+    else:
+        within = {f"model.decoder.{name}": value for name, value in heads.items()}
+    once = {n: v for n, v in heads.items() if re.match(kept, n) or f"model.decoder.{n}" not in within}
+    once |= {n: v for n, v in within.items() if re.match(kept, n)}
+    weights = safetensors.load_file(tmp_path / "model.safetensors")
+    others = {n: v for n, v in weights.items() if n not in heads and n not in within}
+    safetensors.save_file({n: v.clone() for n, v in {**others, **once}.items()}, tmp_path / "model.safetensors")
+    detector, content, told = read(tmp_path)
+    assert content["args"]["with_box_refine"] is True
+    assert "left over in the file: nothing" in told
+    assert_same(detector, model)
+
+
 @model_kinds
 def test_a_folder_for_transformers(tmp_path, name):
     detr, changes = MODELS[name]
@@ -124,6 +149,8 @@ def test_round_trip_of_their_weights(tmp_path, name):
     model.save_pretrained(tmp_path / "theirs")
     convert_checkpoint.main([str(tmp_path / "theirs"), str(tmp_path / "public.pth"), "--to", "detr"])
     convert_checkpoint.main([str(tmp_path / "public.pth"), str(tmp_path / "again"), "--to", "hf"])
+    before, after = (read(tmp_path / name)[1]["categories"] for name in ("theirs", "public.pth"))
+    assert after == before is not None
     back = type(model).from_pretrained(tmp_path / "again").state_dict()
     assert back.keys() == model.state_dict().keys()
     assert all(torch.equal(value, back[key]) for key, value in model.state_dict().items())
@@ -191,7 +218,7 @@ def test_learned_positions(tmp_path, detr):
     assert_same(detector, model)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bin", "in-memory-names", "split", "split-bin"])
+@pytest.mark.parametrize("form", ["safetensors", "bin", "in-memory-names", "distributed", "split", "split-bin"])
 def test_forms_of_weights(tmp_path, form):
     model = hf_model(small_args("conditional"))
     model.save_pretrained(tmp_path, max_shard_size="300KB" if form == "split" else "1GB")
@@ -211,8 +238,10 @@ def test_forms_of_weights(tmp_path, form):
                 torch.save(part, tmp_path / f"part{n}.bin")
             (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
         else:
+            if form == "distributed":
+                names = {f"module.{name}": value for name, value in names.items()}
             torch.save(model.state_dict() if form == "in-memory-names" else names, tmp_path / "pytorch_model.bin")
-            path = tmp_path / "pytorch_model.bin" if form == "bin" else tmp_path
+            path = tmp_path / "pytorch_model.bin" if form in ("bin", "distributed") else tmp_path
     detector, content, _ = read(Path(path))
     assert content["args"]["nheads"] == 4  # of config.json, which lies beside a single file as well
     assert_same(detector, model)
@@ -315,6 +344,19 @@ def test_output_that_exists_or_cannot_be_written_for_others(tmp_path):
         convert_checkpoint.main([str(tmp_path / "body.pth"), str(tmp_path / "out.pth"), "--to", "detr"])
 
 
+def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(tmp_path):
+    source = save_own(small_detector("vanilla"), small_args("vanilla"), tmp_path / "own.pth")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for to in ("hf", "detr"):
+            with pytest.raises(UserError, match="cannot be written"):
+                convert_checkpoint.main([str(source), str(tmp_path / "out"), "--to", to])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["own.pth"]
+
+
 def test_hugging_face_folder_of_a_timm_detector_is_refused_and_leaves_nothing(tmp_path):
     pytest.importorskip("timm")
     changes = {"backbone": "timm:tf_efficientnet_lite0"}
@@ -326,3 +368,6 @@ def test_hugging_face_folder_of_a_timm_detector_is_refused_and_leaves_nothing(tm
     again, content, _ = read(tmp_path / "out.pth")
     assert content["args"]["backbone"] == changes["backbone"]
     assert len(again.state_dict()) == len(content["model"])
+    names_it_otherwise = argparse.Namespace(nheads=4, backbone="tf_efficientnet_lite0")
+    torch.save({"model": again.state_dict(), "args": names_it_otherwise}, tmp_path / "public.pth")
+    assert read(tmp_path / "public.pth", backbone=changes["backbone"])[1]["args"]["backbone"] == changes["backbone"]
