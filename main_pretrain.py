@@ -57,6 +57,8 @@ def build(args: argparse.Namespace, origin: Origin | None, device: torch.device)
     dataset = build_dataset(args)
     loader = make_train_loader(dataset, PRETEXT_DATA[args.method].collate, args)
     say(f"{args.method}: {len(dataset)} images, {len(loader)} batches an epoch, regions: {args.proposals}")
+    if args.method == "detreg" and args.proposals == "random":
+        say("warning: DETReg on random boxes, which are no objects: make some by tools/make_proposals.py (--proposals)")
     detector = build_detector(args, origin)
     method = PRETEXTS[args.method](args, detector).to(device)
     groups = [{"params": engine.parameters_to_train(method)}]

@@ -36,9 +36,10 @@ def pretrain(data, out, *argv) -> dict:
 
 @pytest.mark.parametrize("detr", DETRS)
 @pytest.mark.parametrize("method", METHODS)
-def test_it_trains_resumes_bit_for_bit_and_is_finetuned(data, tmp_path, method, detr):
+def test_it_trains_resumes_bit_for_bit_and_is_finetuned(data, tmp_path, capsys, method, detr):
     argv = ["--method", method, *METHODS[method], *DETRS[detr]]
     whole = pretrain(data, tmp_path / "whole", *argv)
+    assert ("warning: DETReg on random boxes" in capsys.readouterr().out) == (method == "detreg")
     assert {"loss_ce", "loss_bbox", "loss_giou", "loss_feature"} <= set(read_log(tmp_path / "whole", "train")[0])
     stopped = tmp_path / "whole" / "checkpoint_00000001.pth"  # within the first epoch
     resumed = pretrain(data, tmp_path / "resumed", "--resume", str(stopped))  # the method is the checkpoint's
