@@ -9,6 +9,8 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
+import shlex
 import subprocess
 import tempfile
 import warnings
@@ -42,15 +44,15 @@ def load() -> ctypes.CDLL | None:
 
 
 def _compiled() -> Path:
-    """The library, whose name changes with its source; whole or not there, however many processes make it at once."""
-    name = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
+    """The library, named by source and machine; whole or not there, however many processes make it at once."""
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
-    library = cache / "siamese_detr_pixels" / f"pixels_{name}.so"
+    library = cache / "siamese_detr_pixels" / f"pixels_{platform.machine()}_{digest}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             built = Path(folder) / library.name
-            command = [os.environ.get("CXX", "c++"), *FLAGS, str(SOURCE), "-o", str(built)]
+            command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS, str(SOURCE), "-o", str(built)]
             subprocess.run(command, capture_output=True, text=True, check=True)
             os.replace(built, library)
     return library

@@ -42,7 +42,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
         path: the file.
         size: (width, height) that the annotations of this image assume. Some annotations were made on pixels as
             they are stored, ignoring EXIF; so where ``size`` is that of the stored pixels and not that of the
-            upright image, the stored ones are returned.
+            upright image, the stored ones are returned (not of TIFF, which Pillow turns upright while it loads).
 
     Raises:
         DataError: missing, empty, truncated, not an image, a decompression bomb, or not of the annotated size; the
@@ -73,13 +73,17 @@ def load_reduced(path: str | Path, short_side: int) -> tuple[Image.Image, tuple[
     """
     with _open_image(path) as file:
         stored, orientation = file.size, file.getexif().get(ExifTags.Base.Orientation, 1)
+        is_reduced = False
         for part in (8, 4, 2):
             # Turned upright, a row or column that was rounded up might come first and shift all others.
             exact = orientation == 1 or all(side % part == 0 for side in stored)
             if min(stored) // part >= short_side and exact:
-                file.draft(None, tuple(side // part for side in stored))
+                is_reduced = file.draft(None, tuple(side // part for side in stored)) is not None
                 break
-        return _to_rgb(_load_upright(file)), stored[::-1] if orientation in SIDEWAYS else stored
+        image = _to_rgb(_load_upright(file))
+        if not is_reduced:
+            return image, image.size
+        return image, stored[::-1] if orientation in SIDEWAYS else stored
 
 
 @contextmanager

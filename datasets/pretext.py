@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from datasets import build_unlabelled
+from datasets.images import load_image
 from datasets.one_view import OneViewDataset, PatchTransform, ProposalTransform, collate_one_view
 from datasets.pretext_samples import PretextDataset
 from datasets.proposals import ProposalStore
@@ -55,13 +56,16 @@ def build_pretext_data(args: argparse.Namespace, mean: tuple[float, ...], std: t
         mean, std: of the channels, what the backbone wants.
 
     Raises:
-        UserError: no images there, or proposals that were made for others.
+        UserError: no images there, proposals that were made for others, or an image that could not be read then and
+            cannot now.
     """
     images = build_unlabelled(args)
     proposals = None
     if args.proposals != "random":
         proposals = ProposalStore(args.proposal_dir)
         proposals.check(images.relative_paths(), args.proposals)
+        for index in proposals.failed():
+            load_image(images.path(index))
     common = {"scales": args.scales, "max_size": args.max_size, "crop_size": args.crop_size, "mean": mean, "std": std}
     data = PRETEXT_DATA[args.method]
     return data.dataset(images, proposals, data.build_transform(args, common), args.seed)

@@ -28,6 +28,9 @@ import numpy as np
 from util.errors import DataError
 
 FORMAT_VERSION = 1
+FAILED = "failed.json"
+"""Beside the arrays, where images could not be read: list of {"path", "reason"}."""
+
 MIN_AREA = 0.05  # of the intersection of the views, for regions of any kind
 MAX_ASPECT = 8.0  # of random boxes: width / height within 1/8..8
 
@@ -84,7 +87,7 @@ def write_proposals(
         folder: must not exist.
         paths: of the images, relative to the data set's root, with forward slashes.
         boxes, scores: [N_i, 4] and [N_i] of each image, in any order: the best are put first.
-        method: name that ``--proposals`` will ask for.
+        method: name that ``--proposals`` will ask for, not "random".
         parameters: of the method, anything JSON can hold.
 
     Raises:
@@ -254,6 +257,21 @@ class ProposalStore:
         """The image ``index``, relative to the data set's root."""
         return os.fsdecode(self._paths[self._path_offsets[index] : self._path_offsets[index + 1]].tobytes())
 
+    def failed(self) -> list[int]:
+        """Images that could not be read when the proposals were made, and so have none.
+
+        Raises:
+            DataError: the file that lists them is damaged.
+        """
+        path = self.folder / FAILED
+        if not path.is_file():
+            return []
+        try:
+            failed = {entry["path"] for entry in json.loads(path.read_text())}
+        except (ValueError, TypeError, KeyError, OSError):
+            raise DataError(f"{path}: damaged; make the proposals again") from None
+        return [index for index in range(len(self)) if self.path(index) in failed] if failed else []
+
     def check(self, paths: Sequence[str], method: str) -> None:
         """See that these are proposals of ``method`` for exactly the images ``paths`` (relative), in this order.
 
@@ -261,7 +279,8 @@ class ProposalStore:
             DataError: they are not; the message names the other method or the first path that differs.
         """
         if method != self.method:
-            raise DataError(f"{self.folder}: made by {self.method}, not {method}; pass --proposals {self.method}")
+            instead = "leave out --proposal_dir" if self.method == "random" else f"pass --proposals {self.method}"
+            raise DataError(f"{self.folder}: made by {self.method}, not {method}; {instead}")
         if fingerprint(paths) == self._fingerprint:
             return
         differing = (i for i in range(min(len(self), len(paths))) if self.path(i) != paths[i])

@@ -20,6 +20,7 @@ from datasets.images import load_image, load_reduced
 from datasets.loader import EpochBatchSampler, make_loader
 from datasets.two_view import TwoViewDataset, as_planes, change_colours, collate_two_view, cut_crops, cut_views
 from tests.datasets.plain_two_view import cut_crops_plainly, cut_plainly, finish_plainly
+from util.errors import UserError
 
 PARTS = ("read", "draw", "views", "crops", "colours")
 WARM_UP_SAMPLES = 3
@@ -31,8 +32,13 @@ def benchmark_data(num_samples: int, argv: list[str]) -> None:
     Args:
         num_samples: that are made both ways in turn, of images spread over the data set.
         argv: the command line of main_pretrain.py.
+
+    Raises:
+        UserError: the flags name another method than Siamese DETR.
     """
     args, _ = main_pretrain.parse(argv)
+    if args.method != "siamese":
+        raise UserError(f"--method {args.method} has no two views to make; leave it out")
     dataset = main_pretrain.build_dataset(args)
     torch.set_num_threads(1)
     ours, plain = measure_samples(dataset, num_samples)

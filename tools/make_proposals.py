@@ -32,7 +32,7 @@ from datasets import UNLABELLED, build_unlabelled
 from datasets.image_folder import UnlabelledImages
 from datasets.images import load_image
 from datasets.proposal_journal import Journal, Outcome, encode, read_journal
-from datasets.proposals import ProposalStore, fingerprint, stream_proposals
+from datasets.proposals import FAILED, ProposalStore, fingerprint, stream_proposals
 from datasets.region_proposals import METHODS, ProposalMethod
 from util.checkpoint import make_writable
 from util.errors import DataError, UserError, one_line
@@ -259,13 +259,13 @@ def merge(out: Path, parts: Path, paths: list[str], plan: dict[str, Any]) -> Non
         method=plan["method"],
         parameters=plan["parameters"],
         scratch=parts,
-        extra_files={"failed.json": json.dumps(failed, indent=2) + "\n"},
+        extra_files={FAILED: json.dumps(failed, indent=2) + "\n"},
     )
     shutil.rmtree(parts)
     bare = int((counts == 0).sum()) - len(failed)
     print(f"wrote {out}: {counts.sum()} boxes of {len(paths)} images; {bare} without any, {len(failed)} failed")
     if failed:
-        print(f"the first that failed: {failed[0]['reason']}; all are listed in {out / 'failed.json'}")
+        print(f"the first that failed: {failed[0]['reason']}; all are listed in {out / FAILED}")
 
 
 def read_shards(parts: Path, plan: dict[str, Any]) -> Iterator[Outcome]:

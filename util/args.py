@@ -23,7 +23,9 @@ def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]
     """The detector. What a checkpoint was trained with need not be typed again."""
     group = parser.add_argument_group("detector (defaults: the checkpoint's, else those of the paper)")
     group.add_argument("--detr", choices=detectors, help="default: conditional")
-    group.add_argument("--backbone", help="resnet18|34|50|101, or timm:NAME for any model of timm; default: resnet50")
+    group.add_argument(
+        "--backbone", help="resnet18|34|50|101, or timm:NAME for most convolutional ones; default: resnet50"
+    )
     group.add_argument(
         "--backbone_weights",
         metavar="FILE",
@@ -170,9 +172,9 @@ def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: li
     data.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
     data.add_argument(
         "--proposals",
-        choices=["random", "edgebox", "selective_search"],
+        metavar="{random,edgebox,selective_search,...}",
         default="random",
-        help="regions of interest; all but random are read from --proposal_dir",
+        help="regions of interest; all but random are read from --proposal_dir, and named as what made them",
     )
     data.add_argument("--proposal_dir", help="folder of proposals made for this data set")
     data.add_argument("--crop_size", type=int, default=128, help="side of the region crops in pixels")

@@ -130,7 +130,7 @@ def check_pretrain(args: argparse.Namespace, world_size: int) -> None:
         raise UserError(f"--patch_dropout {args.patch_dropout}: must lie in [0, 1)")
     if (args.proposals == "random") != (args.proposal_dir is None):
         raise UserError(
-            "--proposal_dir goes with --proposals edgebox or selective_search"
+            "--proposal_dir goes with --proposals edgebox, selective_search or whatever made them"
             if args.proposals == "random"
             else f"--proposals {args.proposals} needs --proposal_dir DIR, the folder they were written to"
         )
@@ -143,7 +143,8 @@ def check_method_flags(args: argparse.Namespace) -> None:
         UserError: names the flag and its methods.
     """
     for name, methods in FLAGS_OF_METHODS.items():
-        if getattr(args, name) not in (None, False) and args.method not in methods:
+        value = getattr(args, name)
+        if value is not None and value is not False and args.method not in methods:
             wanted = " or ".join(f"--method {method}" for method in methods)
             raise UserError(f"--{name} goes with {wanted}, not with --method {args.method}")
     if args.method == "updetr" and args.proposals != "random":
@@ -162,7 +163,7 @@ def check_siamese(args: argparse.Namespace, world_size: int) -> None:
         raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), or corners would cross")
     if args.augment_device == "cuda" and select_device(args.device).type != "cuda":
         raise UserError("--augment_device cuda goes with --device cuda, and there is no GPU in use")
-    if not args.no_global_loss and args.batch_size * world_size < 2:
+    if not args.no_global_loss and args.global_loss_coef and args.batch_size * world_size < 2:
         raise UserError(
             "--batch_size 1 in one process: the global loss normalises over the batch and needs two images; "
             "raise --batch_size or add --no_global_loss"

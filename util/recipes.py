@@ -34,6 +34,9 @@ ARCHITECTURE = (
     "two_stage",
 )
 
+DEFAULT_WHERE_NONE = {"feature_stride": 32}
+"""What None stands for: it is none of a ResNet's flags, nor of a detector's on several levels."""
+
 SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
 
 # Where things lie, and how a run starts: no part of what it computes when it is resumed.
@@ -182,7 +185,9 @@ def adopt(
         typed = getattr(args, name)
         if typed is not None and name in free:
             continue
-        if typed is not None and typed != saved[name]:
+        if typed is not None and typed == (saved[name] or DEFAULT_WHERE_NONE.get(name)):
+            continue
+        if typed is not None:
             raise CheckpointError(
                 f"--{name} {typed} does not fit {source}, which was trained with --{name} {saved[name]}; "
                 f"leave --{name} out to take the checkpoint's"

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.images import list_images, load_image
+from datasets.images import list_images, load_image, load_reduced
 from util.errors import DataError
 
 ORIENTATIONS = {  # EXIF tag 274 -> what turns stored pixels upright
@@ -55,6 +55,9 @@ def test_exif_orientation(tmp_path, orientation, channels, extension):
     Image.fromarray(stored.squeeze()).save(path, exif=exif(orientation))
     upright = np.broadcast_to(ORIENTATIONS[orientation](stored), (*ORIENTATIONS[orientation](stored).shape[:2], 3))
     np.testing.assert_array_equal(pixels(path), upright)
+    image, size = load_reduced(path, 1)
+    np.testing.assert_array_equal(np.asarray(image), upright)
+    assert size == image.size
 
 
 def test_exif_of_jpeg_and_annotated_size(tmp_path):

@@ -60,6 +60,11 @@ def test_no_samples_are_refused():
         benchmark.main(["data", "--samples", "0"])
 
 
+def test_methods_without_two_views_are_refused():
+    with pytest.raises(UserError, match="--method updetr has no two views"):
+        benchmark.main(["data", "--method", "updetr", "--data_path", "."])
+
+
 def test_no_steps_are_refused():
     with pytest.raises(UserError, match="--steps 0"):
         benchmark.main(["step", "pretrain", "--steps", "0"])

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import main_pretrain
-from datasets.proposals import ProposalStore
+from datasets.proposals import ProposalStore, write_proposals
 from tests.conftest import ROOT
 from tests.processes import session, wait_until
 from tools import make_proposals
@@ -184,6 +184,25 @@ def test_failed_and_bare_images_are_recorded(tmp_path: Path, capsys: pytest.Capt
     assert "empty file" in failed[0]["reason"]
     assert "not an image" in failed[1]["reason"]
     assert "1 without any, 2 failed" in capsys.readouterr().out
+
+    argv = ["--data_path", str(data), "--proposals", "edgebox", "--proposal_dir", str(tmp_path / "out")]
+    args, _ = main_pretrain.parse(argv)
+    Image.new("RGB", (64, 48)).save(data / "a_empty.jpg")  # replaced; the other still is no image
+    with pytest.raises(DataError, match=r"c_text\.jpg: not an image"):
+        main_pretrain.build_dataset(args)
+    Image.new("RGB", (64, 48)).save(data / "c_text.jpg")
+    assert len(main_pretrain.build_dataset(args)) == 3
+
+
+def test_regions_of_ones_own_have_any_name_but_random(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    regions = {"paths": ["a.png"], "boxes": [np.array([[1.0, 2, 50, 40]])], "scores": [np.ones(1)], "parameters": {}}
+    for name in ("mine", "random"):
+        write_proposals(tmp_path / name, **regions, method=name)
+    argv = ["--data_path", str(tmp_path), "--proposals", "mine", "--proposal_dir"]
+    assert len(main_pretrain.build_dataset(main_pretrain.parse([*argv, str(tmp_path / "mine")])[0])) == 1
+    with pytest.raises(DataError, match="leave out --proposal_dir"):
+        main_pretrain.build_dataset(main_pretrain.parse([*argv, str(tmp_path / "random")])[0])
 
 
 def test_boxes_are_in_pixels_of_the_upright_image(tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ def test_the_checkpoint_decides_the_architecture():
     args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--hidden_dim", "128"])
     with pytest.raises(CheckpointError, match=r"--hidden_dim 128 does not fit f\.pth.*--hidden_dim 64"):
         recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
+    args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--feature_stride", "32"])
+    recipes.adopt(args, recipes.ARCHITECTURE, {"feature_stride": None}, "f.pth")  # the default, typed
+    with pytest.raises(CheckpointError, match="--feature_stride 32 does not fit"):
+        recipes.adopt(args, recipes.ARCHITECTURE, {"feature_stride": 16}, "f.pth")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,8 @@ def test_the_checkpoint_decides_the_architecture():
         (["--method", "detreg", "--num_regions", "10"], "--num_regions goes with --method siamese or --method updetr"),
         (["--method", "detreg", "--shuffle_queries"], "--shuffle_queries goes with --method updetr"),
         (["--patch_dropout", "0.1"], "--patch_dropout goes with --method updetr, not with --method siamese"),
+        (["--patch_dropout", "0"], "--patch_dropout goes with --method updetr"),
+        (["--method", "detreg", "--global_loss_coef", "0"], "--global_loss_coef goes with"),
         (["--num_proposals", "9"], "--num_proposals goes with --method detreg"),
         (["--method", "detreg", "--num_proposals", "0"], "--num_proposals 0"),
         (["--method", "updetr", "--patch_dropout", "1"], "--patch_dropout 1"),
@@ -170,6 +176,7 @@ def test_pretraining_refuses(argv, message):
 def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
     check_pretrain(pretrain("--batch_size", "1"), world_size=2)
     check_pretrain(pretrain("--batch_size", "1", "--no_global_loss"), world_size=1)
+    check_pretrain(pretrain("--batch_size", "1", "--global_loss_coef", "0"), world_size=1)
 
 
 @pytest.mark.parametrize(
