@@ -185,7 +185,8 @@ def adopt(
         typed = getattr(args, name)
         if typed is not None and name in free:
             continue
-        if typed is not None and typed == (saved[name] or DEFAULT_WHERE_NONE.get(name)):
+        value = DEFAULT_WHERE_NONE.get(name) if saved[name] is None else saved[name]
+        if typed is not None and typed == value:
             continue
         if typed is not None:
             raise CheckpointError(
