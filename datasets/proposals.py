@@ -9,6 +9,7 @@ On disk a data set's proposals are one folder, read through memory maps that all
     path_offsets.npy  int64 [n + 1] into it, likewise
     meta.json         version of this format, method and parameters that made the proposals, number of images, and a
                       fingerprint of the paths
+    failed.json       images that could not be read and so have none, with the reason; may be missing
 """
 
 from __future__ import annotations

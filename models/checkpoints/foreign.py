@@ -98,8 +98,11 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
             _check_own(content, path)
             return content, None
         weights, others = find_state_dict(content, path)
-        config = _config_beside(path) if is_hugging_face(_plain(weights)) else None
+        config = None
     renaming = Renaming(weights)
+    renaming.unwrap()
+    if not path.is_dir() and is_hugging_face(renaming.weights.keys()):
+        config = _config_beside(path)
     kind = recognise(renaming, path, refines=config is not None and config.get("with_box_refine") is True)
     if kind == "backbone":
         body, left_over = renaming.split(lambda name: name.startswith("backbone.0.body."))
@@ -110,7 +113,7 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     hints = _hints(others.get("args"), config, path)
     known = {**{name: value for name, value in typed.items() if value is not None}, **hints}
     args, assumed = infer_architecture(model, known, path)
-    pretext = any(name.startswith(_PRETEXT_HEADS) for name in _plain(left_over))
+    pretext = any(name.removeprefix(WRAPPER).startswith(_PRETEXT_HEADS) for name in left_over)
     finished = not pretext and num_class_logits(model) is not None
     foreign = Foreign(kind, renaming.sources, left_over + list(others), assumed)
     args |= _eval_sizes(others.get("args"), None if config is None else path if path.is_dir() else path.parent)
@@ -129,14 +132,13 @@ def recognise(renaming: Renaming, path: Path, *, refines: bool) -> str:
     """Rename what came under the names of a known project, in place; returns which it is.
 
     Args:
-        renaming: the tensors of the file.
+        renaming: the tensors of the file, without what a wrapper puts before their names.
         path: the file, for messages.
         refines: a configuration says that it is Deformable DETR with iterative refinement.
 
     Raises:
         CheckpointError: none of them.
     """
-    renaming.unwrap()
     names = renaming.weights.keys()
     if is_hugging_face(names):
         to_public(renaming)
@@ -180,9 +182,10 @@ def complete_heads(renaming: Renaming, *, refines: bool) -> None:
         for name in renaming.names(within):
             if name.removeprefix("transformer.decoder.") not in renaming.weights:
                 renaming.copy(name, name.removeprefix("transformer.decoder."))
-        for name in renaming.names(head) if used_by_decoder[head] or renaming.names(within) else []:
-            if f"transformer.decoder.{name}" not in renaming.weights:
-                renaming.copy(name, f"transformer.decoder.{name}")
+        if used_by_decoder[head] or renaming.names(within):
+            for name in renaming.names(head):
+                if f"transformer.decoder.{name}" not in renaming.weights:
+                    renaming.copy(name, f"transformer.decoder.{name}")
         first = renaming.names(f"{head}0.")
         if first == renaming.names(head):
             for index in range(1, num_layers(renaming.weights, "transformer.decoder.layers")):
@@ -200,10 +203,6 @@ def _public_name(name: str) -> str:
 
 def _belongs_to_detector(name: str) -> bool:
     return name.startswith((*_OF_DETECTOR, *_HEADS)) and not name.endswith(".num_batches_tracked")
-
-
-def _plain(names: Any) -> set[str]:
-    return {name.removeprefix(WRAPPER) for name in names}
 
 
 def _config_beside(path: Path) -> dict[str, Any] | None:
