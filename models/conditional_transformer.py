@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.layers import MLP, FeedForwardLayer, ProjectedAttention, full_precision
+from models.feed_forward import FeedForwardLayer
+from models.layers import MLP, ProjectedAttention, full_precision
 from models.position_encoding import sine_waves
 from models.transformer import Decoded, Memory, Transformer, TransformerEncoder, may_attend
 

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.layers import MLP, FeedForwardLayer, LayerHeads, MultiheadAttention, full_precision, inverse_sigmoid
+from models.feed_forward import FeedForwardLayer
+from models.layers import MLP, LayerHeads, MultiheadAttention, full_precision, inverse_sigmoid
 from models.position_encoding import sine_waves
 from models.transformer import Decoded, Memory
 from ops.module import MSDeformAttn

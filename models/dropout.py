@@ -30,61 +30,53 @@ class Dropout(nn.Module):
         """Floating point [...] -> [...]."""
         if not self.training or self.p == 0:
             return x
-        if not draws_cheaply(x):
+        if not on_eager_cpu(x):
             return F.dropout(x, self.p)
-        return _Drop.apply(x, *self._draw(x.shape))
+        return _Drop.apply(x, self._draw(x.shape), self.scale)
 
-    def after_relu_(self, x: Tensor) -> Tensor:
-        """``self(relu(x))`` in place of ``x``, which nothing else may need.
+    def drop_(self, x: Tensor) -> Tensor:
+        """The same in place, for a CPU and where no gradient is recorded."""
+        return _thin_out(x, self._draw(x.shape), self.scale, out=x) if self.training and self.p else x
 
-        On a CPU the first touch of fresh memory costs ten times what the arithmetic does, and a feed-forward is the
-        widest part of a Transformer.
-        """
-        if self.training and self.p and draws_cheaply(x):
-            return _ReluDrop.apply(x, *self._draw(x.shape))
-        return self(F.relu(x, inplace=True))
+    @property
+    def scale(self) -> float:
+        """What the elements that are kept are multiplied by."""
+        return STEPS / (STEPS - self._threshold) if self.training else 1.0
 
-    def _draw(self, shape: torch.Size) -> tuple[Tensor, float]:
-        """Which elements are dropped (bool), and what the others are multiplied by."""
-        threshold = min(round(self.p * STEPS), STEPS - 1)
-        return _random_numbers(shape) < threshold - STEPS // 2, STEPS / (STEPS - threshold)
+    @property
+    def _threshold(self) -> int:
+        return min(round(self.p * STEPS), STEPS - 1)
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        """Which elements are kept: ones among zeros, of 8 bits."""
+        # Not bool: PyTorch's loops over it are not vectorised and take five times as long.
+        kept = torch.empty(shape, dtype=torch.uint8)
+        return torch.ge(_random_numbers(shape), self._threshold - STEPS // 2, out=kept)
 
 
 class _Drop(torch.autograd.Function):
     """Keeps one byte an element, where products with a mask would keep the mask as floating point."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(dropped)
+    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(kept)
         ctx.scale = scale
-        return x.masked_fill(dropped, 0.0).mul_(scale)
+        return _thin_out(x, kept, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.masked_fill(*ctx.saved_tensors, 0.0).mul_(ctx.scale), None, None
+        return _thin_out(grad, *ctx.saved_tensors, ctx.scale), None, None
 
 
-class _ReluDrop(torch.autograd.Function):
-    """Keeps the output alone: where it is zero, ReLU or dropout let nothing through."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
-        ctx.mark_dirty(x)
-        x.relu_().masked_fill_(dropped, 0.0).mul_(scale)
-        ctx.save_for_backward(x)
-        ctx.scale = scale
-        return x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (output,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad, output, 0.0).mul_(ctx.scale), None, None
+def _thin_out(x: Tensor, kept: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """x where ``kept`` is 1, times ``scale``."""
+    factors = kept.to(x.dtype)
+    return torch.mul(x, factors, out=factors if out is None else out).mul_(scale)
 
 
-def draws_cheaply(x: Tensor) -> bool:
-    """Whether the cheap numbers are for ``x``: not where a GPU draws or a compiler would have to see through them."""
+def on_eager_cpu(x: Tensor) -> bool:
+    """Whether ``x`` is on a CPU and no compiler has to see through what is done to it."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

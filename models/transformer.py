@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.layers import MLP, FeedForwardLayer, MultiheadAttention
+from models.feed_forward import FeedForwardLayer
+from models.layers import MLP, MultiheadAttention
 
 
 @dataclass
