@@ -7,7 +7,7 @@ import math
 
 from util.errors import UserError
 from util.optional import require
-from util.recipes import detector_defaults, is_focal
+from util.recipes import LR_LINEAR_PROJ_MULT, detector_defaults, is_focal
 from util.script import select_device
 
 # Flags of some pretext tasks only; None or False where they were not typed and are not needed.
@@ -178,6 +178,8 @@ def check_finetune(args: argparse.Namespace) -> None:
     """
     check_common(args)
     at_least(args, 0, "eval_every", "lr_backbone", "lr_linear_proj_mult")
+    if args.lr_linear_proj_mult != LR_LINEAR_PROJ_MULT and args.detr != "deformable":
+        raise UserError(f"--lr_linear_proj_mult goes with --detr deformable, not with --detr {args.detr}")
     at_least(args, 1, "eval_size", "eval_max_size")
     if args.resume and args.resume != "auto" and args.pretrain:
         raise UserError("--pretrain starts a run and --resume FILE goes on with one: choose one")

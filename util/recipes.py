@@ -47,6 +47,9 @@ PLACES += ("num_workers", "eval")
 COCO_SCALES = list(range(480, 801, 32))
 IMAGENET_SCALES = list(range(320, 481, 16))
 
+# Deformable DETR's share of --lr for reference points and sampling offsets; other detectors have none.
+LR_LINEAR_PROJ_MULT = 0.1
+
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """What was typed, and the parser's defaults.
@@ -127,7 +130,7 @@ def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
         "max_size": 1333,
         **_class_weights(focal),
         "lr": 2e-4 if deformable else 1e-4,
-        "lr_linear_proj_mult": 0.1,
+        "lr_linear_proj_mult": LR_LINEAR_PROJ_MULT,
         "lr_backbone": 2e-5 if deformable else 5e-5 if args.pretrain else 1e-5,
         "batch_size": 2,
         "amp": "none",
