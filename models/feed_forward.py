@@ -43,10 +43,13 @@ class FeedForwardLayer(nn.Module):
         return last_norm(x + self.dropout(self._feed_forward(x)))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
+        # tokens in one row: what Linear makes of more dimensions is a view, and an in-place change of a view makes
+        # autograd copy its whole gradient
+        tokens = x.flatten(0, -2)
         if torch.is_grad_enabled() and on_eager_cpu(x) and not torch.is_autocast_enabled("cpu"):
             parameters = (self.linear1.weight, self.linear1.bias, self.linear2.weight, self.linear2.bias)
-            return _FeedForward.apply(x.flatten(0, -2), *parameters, self.dropout).view_as(x)
-        return self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
+            return _FeedForward.apply(tokens, *parameters, self.dropout).view_as(x)
+        return self.linear2(self.dropout(F.relu(self.linear1(tokens), inplace=True))).view_as(x)
 
 
 class _FeedForward(torch.autograd.Function):
