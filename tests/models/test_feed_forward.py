@@ -1,5 +1,7 @@
 """The feed-forward in pieces against its definition, and its gradients against finite differences."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ def _as_defined(layer: FeedForwardLayer, x: Tensor) -> Tensor:
     return layer.linear2(layer.dropout(torch.relu(layer.linear1(x))))
 
 
-def _results(function: object, layer: FeedForwardLayer, x: Tensor) -> list[Tensor]:
+def _results(function: Callable[[Tensor], Tensor], layer: FeedForwardLayer, x: Tensor) -> list[Tensor]:
     torch.manual_seed(1)
     output = function(x)
     loss = (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum()
