@@ -160,7 +160,7 @@ class SetCriterion(nn.Module):
         classes = torch.full(logits.shape[:3], no_object, dtype=torch.int64, device=logits.device)
         classes[matching.layer, matching.image, matching.query] = labels
         class_weights = torch.ones(self.num_logits, device=logits.device)
-        class_weights[no_object] = self.eos_coef
+        class_weights[no_object].fill_(self.eos_coef)  # an assigned number would make the host wait for a GPU
         # F.cross_entropy wants the classes second: [L, K, B, Q].
         entropies = F.cross_entropy(logits.movedim(-1, 1), classes, weight=class_weights, reduction="none")
         return entropies.sum(dim=(1, 2))
@@ -168,7 +168,7 @@ class SetCriterion(nn.Module):
     def _sum_focal(self, logits: Tensor, labels: Tensor, matching: Matching) -> Tensor:
         """Focal losses [L], summed over all queries and classes of logits [L, B, Q, K]; labels [M] of the pairs."""
         classes = logits.new_zeros(*logits.shape[:3], self.num_logits)
-        classes[matching.layer, matching.image, matching.query, labels] = 1
+        classes[matching.layer, matching.image, matching.query, labels] = logits.new_ones(())  # as above
         loss = sigmoid_focal_loss(logits, classes, alpha=self.focal_alpha, gamma=self.focal_gamma)
         return loss.sum(dim=(1, 2, 3))
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from . import fake
 from .sources import PACKAGE, ROOT, module_name, why_no_cuda
 
 HOW_TO_BUILD = "pip install --no-build-isolation ./ops"
@@ -42,6 +43,7 @@ def load() -> str | None:
         torch.ops.load_library(installed_build() or build_in_place())
     except (BuildError, OSError) as error:
         return " ".join(str(error).split())
+    fake.register()
     return None
 
 
@@ -131,5 +133,7 @@ def _compile(library: Path) -> None:
 def _reason(output: str) -> str:
     """The line of a compiler's output that says most."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line.lower() or "not found" in line.lower()]
+    errors = [
+        line for line in lines if "error:" in line.lower() or "not found" in line.lower() or "cannot find" in line
+    ]
     return (errors[:1] or lines[-1:] or ["no output"])[0][:300]

@@ -5,7 +5,7 @@ the making of two-view samples with a plain arrangement of Pillow and torchvisio
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
     python tools/benchmark.py msda --rounds 10
-    python tools/benchmark.py detector
+    python tools/benchmark.py detector --device cuda --batch_size 4
     python tools/benchmark.py data --num_workers 2 --dataset_file imagefolder --data_path DIR
 
 Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py; so is
@@ -18,7 +18,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
@@ -35,8 +34,9 @@ import main_pretrain
 from tools.benchmark_data import benchmark_data
 from tools.benchmark_detector import benchmark_detector
 from tools.benchmark_msda import benchmark_msda
+from tools.clock import milliseconds
 from util.check_args import at_least
-from util.script import run_script, start
+from util.script import run_script, select_device, start
 
 PARTS = ("data", "backbone", "transformer", "matching", "losses", "backward", "optimizer")
 WARM_UP_STEPS = 2
@@ -44,8 +44,6 @@ WARM_UP_STEPS = 2
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the benchmark's own arguments and hand the rest to the script that is measured."""
-    # On a GPU every kernel is waited for, or its time would not fall into the part that launched it.
-    os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
     parser = argparse.ArgumentParser(
         "benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,11 +51,14 @@ def main(argv: list[str] | None = None) -> None:
     step = commands.add_parser("step", help="milliseconds for each part of a training step")
     step.add_argument("stage", choices=["pretrain", "finetune"])
     step.add_argument("--steps", type=int, default=10, help="steps that are measured")
-    msda = commands.add_parser("msda", help="multi-scale deformable attention on the CPU, compiled and in PyTorch")
+    msda = commands.add_parser("msda", help="multi-scale deformable attention, compiled and in PyTorch")
     msda.add_argument("--rounds", type=int, default=7, help="rounds that are measured")
     msda.add_argument("--dtype", choices=["float32", "float64", "bfloat16", "float16"], default="float32")
-    detector = commands.add_parser("detector", help="Deformable DETR on the CPU, this one and that of transformers")
+    detector = commands.add_parser("detector", help="Deformable DETR, this one and that of transformers")
     detector.add_argument("--rounds", type=int, default=3, help="rounds that are measured")
+    for command in (msda, detector):
+        command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        command.add_argument("--batch_size", type=int, default=1, help="images")
     data = commands.add_parser("data", help="two-view samples a second, by part, against a plain arrangement")
     data.add_argument("--samples", type=int, default=50, help="samples that are measured, spread over the data set")
     args, rest = parser.parse_known_args(argv)
@@ -70,15 +71,18 @@ def main(argv: list[str] | None = None) -> None:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:
-        at_least(args, 1, "rounds")
+        at_least(args, 1, "rounds", "batch_size")
+        device = select_device(args.device)
         if args.command == "msda":
-            benchmark_msda(args.rounds, getattr(torch, args.dtype))
+            benchmark_msda(args.rounds, getattr(torch, args.dtype), args.batch_size, device)
         else:
-            benchmark_detector(args.rounds)
+            benchmark_detector(args.rounds, args.batch_size, device)
 
 
 def benchmark_step(stage: str, num_steps: int, argv: list[str]) -> None:
     """Train ``num_steps`` steps as the script would and print the median milliseconds of every part."""
+    # On a GPU every kernel is waited for, or its time would not fall into the part that launched it.
+    os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
     script = {"pretrain": main_pretrain, "finetune": main_finetune}[stage]
     with tempfile.TemporaryDirectory() as folder:
         args, origin = script.parse([*argv, "--output_dir", folder])
@@ -108,11 +112,9 @@ def measure_steps(
             loader.batch_sampler.set_position(step // training.steps_per_epoch, 0)
             batches = iter(loader)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            synchronize(device)
-            began = time.perf_counter()
+            began = milliseconds(device)
             engine.train_step(training.method, training, batches, args, device)
-            synchronize(device)
-            elapsed = 1e3 * (time.perf_counter() - began)
+            elapsed = milliseconds(device) - began
         if step >= WARM_UP_STEPS:
             rows.append(parts_of(profiler) | {"step": elapsed})
             rows[-1]["other"] = elapsed - sum(rows[-1][name] for name in PARTS)
@@ -126,12 +128,6 @@ def parts_of(profiler: profile) -> dict[str, float]:
         if event.key in times and event.device_type == DeviceType.CPU:
             times[event.key] += event.cpu_time_total / 1e3
     return times
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device's queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 import main_finetune
 from models import DETECTORS
 from models.supervised import SupervisedDETR
+from tools.clock import describe, milliseconds
 from util.nested_tensor import NestedTensor
 from util.optional import require
 
@@ -20,32 +20,32 @@ HEIGHT, WIDTH = 640, 800
 NUM_OBJECTS = 8
 
 
-def benchmark_detector(rounds: int) -> None:
+def benchmark_detector(rounds: int, batch_size: int, device: torch.device) -> None:
     """Print milliseconds of an inference and of a training step of both, in turn, with random weights.
 
-    ResNet-50, 300 queries, four levels, 6 + 6 layers, one image of 640 x 800; a training step is forward, losses of all
+    ResNet-50, 300 queries, four levels, 6 + 6 layers, images of 640 x 800; a training step is forward, losses of all
     layers, backward and AdamW.
 
     Raises:
         UserError: transformers is not installed.
     """
     torch.manual_seed(0)
-    pixels = torch.randn(1, 3, HEIGHT, WIDTH)
-    labels = torch.randint(90, (NUM_OBJECTS,))
-    boxes = torch.rand(NUM_OBJECTS, 4) * 0.3 + 0.2
+    pixels = torch.randn(batch_size, 3, HEIGHT, WIDTH).to(device)
+    labels = torch.randint(90, (NUM_OBJECTS,)).to(device)
+    boxes = (torch.rand(NUM_OBJECTS, 4) * 0.3 + 0.2).to(device)
     steps = {"ours": _ours(pixels, labels, boxes), "transformers": _theirs(pixels, labels, boxes)}
-    print(f"{torch.get_num_threads()} threads, medians of {rounds} rounds in turn")
+    print(f"{describe(device)}, {batch_size} x float32, medians of {rounds} rounds in turn")
     print(f"{'':<14}{'ours':>12}{'transformers':>15}{'ratio':>8}")
     for index, part in enumerate(("inference", "training step")):
         times: dict[str, list[float]] = {name: [] for name in steps}
         for count in range(rounds + 1):  # the first round warms up
             for name, functions in steps.items():
-                began = time.perf_counter()
+                began = milliseconds(device)
                 functions[index]()
                 if count:
-                    times[name].append(1e3 * (time.perf_counter() - began))
+                    times[name].append(milliseconds(device) - began)
         ours, theirs = (median(times[name]) for name in steps)
-        print(f"{part:<14}{ours:>9.0f} ms{theirs:>12.0f} ms{theirs / ours:>8.1f}")
+        print(f"{part:<14}{ours:>9.1f} ms{theirs:>12.1f} ms{theirs / ours:>8.2f}")
 
 
 Steps = tuple[Callable[[], None], Callable[[], None]]
@@ -55,8 +55,9 @@ def _ours(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
     args, _ = main_finetune.parse(["--detr", "deformable", "--data_path", "."])
     detector = DETECTORS["deformable"](args, 91, focal=True, train_backbone=True)
     method = SupervisedDETR(detector=detector, criterion=main_finetune.make_criterion(args, detector))
-    images = NestedTensor(pixels, torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool))
-    batch = (images, [{"labels": labels, "boxes": boxes}])
+    method.to(pixels.device)
+    images = NestedTensor(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool))
+    batch = (images, [{"labels": labels, "boxes": boxes}] * len(pixels))
     return _steps(method, lambda: detector(images), lambda: method(batch)[0])
 
 
@@ -67,9 +68,9 @@ def _theirs(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
     config = transformers.DeformableDetrConfig(
         backbone_config=backbone, num_labels=91, auxiliary_loss=True, activation_dropout=0.1
     )
-    model = transformers.DeformableDetrForObjectDetection(config)
+    model = transformers.DeformableDetrForObjectDetection(config).to(pixels.device)
     _train_as_the_recipe_does(model)
-    targets = [{"class_labels": labels, "boxes": boxes}]
+    targets = [{"class_labels": labels, "boxes": boxes}] * len(pixels)
     return _steps(model, lambda: model(pixels), lambda: model(pixels, labels=targets).loss)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ops import ms_deform_attn, ms_deform_attn_reference
-from ops.extension import load
+from ops.extension import has_kernels
+from tools.clock import describe, milliseconds
 from util.errors import UserError
 
 LEVELS = ((100, 134), (50, 67), (25, 33), (12, 16))  # of an 800 x 1066 image at strides 8, 16, 32, 64
@@ -23,28 +23,28 @@ DECODER_QUERIES = 300
 FORMS = {"compiled": ms_deform_attn, "PyTorch": ms_deform_attn_reference}
 
 
-def benchmark_msda(rounds: int, dtype: torch.dtype) -> None:
+def benchmark_msda(rounds: int, dtype: torch.dtype, batch_size: int, device: torch.device) -> None:
     """Print milliseconds of both forms, forward and backward, in the encoder and the decoder, and what they allocate.
 
     Raises:
         UserError: there is no compiled operator to measure.
     """
-    if reason := load():
-        raise UserError(f"nothing to compare: {reason}")
-    print(f"{torch.get_num_threads()} threads, {dtype}, medians of {rounds} rounds in turn")
+    if not has_kernels(device.type):  # which says why
+        raise UserError("nothing to compare: the operator is not compiled")
+    print(f"{describe(device)}, {batch_size} x {dtype}, medians of {rounds} rounds in turn")
     print(f"{'':<18}{'compiled':>12}{'PyTorch':>12}{'ratio':>8}")
     for shape in ("encoder", "decoder"):
-        arguments = make_arguments(shape, dtype)
+        arguments = make_arguments(shape, dtype, batch_size, device)
         times = measure(arguments, rounds)
         for part in ("forward", "backward"):
             fast, slow = (median(times[form, part]) for form in FORMS)
-            print(f"{shape + ' ' + part:<18}{fast:>9.1f} ms{slow:>9.1f} ms{slow / fast:>8.1f}")
-        fast, slow = (extra_memory(form, shape, dtype) for form in FORMS)
+            print(f"{shape + ' ' + part:<18}{fast:>9.2f} ms{slow:>9.2f} ms{slow / fast:>8.1f}")
+        fast, slow = (extra_memory(form, shape, dtype, batch_size, device) for form in FORMS)
         print(f"{shape + ' memory':<18}{fast:>9.0f} MB{slow:>9.0f} MB{slow / max(fast, 1e-9):>8.1f}")
 
 
-def make_arguments(shape: str, dtype: torch.dtype) -> list[Tensor]:
-    """Arguments of the operator for one image; queries of the encoder are the positions themselves."""
+def make_arguments(shape: str, dtype: torch.dtype, batch_size: int, device: torch.device) -> list[Tensor]:
+    """Arguments of the operator; queries of the encoder are the positions themselves."""
     generator = torch.Generator().manual_seed(0)
     shapes = torch.tensor(LEVELS)
     areas = shapes.prod(1)
@@ -53,12 +53,12 @@ def make_arguments(shape: str, dtype: torch.dtype) -> list[Tensor]:
         centres = torch.cat([_cell_centres(height, width) for height, width in LEVELS])
     else:
         centres = torch.rand(DECODER_QUERIES, 2, generator=generator)
-    sampling = (1, len(centres), HEADS, len(LEVELS), POINTS)
+    sampling = (batch_size, len(centres), HEADS, len(LEVELS), POINTS)
     offsets = (torch.rand(*sampling, 2, generator=generator) * 2 - 1) * MAX_OFFSET / shapes.flip(1)[:, None]
     locations = centres[None, :, None, None, None] + offsets
     weights = torch.rand(sampling, generator=generator).flatten(-2).softmax(-1).view(sampling)
-    value = torch.randn(1, int(areas.sum()), HEADS, CHANNELS, generator=generator)
-    tensors = [tensor.to(dtype).requires_grad_() for tensor in (value, locations, weights)]
+    value = torch.randn(batch_size, int(areas.sum()), HEADS, CHANNELS, generator=generator)
+    tensors = [tensor.to(device, dtype).requires_grad_() for tensor in (value, locations, weights)]
     return [tensors[0], shapes, starts, *tensors[1:]]
 
 
@@ -69,40 +69,43 @@ def _cell_centres(height: int, width: int) -> Tensor:
 
 def measure(arguments: list[Tensor], rounds: int) -> dict[tuple[str, str], list[float]]:
     """Milliseconds of every form and pass, the forms taking turns; the first round warms up and does not count."""
+    device = arguments[0].device
     times: dict[tuple[str, str], list[float]] = {}
     for count in range(rounds + 1):
         for name, form in FORMS.items():
-            began = time.perf_counter()
+            began = milliseconds(device)
             output = form(*arguments)
-            between = time.perf_counter()
+            between = milliseconds(device)
             output.backward(torch.ones_like(output))
-            ended = time.perf_counter()
+            ended = milliseconds(device)
             for tensor in arguments:
                 tensor.grad = None
             if count:
-                times.setdefault((name, "forward"), []).append(1e3 * (between - began))
-                times.setdefault((name, "backward"), []).append(1e3 * (ended - between))
+                times.setdefault((name, "forward"), []).append(between - began)
+                times.setdefault((name, "backward"), []).append(ended - between)
     return times
 
 
-def extra_memory(form: str, shape: str, dtype: torch.dtype) -> float:
+def extra_memory(form: str, shape: str, dtype: torch.dtype, batch_size: int, device: torch.device) -> float:
     """Megabytes that a forward and backward pass adds to the peak of a fresh process beside its results."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_peak_growth, (form, shape, dtype))
+        return pool.apply(_peak_growth, (form, shape, dtype, batch_size, device))
 
 
-def _peak_growth(form: str, shape: str, dtype: torch.dtype) -> float:
-    arguments = make_arguments(shape, dtype)
-    load()
+def _peak_growth(form: str, shape: str, dtype: torch.dtype, batch_size: int, device: torch.device) -> float:
+    arguments = make_arguments(shape, dtype, batch_size, device)
+    has_kernels(device.type)
     run: Callable[..., Tensor] = FORMS[form]
-    before = _peak()
+    before = _peak(device)
     output = run(*arguments)
     output.backward(torch.ones_like(output))
     results = [output, *(tensor.grad for tensor in arguments if tensor.grad is not None)]
-    return _peak() - before - sum(tensor.nbytes for tensor in results) / 2**20
+    return _peak(device) - before - sum(tensor.nbytes for tensor in results) / 2**20
 
 
-def _peak() -> float:
-    """Largest resident size so far in megabytes; Linux."""
+def _peak(device: torch.device) -> float:
+    """Megabytes: the most that was allocated on the GPU so far, or the largest resident size (Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024

@@ -18,7 +18,12 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 def box_area(boxes: Tensor) -> Tensor:
     """Areas [...] of xyxy boxes [..., 4]; negative sides count as zero."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    return _area(boxes[..., :2], boxes[..., 2:])
+
+
+def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(dim=-1)
+    return width * height  # not prod, whose gradient makes the host wait for a GPU
 
 
 def intersection_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +33,7 @@ def intersection_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tens
     """
     top_left = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
+    intersection = _area(top_left, bottom_right)
     return intersection, box_area(boxes1) + box_area(boxes2) - intersection
 
 
@@ -47,5 +52,5 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     intersection, union = intersection_and_union(boxes1, boxes2)
     top_left = torch.minimum(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
-    hull = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
+    hull = _area(top_left, bottom_right)
     return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)

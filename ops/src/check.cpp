@@ -2,17 +2,28 @@
 
 #include <ATen/ATen.h>
 
+#include <string>
+
 namespace msda {
 namespace {
 
-void check_dims(const at::Tensor& tensor, const char* name, int64_t dims, const char* form) {
-  TORCH_CHECK_VALUE(tensor.dim() == dims, name, ": expected ", form, ", got ", tensor.sym_sizes());
+// Messages take numbers as text. A stream that formats numbers is part of a C++ library, and where a Python's build
+// settings link one statically into extensions, PyTorch's stream functions crash on this one's streams.
+using std::to_string;
+
+std::string to_string(at::IntArrayRef sizes) {
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + to_string(size);
+  return "[" + text + "]";
 }
 
-void check_size(const at::Tensor& tensor, const char* name, int64_t dim, const c10::SymInt& expected,
-                const char* meaning) {
-  TORCH_CHECK_VALUE(tensor.sym_size(dim) == expected, name, ": expected ", expected, " (", meaning, ") in dimension ",
-                    dim, ", got ", tensor.sym_sizes());
+void check_dims(const at::Tensor& tensor, const char* name, int64_t dims, const char* form) {
+  TORCH_CHECK_VALUE(tensor.dim() == dims, name, ": expected ", form, ", got ", to_string(tensor.sizes()));
+}
+
+void check_size(const at::Tensor& tensor, const char* name, int64_t dim, int64_t expected, const char* meaning) {
+  TORCH_CHECK_VALUE(tensor.size(dim) == expected, name, ": expected ", to_string(expected), " (", meaning,
+                    ") in dimension ", to_string(dim), ", got ", to_string(tensor.sizes()));
 }
 
 void check_like_value(const at::Tensor& tensor, const char* name, const at::Tensor& value) {
@@ -36,16 +47,17 @@ void check_levels(const at::Tensor& value, const at::Tensor& spatial_shapes, con
   int64_t total = 0;
   for (int64_t level = 0; level < shapes.size(0); ++level) {
     const int64_t height = shape[2 * level], width = shape[2 * level + 1];
-    TORCH_CHECK_VALUE(height >= 0 && width >= 0 && height < limit && width < limit, "spatial_shapes: level ", level,
-                      " has a height and width of ", height, " and ", width);
-    TORCH_CHECK_VALUE(start[level] == total, "level_start_index: expected level ", level, " to start at ", total,
-                      ", where spatial_shapes put it, got ", start[level]);
-    TORCH_CHECK_VALUE(height == 0 || width < limit / height, "spatial_shapes: level ", level, " is too large");
+    TORCH_CHECK_VALUE(height >= 0 && width >= 0 && height < limit && width < limit, "spatial_shapes: level ",
+                      to_string(level), " has a height and width of ", to_string(height), " and ", to_string(width));
+    TORCH_CHECK_VALUE(start[level] == total, "level_start_index: expected level ", to_string(level), " to start at ",
+                      to_string(total), ", where spatial_shapes put it, got ", to_string(start[level]));
+    TORCH_CHECK_VALUE(height == 0 || width < limit / height, "spatial_shapes: level ", to_string(level),
+                      " is too large");
     total += height * width;
   }
-  TORCH_CHECK_VALUE(total == value.size(1), "spatial_shapes: the levels have ", total, " positions, but value has ",
-                    value.size(1));
-  TORCH_CHECK_VALUE(total < limit, "value: expected fewer than 2^31 - 1 positions, got ", total);
+  TORCH_CHECK_VALUE(total == value.size(1), "spatial_shapes: the levels have ", to_string(total),
+                    " positions, but value has ", to_string(value.size(1)));
+  TORCH_CHECK_VALUE(total < limit, "value: expected fewer than 2^31 - 1 positions, got ", to_string(total));
 }
 
 }  // namespace
@@ -65,29 +77,26 @@ void check_arguments(const at::Tensor& value, const at::Tensor& spatial_shapes, 
   check_integers(spatial_shapes, "spatial_shapes", value);
   check_integers(level_start_index, "level_start_index", value);
 
-  const auto levels = spatial_shapes.sym_size(0);
+  const auto levels = spatial_shapes.size(0);
   check_size(spatial_shapes, "spatial_shapes", 1, 2, "height and width");
   check_size(level_start_index, "level_start_index", 0, levels, "the levels of spatial_shapes");
-  check_size(sampling_locations, "sampling_locations", 0, value.sym_size(0), "the batch of value");
-  check_size(sampling_locations, "sampling_locations", 2, value.sym_size(2), "the heads of value");
+  check_size(sampling_locations, "sampling_locations", 0, value.size(0), "the batch of value");
+  check_size(sampling_locations, "sampling_locations", 2, value.size(2), "the heads of value");
   check_size(sampling_locations, "sampling_locations", 3, levels, "the levels of spatial_shapes");
   check_size(sampling_locations, "sampling_locations", 5, 2, "x and y");
   for (int64_t dim = 0; dim < 5; ++dim) {
-    check_size(attention_weights, "attention_weights", dim, sampling_locations.sym_size(dim),
+    check_size(attention_weights, "attention_weights", dim, sampling_locations.size(dim),
                "as sampling_locations has");
   }
-  // Meta tensors have no contents; nor have the shapes that a tracer follows.
-  if (!spatial_shapes.is_meta() && !level_start_index.is_meta() && !value.is_meta()) {
-    check_levels(value, spatial_shapes, level_start_index);
-  }
+  check_levels(value, spatial_shapes, level_start_index);
 }
 
 void check_grad_output(const at::Tensor& grad_output, const at::Tensor& value, const at::Tensor& sampling_locations) {
   check_dims(grad_output, "grad_output", 3, "[batch, queries, heads * channels]");
   check_like_value(grad_output, "grad_output", value);
-  check_size(grad_output, "grad_output", 0, value.sym_size(0), "the batch of value");
-  check_size(grad_output, "grad_output", 1, sampling_locations.sym_size(1), "the queries of sampling_locations");
-  check_size(grad_output, "grad_output", 2, value.sym_size(2) * value.sym_size(3), "heads * channels of value");
+  check_size(grad_output, "grad_output", 0, value.size(0), "the batch of value");
+  check_size(grad_output, "grad_output", 1, sampling_locations.size(1), "the queries of sampling_locations");
+  check_size(grad_output, "grad_output", 2, value.size(2) * value.size(3), "heads * channels of value");
 }
 
 }  // namespace msda

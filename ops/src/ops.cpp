@@ -1,10 +1,8 @@
-// The operators' schemas and what holds on every device: shapes for tracing, gradients, autocast.
+// The operators' schemas and what holds on every device: gradients, autocast. Shapes for tracing are in fake.py.
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
-
-#include "check.h"
 
 namespace msda {
 namespace {
@@ -29,23 +27,6 @@ Gradients call_backward(const Tensor& grad_output, const Tensor& value, const Te
                              .findSchemaOrThrow("siamese_detr::ms_deform_attn_backward", "")
                              .typed<decltype(call_backward)>();
   return op.call(grad_output, value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-}
-
-// Shapes and dtypes alone, for fake tensors and tracing.
-Tensor forward_meta(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
-                    const Tensor& sampling_locations, const Tensor& attention_weights) {
-  check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-  return value.new_empty_symint(
-      {value.sym_size(0), sampling_locations.sym_size(1), value.sym_size(2) * value.sym_size(3)});
-}
-
-Gradients backward_meta(const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
-                        const Tensor& level_start_index, const Tensor& sampling_locations,
-                        const Tensor& attention_weights) {
-  check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-  check_grad_output(grad_output, value, sampling_locations);
-  return {value.new_empty_symint(value.sym_sizes()), value.new_empty_symint(sampling_locations.sym_sizes()),
-          value.new_empty_symint(attention_weights.sym_sizes())};
 }
 
 struct Forward : torch::autograd::Function<Forward> {
@@ -118,11 +99,6 @@ TORCH_LIBRARY(siamese_detr, m) {
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
-}
-
-TORCH_LIBRARY_IMPL(siamese_detr, Meta, m) {
-  m.impl("ms_deform_attn", &msda::forward_meta);
-  m.impl("ms_deform_attn_backward", &msda::backward_meta);
 }
 
 TORCH_LIBRARY_IMPL(siamese_detr, Autograd, m) {

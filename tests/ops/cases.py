@@ -17,9 +17,10 @@ def random_arguments(
     points: int = 3,
     shapes: tuple[tuple[int, int], ...] = SHAPES[:3],
     dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
     seed: int = 0,
 ) -> list[Tensor]:
-    """Value, shapes, starts, locations in [-0.3, 1.3], weights; rounded to ``dtype``."""
+    """Value, shapes, starts, locations in [-0.3, 1.3], weights; rounded to ``dtype``; shapes and starts on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     spatial_shapes = torch.tensor(shapes).view(-1, 2)
     areas = spatial_shapes.prod(1)
@@ -27,9 +28,10 @@ def random_arguments(
     sampling = (batch, queries, heads, len(shapes), points)
     locations = torch.rand(*sampling, 2, generator=generator, dtype=torch.float64) * 1.6 - 0.3
     weights = torch.rand(sampling, generator=generator, dtype=torch.float64)
-    return [value.to(dtype), spatial_shapes, areas.cumsum(0) - areas, locations.to(dtype), weights.to(dtype)]
+    value, locations, weights = (tensor.to(device, dtype) for tensor in (value, locations, weights))
+    return [value, spatial_shapes, areas.cumsum(0) - areas, locations, weights]
 
 
 def as_double(arguments: list[Tensor]) -> list[Tensor]:
-    """The same numbers in float64."""
-    return [tensor.double() if tensor.is_floating_point() else tensor for tensor in arguments]
+    """The same numbers in float64, on the CPU."""
+    return [tensor.cpu().double() if tensor.is_floating_point() else tensor for tensor in arguments]

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <tuple>
 
 #include "../check.h"
@@ -53,7 +54,8 @@ Tensor aligned(const Tensor& tensor) {
 
 int32_t checked_size(int64_t size, const char* argument, const char* what) {
   constexpr int64_t limit = std::numeric_limits<int32_t>::max() - kThreads;  // so that a whole block can be added
-  TORCH_CHECK_VALUE(size <= limit, argument, ": expected at most ", limit, " ", what, ", got ", size);
+  TORCH_CHECK_VALUE(size <= limit, argument, ": expected at most ", std::to_string(limit), " ", what, ", got ",
+                    std::to_string(size));
   return static_cast<int32_t>(size);
 }
 
@@ -62,7 +64,8 @@ Problem make_problem(const Tensor& value, const Tensor& spatial_shapes, const Te
   const Tensor shapes = spatial_shapes.cpu().contiguous(), starts = level_start_index.cpu().contiguous();
   const int64_t levels = shapes.size(0), queries = sampling_locations.size(1), points = sampling_locations.size(4);
   const int64_t heads = value.size(2), channels = value.size(3);
-  TORCH_CHECK_VALUE(levels <= kMaxLevels, "spatial_shapes: expected at most ", kMaxLevels, " levels, got ", levels);
+  TORCH_CHECK_VALUE(levels <= kMaxLevels, "spatial_shapes: expected at most ", std::to_string(kMaxLevels),
+                    " levels, got ", std::to_string(levels));
   checked_size(heads * channels, "value", "heads * channels");
   checked_size(heads * queries, "sampling_locations", "queries * heads");
   checked_size(levels * points, "sampling_locations", "levels * points");
