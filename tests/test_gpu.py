@@ -101,7 +101,7 @@ def test_mixed_precision(data, tmp_path, detector, amp):
             data, tmp_path / kind, *ON_GPU, *detector, "--dropout", "0", "--amp", kind, "--max_steps", "20"
         )
     losses = {kind: [line["loss"] for line in read_log(tmp_path / kind, "train")] for kind in ("none", amp)}
-    assert losses[amp][0] == pytest.approx(losses["none"][0], rel=0.01)
+    assert losses[amp][0] == pytest.approx(losses["none"][0], rel=0.05)
     assert all(map(math.isfinite, losses[amp]))
     # zeros before training; fp16 leaves out the first steps, until the scale of the loss suits
     last = [name for name in saved["model"] if name.startswith("bbox_embed") and name.endswith("layers.2.weight")]

@@ -7,8 +7,8 @@
 namespace msda {
 namespace {
 
-// Messages take numbers as text. A stream that formats numbers is part of a C++ library, and where a Python's build
-// settings link one statically into extensions, PyTorch's stream functions crash on this one's streams.
+// Messages take numbers as text: where a compiler links the C++ library statically into an extension, a stream that the
+// extension makes crashes when the library that PyTorch brought formats a number for it.
 using std::to_string;
 
 std::string to_string(at::IntArrayRef sizes) {
