@@ -11,9 +11,10 @@ from torch import Tensor
 
 
 def register() -> None:
-    """Tell PyTorch; once, when the compiled library is loaded."""
-    torch.library.register_fake("siamese_detr::ms_deform_attn", _forward)
-    torch.library.register_fake("siamese_detr::ms_deform_attn_backward", _backward)
+    """Tell PyTorch, when the compiled library is loaded; another copy of this package may have done so."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("siamese_detr::ms_deform_attn", "Meta"):
+        torch.library.register_fake("siamese_detr::ms_deform_attn", _forward)
+        torch.library.register_fake("siamese_detr::ms_deform_attn_backward", _backward)
 
 
 def _forward(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from ops import ms_deform_attn, ms_deform_attn_reference
 from ops.extension import load
@@ -266,17 +266,18 @@ def test_compiles_without_a_graph_break(device):
 
 def test_is_traced_for_a_gpu_with_levels_on_the_cpu():
     """As the detector calls it; no GPU is needed for that."""
+    mode, gpu = FakeTensorMode(), torch.device("cuda:0")
     real = random_arguments()
-    with FakeTensorMode() as mode:
-        arguments = [mode.from_tensor(x) for x in real]
-        on_gpu = [x.to("cuda") if x.is_floating_point() else x for x in arguments]
+    fake = [mode.from_tensor(x) for x in real]
+    on_gpu = [FakeTensor(mode, x.to("meta"), gpu) if x.is_floating_point() else mode.from_tensor(x) for x in real]
+    with mode:
         output = op(*on_gpu)
-        assert (output.shape, output.dtype, output.device.type) == ((2, 5, 16), torch.float64, "cuda")
+        assert (output.shape, output.dtype, output.device) == ((2, 5, 16), torch.float64, gpu)
         results = torch.ops.siamese_detr.ms_deform_attn_backward(output, *on_gpu)
         for result, index in zip(results, (0, 3, 4), strict=True):
-            assert (result.shape, result.device.type) == (arguments[index].shape, "cuda")
+            assert (result.shape, result.device) == (real[index].shape, gpu)
         with pytest.raises(ValueError, match="attention_weights: expected to be on cuda:0"):
-            op(*on_gpu[:4], arguments[4])
+            op(*on_gpu[:4], fake[4])
 
 
 def test_exports():
