@@ -133,7 +133,6 @@ def _compile(library: Path) -> None:
 def _reason(output: str) -> str:
     """The line of a compiler's output that says most."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [
-        line for line in lines if "error:" in line.lower() or "not found" in line.lower() or "cannot find" in line
-    ]
+    signs = ("error:", "not found", "cannot find")
+    errors = [line for line in lines if any(sign in line.lower() for sign in signs)]
     return (errors[:1] or lines[-1:] or ["no output"])[0][:300]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ops import sources
+from ops.extension import _reason
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = (
@@ -45,6 +46,13 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     output, errors = start(tmp_path / "file").communicate()
     assert output.strip() == "reference", errors
     assert str(tmp_path / "file") in errors
+
+
+def test_a_failed_build_is_told_by_the_line_that_says_why():
+    output = "g++ a.o\n/usr/bin/ld: cannot find -lcudart: No such file\ncollect2: error: ld returned 1 exit status\n"
+    assert _reason(output) == "/usr/bin/ld: cannot find -lcudart: No such file"
+    assert _reason("ninja\na.cpp:3:1: error: expected ';'\nerror: command failed\n") == "a.cpp:3:1: error: expected ';'"
+    assert _reason("killed\n") == "killed"
 
 
 @pytest.mark.slow
