@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from util.distributed import shutdown
+
 
 def run_processes(function: Callable[..., Any], *args: Any, world_size: int = 2) -> list[Any]:
     """``function(rank, *args)`` of every process, in order of rank.
@@ -31,4 +33,4 @@ def _process(rank: int, world_size: int, folder: str, function: Callable[..., An
         torch.save(function(rank, *args), Path(folder) / f"{rank}.pt")
         dist.barrier()
     finally:
-        dist.destroy_process_group()
+        shutdown()
