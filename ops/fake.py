@@ -24,27 +24,60 @@ def _forward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    _check_devices(value, sampling_locations=sampling_locations, attention_weights=attention_weights)
-    _check_devices(value, cpu=True, spatial_shapes=spatial_shapes, level_start_index=level_start_index)
-    batch, _, heads, channels = value.shape
-    return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
+    sizes = _check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    return value.new_empty(sizes)
 
 
-def _backward(
-    grad_output: Tensor,
+def _backward(grad_output: Tensor, value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _check_like(value, "grad_output", grad_output, _check(value, *others))
+    _, _, sampling_locations, attention_weights = others
+    return value.new_empty(value.shape), torch.empty_like(sampling_locations), torch.empty_like(attention_weights)
+
+
+def _check(
     value: Tensor,
     spatial_shapes: Tensor,
     level_start_index: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    results = [tensor.new_empty(tensor.shape) for tensor in (value, sampling_locations, attention_weights)]
-    return results[0], results[1], results[2]
+) -> tuple[int, int, int]:
+    """What ``src/check.cpp`` demands, but for the levels' contents, which are unknown; returns the output's sizes.
+
+    It must not be left to the kernels: a single meta tensor among others brings the call here, too.
+    """
+    if value.dim() != 4 or not value.is_floating_point():
+        got = f"{list(value.shape)} of {value.dtype}"
+        raise ValueError(f"value: expected floating point [batch, positions, heads, channels], got {got}")
+    if sampling_locations.dim() != 6:
+        got = list(sampling_locations.shape)
+        raise ValueError(f"sampling_locations: expected [batch, queries, heads, levels, points, 2], got {got}")
+    batch, _, heads, channels = value.shape
+    queries, levels, points = sampling_locations.shape[1], spatial_shapes.shape[0], sampling_locations.shape[4]
+    sizes = (batch, queries, heads, levels, points)
+    _check_integers(value, "spatial_shapes", spatial_shapes, (levels, 2))
+    _check_integers(value, "level_start_index", level_start_index, (levels,))
+    _check_like(value, "sampling_locations", sampling_locations, (*sizes, 2))
+    _check_like(value, "attention_weights", attention_weights, sizes)
+    return batch, queries, heads * channels
 
 
-def _check_devices(value: Tensor, *, cpu: bool = False, **others: Tensor) -> None:
-    """What no kernel sees: one meta tensor among others brings the call here. All else is checked when it runs."""
-    for name, tensor in others.items():
-        if tensor.device != value.device and not (cpu and tensor.is_cpu):
-            wanted = f"{'the CPU or ' * cpu}{value.device}, the device of value"
-            raise ValueError(f"{name}: expected to be on {wanted}, got {tensor.device}")
+def _check_like(value: Tensor, name: str, tensor: Tensor, sizes: tuple[int, ...]) -> None:
+    if tensor.device != value.device:
+        raise ValueError(f"{name}: expected to be on {value.device}, the device of value, got {tensor.device}")
+    if tensor.dtype != value.dtype:
+        raise ValueError(f"{name}: expected {value.dtype}, the dtype of value, got {tensor.dtype}")
+    _check_sizes(name, tensor, sizes)
+
+
+def _check_integers(value: Tensor, name: str, tensor: Tensor, sizes: tuple[int, ...]) -> None:
+    if tensor.device != value.device and not tensor.is_cpu:
+        wanted = f"the CPU or on {value.device}, the device of value"
+        raise ValueError(f"{name}: expected to be on {wanted}, got {tensor.device}")
+    if tensor.dtype != torch.int64:
+        raise ValueError(f"{name}: expected int64, got {tensor.dtype}")
+    _check_sizes(name, tensor, sizes)
+
+
+def _check_sizes(name: str, tensor: Tensor, sizes: tuple[int, ...]) -> None:
+    if tensor.shape != sizes:
+        raise ValueError(f"{name}: expected {list(sizes)}, got {list(tensor.shape)}")

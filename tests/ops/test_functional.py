@@ -358,7 +358,7 @@ def changed(index: int, change, device: str) -> list:
         (0, lambda x: x.long(), "value: expected float32"),
         (0, lambda x: x.float(), "sampling_locations: expected Float, the dtype of value, got Double"),
         (0, lambda x: x.to("meta"), "sampling_locations: expected to be on meta"),
-        (1, lambda x: x.to("meta"), "spatial_shapes: expected to be on the CPU or "),
+        (1, lambda x: x.to("meta"), "spatial_shapes: expected to be on the CPU or on "),
         (1, lambda x: x.int(), "spatial_shapes: expected int64"),
         (1, lambda x: x[:, :1], "spatial_shapes: expected 2"),
         (1, lambda x: x[:2], "level_start_index: expected 2"),
@@ -380,6 +380,32 @@ def test_wrong_arguments_are_named(index, change, message, device):
         op(*changed(index, change, device))
 
 
+@pytest.mark.parametrize(
+    ("index", "change", "name"),
+    [
+        (0, lambda x: x[0], "value"),
+        (0, lambda x: x[:1], "sampling_locations"),
+        (0, lambda x: x[:, :, :1], "sampling_locations"),
+        (0, lambda x: x.long(), "value"),
+        (0, lambda x: x.float(), "sampling_locations"),
+        (1, lambda x: x.int(), "spatial_shapes"),
+        (1, lambda x: x[:, :1], "spatial_shapes"),
+        (1, lambda x: x[:2], "level_start_index"),
+        (2, lambda x: x[None], "level_start_index"),
+        (2, lambda x: x.double(), "level_start_index"),
+        (3, lambda x: x[..., 0], "sampling_locations"),
+        (3, lambda x: x[..., :1], "sampling_locations"),
+        (3, lambda x: x[:, :2], "attention_weights"),
+        (4, lambda x: x.bfloat16(), "attention_weights"),
+        (4, lambda x: x[..., None], "attention_weights"),
+    ],
+)
+def test_wrong_arguments_without_contents_are_named(index, change, name):
+    arguments = [tensor.to("meta") for tensor in changed(index, change, "cpu")]
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        op(*arguments)
+
+
 @needs_gpu
 @pytest.mark.parametrize(
     ("index", "message"),
@@ -398,3 +424,7 @@ def test_a_wrong_gradient_is_named(device):
         backward(torch.zeros(2, 5, 3, dtype=torch.float64, device=device), *arguments)
     with pytest.raises(ValueError, match="grad_output: expected Double"):
         backward(torch.zeros(2, 5, 16, device=device), *arguments)
+    with pytest.raises(ValueError, match="grad_output: expected to be on "):
+        backward(torch.zeros(2, 5, 16, dtype=torch.float64, device="meta"), *arguments)
+    with pytest.raises(ValueError, match=r"grad_output: expected \[2, 5, 16\]"):
+        backward(torch.zeros(2, 5, 3, dtype=torch.float64, device="meta"), *[x.to("meta") for x in arguments])
