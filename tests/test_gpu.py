@@ -96,12 +96,12 @@ def test_views_changed_on_the_gpu_are_those_of_the_workers(data, tmp_path, full_
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 @pytest.mark.parametrize("detector", DETECTORS[1:4:2], ids=" ".join)
 def test_mixed_precision(data, tmp_path, detector, amp):
+    # not the global loss: its batch norm over four views that are almost equal makes per cents of any rounding
+    argv = [*ON_GPU, *detector, "--no_global_loss", "--dropout", "0", "--max_steps", "20"]
     for kind in ("none", amp):
-        saved = pretrain(
-            data, tmp_path / kind, *ON_GPU, *detector, "--dropout", "0", "--amp", kind, "--max_steps", "20"
-        )
+        saved = pretrain(data, tmp_path / kind, *argv, "--amp", kind)
     losses = {kind: [line["loss"] for line in read_log(tmp_path / kind, "train")] for kind in ("none", amp)}
-    assert losses[amp][0] == pytest.approx(losses["none"][0], rel=0.05)
+    assert losses[amp][0] == pytest.approx(losses["none"][0], rel=0.01)
     assert all(map(math.isfinite, losses[amp]))
     # zeros before training; fp16 leaves out the first steps, until the scale of the loss suits
     last = [name for name in saved["model"] if name.startswith("bbox_embed") and name.endswith("layers.2.weight")]
