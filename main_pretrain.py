@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 import engine
 from datasets import UNLABELLED
 from datasets.loader import make_train_loader
-from datasets.pretext import PRETEXT_DATA, build_pretext_data
-from datasets.pretext_samples import PretextDataset
+from datasets.pretext.data import PRETEXT_DATA, build_pretext_data
+from datasets.pretext.samples import PretextDataset
 from models import DETECTORS, PRETEXT_CLASS_HEADS, PRETEXTS
 from models.backbone import backbone_normalization
 from models.backbone_weights import load_backbone_weights

@@ -12,7 +12,7 @@ import torch
 
 import main_finetune
 import main_pretrain
-from datasets.proposals import write_proposals
+from datasets.proposals.store import write_proposals
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set, write_voc
 from util.checkpoint import load_file
 from util.errors import CheckpointError, DataError

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 import main_pretrain
 from datasets.images import load_image, load_reduced
 from datasets.loader import EpochBatchSampler, make_loader
-from datasets.two_view import TwoViewDataset, as_planes, change_colours, collate_two_view, cut_crops, cut_views
-from tests.datasets.plain_two_view import cut_crops_plainly, cut_plainly, finish_plainly
+from datasets.pretext.two_view import TwoViewDataset, as_planes, change_colours, collate_two_view, cut_crops, cut_views
+from tests.datasets.pretext.plain_two_view import cut_crops_plainly, cut_plainly, finish_plainly
 from util.errors import UserError
 
 PARTS = ("read", "draw", "views", "crops", "colours")

@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import DATASETS
-from datasets.proposals import ProposalStore
+from datasets.proposals.store import ProposalStore
 from datasets.records import DetectionRecords
 from util.checkpoint import write_json
 from util.errors import DataError, UserError

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datasets import UNLABELLED, build_unlabelled
 from datasets.image_folder import UnlabelledImages
 from datasets.images import load_image
-from datasets.proposal_journal import Journal, Outcome, encode, read_journal
-from datasets.proposals import FAILED, ProposalStore, fingerprint, stream_proposals
-from datasets.region_proposals import METHODS, ProposalMethod
+from datasets.proposals.journal import Journal, Outcome, encode, read_journal
+from datasets.proposals.methods import METHODS, ProposalMethod
+from datasets.proposals.store import FAILED, ProposalStore, fingerprint, stream_proposals
 from util.checkpoint import make_writable
 from util.errors import DataError, UserError, one_line
 from util.script import run_script

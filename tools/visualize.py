@@ -28,7 +28,7 @@ import main_finetune
 import main_pretrain
 from datasets.detection import DetectionDataset
 from datasets.images import load_image
-from datasets.two_view import TwoViewDataset, TwoViewSample, as_picture
+from datasets.pretext.two_view import TwoViewDataset, TwoViewSample, as_picture
 from models.detr import DETR
 from models.postprocess import PostProcess
 from util.box_ops import box_cxcywh_to_xyxy

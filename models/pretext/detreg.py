@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from datasets.one_view import OneViewBatch
+from datasets.pretext.one_view import OneViewBatch
 from models.backbone import Backbone, build_crop_encoder
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR

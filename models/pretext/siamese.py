@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.profiler import record_function
 from torchvision.ops import roi_align
 
-from datasets.two_view import TwoViewBatch
+from datasets.pretext.two_view import TwoViewBatch
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
 from models.layers import widen

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from datasets.one_view import OneViewBatch
+from datasets.pretext.one_view import OneViewBatch
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
 from models.pretext.base import NUM_LOGITS, REGION_LABEL, RegionQueryTask, add_to_queries, as_targets, pooled_features

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.proposals import write_proposals
+from datasets.proposals.store import write_proposals
 from tools import eval_proposals
 from util.errors import DataError
 

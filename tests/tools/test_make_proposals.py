@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import main_pretrain
-from datasets.proposals import ProposalStore, write_proposals
+from datasets.proposals.store import ProposalStore, write_proposals
 from tests.conftest import ROOT
 from tests.processes import session, wait_until
 from tools import make_proposals

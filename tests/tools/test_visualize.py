@@ -10,8 +10,8 @@ from PIL import Image
 
 from datasets import build_detection
 from datasets.images import list_images
-from datasets.proposals import write_proposals
-from datasets.two_view import TwoViewTransform
+from datasets.pretext.two_view import TwoViewTransform
+from datasets.proposals.store import write_proposals
 from tools import visualize
 from tools.render_scenes import render_data_set
 from util.args import finetune_parser

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import main_pretrain
-from datasets.one_view import OneViewBatch
+from datasets.pretext.one_view import OneViewBatch
 from models import DETECTORS, PRETEXT_CLASS_HEADS, PRETEXTS
 from tests.models.detectors import randomize
 from util.nested_tensor import NestedTensor

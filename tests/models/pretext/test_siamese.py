@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import roi_align
 
-from datasets.two_view import TwoViewBatch
+from datasets.pretext.two_view import TwoViewBatch
 from models import DETECTORS, PRETEXTS
 from models.pretext import siamese
 from models.pretext.losses import pool_views

@@ -1,6 +1,7 @@
 """A plain arrangement of the pixels' part of a two-view sample, picture by picture with Pillow and torchvision.
 
-It does what :meth:`datasets.two_view.TwoViewTransform.render` does and is its oracle: with one plan both must agree.
+It does what :meth:`datasets.pretext.two_view.TwoViewTransform.render` does and is its oracle: with one plan both must
+agree.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from datasets.photometric import Photometric
-from datasets.two_view import ViewPlan
+from datasets.pixels.photometric import Photometric
+from datasets.pretext.two_view import ViewPlan
 
 ADJUST = {
     "brightness": F.adjust_brightness,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.proposals import ProposalStore, random_boxes, write_proposals
+from datasets.proposals.store import ProposalStore, random_boxes, write_proposals
 from util.errors import DataError
 
 PATHS = ["b/1.jpg", "a/ü 2.jpg", "nöthing.png", "last.webp"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.proposals import MIN_AREA, random_boxes
+from datasets.proposals.store import MIN_AREA, random_boxes
 from datasets.transforms import resized_size
 
 OUTER_AREA = (0.5, 1.0)  # of the image's area

@@ -34,7 +34,7 @@ def load() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         warnings.warn(
-            f"samples are made by Pillow and PyTorch, some eight times as slowly: datasets/pixels.cpp cannot be "
+            f"samples are made by Pillow and PyTorch, some eight times as slowly: datasets/pixels/pixels.cpp cannot be "
             f"compiled ({told[0] if told else error}); install a C++ compiler, or name it in CXX",
             stacklevel=2,
         )

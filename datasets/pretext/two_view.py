@@ -1,7 +1,8 @@
 """The training samples of Siamese DETR: two overlapping views of an image and the regions they share.
 
 An image and its proposals become a sample in the order of the paper (arXiv 2303.18144): geometry and regions
-(:mod:`datasets.view_geometry`), cutting views and region crops, and then colours (:mod:`datasets.photometric`).
+(:mod:`datasets.pretext.view_geometry`), cutting views and region crops, and then colours
+(:mod:`datasets.pixels.photometric`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from datasets.images import load_reduced
-from datasets.photometric import Normalisation, Photometric, change, draw_photometric
-from datasets.pretext_samples import PretextDataset
-from datasets.resample import resample
-from datasets.view_geometry import ViewGeometry, choose_regions, draw_geometry, greatest_zoom
+from datasets.pixels.photometric import Normalisation, Photometric, change, draw_photometric
+from datasets.pixels.resample import resample
+from datasets.pretext.samples import PretextDataset
+from datasets.pretext.view_geometry import ViewGeometry, choose_regions, draw_geometry, greatest_zoom
 
 
 @dataclass(frozen=True, kw_only=True)

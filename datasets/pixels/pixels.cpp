@@ -1,4 +1,4 @@
-// The work on every pixel of a two-view sample, one picture at a time, in one thread; datasets/compiled_pixels.py calls it.
+// The work on every pixel of a two-view sample, one picture at a time, in one thread; datasets/pixels/compiled.py calls it.
 //
 // Plain loops over rows, which compilers turn into vector instructions. No sum is reordered and no multiplication fused
 // with an addition, so that every machine computes the same bytes.
@@ -98,7 +98,7 @@ inline float turned(float base, float own, float following, float preceding, flo
   return whole(std::min(std::max(base + 2 * own - turn * sign, low), high) + 0.5f);
 }
 
-// Why this turns the hue is told in datasets/batch_photometric.py.
+// Why this turns the hue is told in datasets/pixels/batch_photometric.py.
 VECTORIZED void turn_hue_row(float* red, float* green, float* blue, float six_shifts, int length) {
   for (int i = 0; i < length; ++i) {
     const float r = red[i], g = green[i], b = blue[i];

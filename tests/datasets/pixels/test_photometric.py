@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torchvision.transforms.functional import normalize
 
-from datasets.photometric import Normalisation, Photometric, change, draw_photometric
+from datasets.pixels.photometric import Normalisation, Photometric, change, draw_photometric
 
 NOTHING = Photometric((), False, None)
 DRAWS = 4000

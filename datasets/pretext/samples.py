@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets import compiled_pixels
+from datasets.pixels import compiled as compiled_pixels
 
 
 class ImageSource(Protocol):
@@ -21,7 +21,7 @@ class ImageSource(Protocol):
 
 
 class ProposalSource(Protocol):
-    """What :class:`PretextDataset` asks of proposals, see :class:`datasets.proposals.ProposalStore`."""
+    """What :class:`PretextDataset` asks of proposals, see :class:`datasets.proposals.store.ProposalStore`."""
 
     def boxes(self, index: int) -> np.ndarray:
         """[N, 4] float32, xyxy in pixels of the upright image ``index``, best first."""

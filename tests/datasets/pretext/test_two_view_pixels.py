@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import compiled_pixels, resample
 from datasets.images import list_images, load_image, load_reduced
-from datasets.photometric import Photometric, change, draw_photometric
-from datasets.two_view import TwoViewSample, TwoViewTransform, collate_two_view
-from tests.datasets.plain_two_view import cut, render_plainly
+from datasets.pixels import compiled as compiled_pixels
+from datasets.pixels import resample
+from datasets.pixels.photometric import Photometric, change, draw_photometric
+from datasets.pretext.two_view import TwoViewSample, TwoViewTransform, collate_two_view
+from tests.datasets.pretext.plain_two_view import cut, render_plainly
 
 NONE = np.empty((0, 4), dtype=np.float32)
 PHOTOS = 8

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from datasets.proposals import random_boxes
+from datasets.proposals.store import random_boxes
 from util.errors import DataError
 from util.optional import require
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from datasets.image_folder import UnlabelledImages
 from datasets.loader import EpochBatchSampler, make_loader, make_train_loader
-from datasets.proposals import ProposalStore, write_proposals
-from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
+from datasets.pretext.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
+from datasets.proposals.store import ProposalStore, write_proposals
 from tests.gloo import run_processes
 
 SAMPLES, BATCH, SEED = 64, 8, 3

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from torchvision.ops import box_iou
 
 from datasets import view_geometry
-from datasets.view_geometry import (
+from datasets.pretext.view_geometry import (
     ViewGeometry,
     choose_regions,
     draw_crops,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from datasets import two_view
 from datasets.loader import EpochBatchSampler, make_loader
-from datasets.photometric import Normalisation, Photometric
-from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
+from datasets.pixels.photometric import Normalisation, Photometric
+from datasets.pretext import two_view
+from datasets.pretext.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
 from util.errors import DataError, one_line
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

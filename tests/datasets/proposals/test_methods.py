@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.region_proposals import METHODS, EdgeBoxes, RandomBoxes, SelectiveSearch, colour_edges
+from datasets.proposals.methods import METHODS, EdgeBoxes, RandomBoxes, SelectiveSearch, colour_edges
 from util.errors import DataError
 
 pytest.importorskip("cv2.ximgproc")

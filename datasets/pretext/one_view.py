@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.images import load_image
-from datasets.photometric import Normalisation, Photometric, change, draw_photometric
-from datasets.pretext_samples import PretextDataset
-from datasets.proposals import random_boxes
-from datasets.resample import resample
+from datasets.pixels.photometric import Normalisation, Photometric, change, draw_photometric
+from datasets.pixels.resample import resample
+from datasets.pretext.samples import PretextDataset
+from datasets.pretext.two_view import as_planes
+from datasets.pretext.view_geometry import clip_boxes
+from datasets.proposals.store import random_boxes
 from datasets.transforms import RandomResize, detection_augmentation
-from datasets.two_view import as_planes
-from datasets.view_geometry import clip_boxes
 from util.box_ops import box_xyxy_to_cxcywh
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from datasets import compiled_pixels
+from datasets.pixels import compiled as compiled_pixels
 
 
 def resample(picture: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import batch_photometric, compiled_pixels
+from datasets.pixels import batch_photometric, compiled_pixels
 
 JITTER_P, GREY_P, BLUR_P = 0.8, 0.2, 0.5
 MAX_HUE_SHIFT = 0.1  # of the colour circle

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from datasets import build_unlabelled
 from datasets.images import load_image
-from datasets.one_view import OneViewDataset, PatchTransform, ProposalTransform, collate_one_view
-from datasets.pretext_samples import PretextDataset
-from datasets.proposals import ProposalStore
-from datasets.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
+from datasets.pretext.one_view import OneViewDataset, PatchTransform, ProposalTransform, collate_one_view
+from datasets.pretext.samples import PretextDataset
+from datasets.pretext.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
+from datasets.proposals.store import ProposalStore
 
 
 class PretextData(NamedTuple):
