@@ -19,13 +19,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.coco_eval import DetectionEvaluator
+from models.checkpoints.origin import Origin
 from models.detr import DETR
 from models.postprocess import PostProcess
 from util import distributed
-from util.checkpoint import Origin, restore_rank_rng, rng_state, save_checkpoint
+from util.checkpoint import save_checkpoint
 from util.errors import CheckpointError, UserError
 from util.logger import Meters, Progress, RunLog, say, shows_progress
 from util.recipes import schedule, tell_changes
+from util.rng import restore_rank_rng, rng_state
 
 AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,8 +18,10 @@ from models import DETECTORS
 from models.backbone import backbone_normalization
 from models.backbone_weights import load_backbone_weights
 from models.checkpoints.categories import same_categories, with_ids_of
-from models.checkpoints.load import load_origin, num_class_logits
-from models.checkpoints.origin import find_origin
+from models.checkpoints.find import find_origin
+from models.checkpoints.load import load_origin
+from models.checkpoints.origin import Origin
+from models.checkpoints.restore import restore_detector
 from models.criterion import build_criterion
 from models.detr import DETR
 from models.postprocess import PostProcess
@@ -27,8 +29,9 @@ from models.supervised import SupervisedDETR
 from util import distributed, recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
-from util.checkpoint import Origin, make_writable, open_output_dir, write_json
+from util.checkpoint import make_writable, open_output_dir
 from util.errors import CheckpointError, DataError, UserError
+from util.files import write_json
 from util.logger import RunLog, say
 from util.script import run_script, start
 
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.eval:
         evaluate_only(args, origin, device)
         return
-    folder = open_output_dir(args, origin)
+    folder = open_output_dir(args, origin and origin.resumed)
     training, train_loader, val_loader = build(args, origin, device)
     del origin  # a model and its optimizer once more
     log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
@@ -137,16 +140,6 @@ def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device
     make_writable(args.output_dir)
     val_loader = build_val_loader(args, origin.content["categories"])
     score(args, restore_detector(args, origin).to(device), val_loader, device)
-
-
-def restore_detector(args: argparse.Namespace, origin: Origin) -> DETR:
-    """The detector of a finetuned checkpoint, class head included."""
-    num_logits = num_class_logits(origin.content["model"])
-    detector = DETECTORS[args.detr](args, num_logits, focal=recipes.is_focal(args), train_backbone=False)
-    report = load_origin(detector, origin, keep_class_head=True)
-    if origin.foreign:
-        say(report.describe(origin.path))
-    return detector
 
 
 def score(args: argparse.Namespace, detector: DETR, loader: DataLoader, device: torch.device) -> dict[str, float]:

@@ -15,13 +15,14 @@ from datasets.pretext.samples import PretextDataset
 from models import DETECTORS, PRETEXT_CLASS_HEADS, PRETEXTS
 from models.backbone import backbone_normalization
 from models.backbone_weights import load_backbone_weights
+from models.checkpoints.find import find_origin
 from models.checkpoints.load import load_detector
-from models.checkpoints.origin import find_origin
+from models.checkpoints.origin import Origin
 from models.detr import DETR
 from util import distributed, recipes
 from util.args import pretrain_parser
 from util.check_args import check_pretrain
-from util.checkpoint import Origin, open_output_dir
+from util.checkpoint import open_output_dir
 from util.logger import RunLog, say
 from util.script import run_script, start
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     """Arguments -> data, detector, pretext task -> training."""
     args, origin = parse(argv)
     device = start(args)
-    folder = open_output_dir(args, origin)
+    folder = open_output_dir(args, origin and origin.resumed)
     training, loader = build(args, origin, device)
     del origin  # a model and its optimizer once more
     log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import DETECTORS
 from models.checkpoints.foreign import EVAL_SIZES, read_checkpoint
 from models.checkpoints.load import load_origin, num_class_logits
+from models.checkpoints.origin import Origin
 from models.checkpoints.write import write_hugging_face, write_public
-from util.checkpoint import Origin
 from util.errors import CheckpointError, UserError
 from util.recipes import ARCHITECTURE, adopt
 from util.script import run_script

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datasets import DATASETS
 from datasets.proposals.store import ProposalStore
 from datasets.records import DetectionRecords
-from util.checkpoint import write_json
 from util.errors import DataError, UserError
+from util.files import write_json
 from util.optional import require
 from util.plot_utils import save_figure
 from util.script import run_script

@@ -29,11 +29,13 @@ import main_pretrain
 from datasets.detection import DetectionDataset
 from datasets.images import load_image
 from datasets.pretext.two_view import TwoViewDataset, TwoViewSample, as_picture
+from models.checkpoints.restore import restore_detector
 from models.detr import DETR
 from models.postprocess import PostProcess
 from util.box_ops import box_cxcywh_to_xyxy
 from util.check_args import at_least
 from util.errors import UserError
+from util.files import written_whole
 from util.nested_tensor import nested_tensor_from_tensor_list
 from util.plot_utils import contact_sheet, draw_boxes, draw_detections, draw_two_views, plot_curves
 from util.recipes import is_focal
@@ -144,7 +146,7 @@ def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image
     """Validation images with the boxes that the checkpoint of main_finetune.py's flags ``argv`` finds in them."""
     args, origin = main_finetune.parse(["--eval", *argv])
     device = select_device(args.device)
-    detector = main_finetune.restore_detector(args, origin).to(device).eval()
+    detector = restore_detector(args, origin).to(device).eval()
     dataset = main_finetune.build_val_loader(args, origin.content["categories"]).dataset
     names = {category["label"]: category["name"] for category in dataset.categories}
     postprocess = PostProcess("focal" if is_focal(args) else "softmax")
@@ -185,10 +187,9 @@ def name_runs(logs: Sequence[str]) -> dict[str, str]:
 
 
 def save_picture(picture: Image.Image, out: Path) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = out.with_name(f".tmp.{out.name}")
-    picture.save(temporary)
-    temporary.replace(out)
+    """Write a picture in the format of its suffix."""
+    with written_whole(out) as temporary:
+        picture.save(temporary)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from util import distributed
+from util.files import write_text
 
 
 class Meters:
@@ -55,9 +56,7 @@ class RunLog:
             self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
         lines = self._path.read_text().splitlines() if self._path.exists() and step > 0 else []
         kept = [line for line in lines if _step_of(line) <= step]
-        temporary = folder / ".log.txt.tmp"
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self._path)
+        write_text("".join(line + "\n" for line in kept), self._path)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one line: ``{"kind", "step", ...values}``; numbers that are not finite become null (JSON has none)."""

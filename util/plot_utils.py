@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from util.errors import DataError
+from util.files import written_whole
 from util.optional import require
 
 Colour = tuple[int, int, int]
@@ -280,7 +281,6 @@ def plot_curves(logs: dict[str, str | Path], out: str | Path) -> None:
 
 
 def save_figure(figure: Any, out: str | Path) -> None:
-    """Write a figure of matplotlib as PNG: to a temporary file, then renamed."""
-    temporary = Path(out).with_name(f".{Path(out).name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(out)
+    """Write a figure of matplotlib as PNG."""
+    with written_whole(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -12,12 +12,13 @@ import os
 import platform
 import shlex
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from util.files import written_whole
 
 SOURCE = Path(__file__).with_name("pixels.cpp")
 # Without fused multiplication and addition all machines compute the same.
@@ -50,11 +51,9 @@ def _compiled() -> Path:
     library = cache / "siamese_detr_pixels" / f"pixels_{platform.machine()}_{digest}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built = Path(folder) / library.name
+        with written_whole(library) as built:
             command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS, str(SOURCE), "-o", str(built)]
             subprocess.run(command, capture_output=True, text=True, check=True)
-            os.replace(built, library)
     return library
 
 

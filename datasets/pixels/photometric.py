@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.pixels import batch_photometric, compiled_pixels
+from datasets.pixels import batch_photometric, compiled
 
 JITTER_P, GREY_P, BLUR_P = 0.8, 0.2, 0.5
 MAX_HUE_SHIFT = 0.1  # of the colour circle
@@ -81,13 +81,13 @@ def change(pictures: Tensor, photometrics: Sequence[Photometric]) -> Tensor:
     Returns:
         [N, 3, H, W] uint8, on the device of the pictures. A GPU changes all of them at once.
     """
-    library = compiled_pixels.load() if pictures.device.type == "cpu" else None
+    library = compiled.load() if pictures.device.type == "cpu" else None
     if library is None:
         return _in_pytorch(pictures, photometrics)
     out = torch.empty(pictures.shape, dtype=torch.uint8)
     rows = pictures.permute(0, 2, 3, 1).contiguous().numpy()
     for picture, photometric, changed in zip(rows, photometrics, out.numpy(), strict=True):
-        compiled_pixels.change(library, picture, photometric.steps, photometric.taps, changed)
+        compiled.change(library, picture, photometric.steps, photometric.taps, changed)
     return out
 
 

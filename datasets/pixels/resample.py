@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from datasets.pixels import compiled as compiled_pixels
+from datasets.pixels import compiled
 
 
 def resample(picture: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -20,8 +20,8 @@ def resample(picture: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.
     Returns:
         [height, width, 3] uint8.
     """
-    library = compiled_pixels.load()
+    library = compiled.load()
     if library is not None:
-        return compiled_pixels.resample(library, picture, box, size)
+        return compiled.resample(library, picture, box, size)
     resized = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, box=tuple(box.tolist()))
     return np.asarray(resized)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.pixels import compiled as compiled_pixels
+from datasets.pixels import compiled
 
 
 class ImageSource(Protocol):
@@ -47,7 +47,7 @@ class PretextDataset(Dataset):
         self.proposals = proposals
         self.transform = transform
         self.seed = seed
-        compiled_pixels.load()  # compiled now if at all, not by every worker at once
+        compiled.load()  # compiled now if at all, not by every worker at once
 
     def __len__(self) -> int:
         return len(self.images)

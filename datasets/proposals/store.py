@@ -17,8 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from util.errors import DataError
+from util.files import folder_written_whole
 
 FORMAT_VERSION = 1
 FAILED = "failed.json"
@@ -140,20 +139,11 @@ def stream_proposals(
         "fingerprint": fingerprint(paths),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=scratch or folder.parent, prefix=f".{folder.name}."))
-    try:
+    with folder_written_whole(folder, scratch=scratch) as temporary:
         _write_boxes(temporary, counts, proposals)
         _write_paths(temporary, paths)
         for name, text in {**(extra_files or {}), "meta.json": json.dumps(meta, indent=2) + "\n"}.items():
             (temporary / name).write_text(text)
-        for path in temporary.iterdir():
-            _sync(path)
-        temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
-        temporary.rename(folder)
-        _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _write_boxes(folder: Path, counts: Sequence[int], proposals: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -180,14 +170,6 @@ def _write_paths(folder: Path, paths: Sequence[str]) -> None:
     encoded = [os.fsencode(path) for path in paths]
     np.save(folder / "paths.npy", np.frombuffer(b"".join(encoded), dtype=np.uint8), allow_pickle=False)
     np.save(folder / "path_offsets.npy", _offsets([len(path) for path in encoded]), allow_pickle=False)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:

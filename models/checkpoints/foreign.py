@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from models.checkpoints.files import (
 from models.checkpoints.hf_config import MODEL_TYPES, check_model_type, eval_sizes, hints_of_config, label_names
 from models.checkpoints.hf_names import is_hugging_face, to_public
 from models.checkpoints.load import num_class_logits
+from models.checkpoints.origin import Foreign
 from models.checkpoints.renaming import WRAPPER, Renaming
 from util.errors import CheckpointError
 
@@ -49,27 +49,6 @@ _KINDS = (
 _BODY_OF_AUTHORS = re.compile(r"backbone\.(?=conv1\.|bn1\.|layer[1-4]\.)")
 _BARE_BODIES = ("", "encoder_q.", "backbone.")
 """What stands before the names of a ResNet that comes without a detector; MoCo's is ``encoder_q``."""
-
-
-@dataclass
-class Foreign:
-    """What is to know of another project's checkpoint beside its weights.
-
-    Attributes:
-        kind: what it was recognised as.
-        sources: for each name of a weight those of the file that it was made of.
-        left_over: names in the file that belong to no detector.
-        assumed: architecture flags that the file does not tell; their values are the papers'.
-    """
-
-    kind: str
-    sources: dict[str, tuple[str, ...]]
-    left_over: list[str]
-    assumed: list[str] = field(default_factory=list)
-
-    def in_file(self, names: list[str]) -> list[str]:
-        """The file's names for these names of weights."""
-        return list(dict.fromkeys(source for name in names for source in self.sources.get(name, (name,))))
 
 
 def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], Foreign | None]:

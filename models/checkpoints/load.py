@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from util.checkpoint import Origin
+from models.checkpoints.origin import Origin
 from util.errors import CheckpointError, UserError
 from util.load_report import LoadReport
 

@@ -2,71 +2,49 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.checkpoints.foreign import Foreign, read_checkpoint
-from util.checkpoint import LATEST, Origin
-from util.errors import CheckpointError
-from util.recipes import ARCHITECTURE
 
+@dataclass
+class Foreign:
+    """What is to know of another project's checkpoint beside its weights.
 
-def find_origin(args: argparse.Namespace, stage: str) -> Origin | None:
-    """The checkpoint of ``--resume`` (``auto``: the output folder's newest), else of ``--pretrain``, else None.
-
-    Args:
-        args: ``resume``, ``output_dir``, the architecture's flags and, for finetuning, ``pretrain`` and ``eval``.
-        stage: ``"pretrain"`` or ``"finetune"``; only such a checkpoint can be resumed.
-
-    Raises:
-        CheckpointError: no such file, or it will not do.
+    Attributes:
+        kind: what it was recognised as.
+        sources: for each name of a weight those of the file that it was made of.
+        left_over: names in the file that belong to no detector.
+        assumed: architecture flags that the file does not tell; their values are the papers'.
     """
-    typed = {name: getattr(args, name) for name in ARCHITECTURE}
-    resume = None if args.resume is None else Path(args.resume)
-    if args.resume == "auto":
-        newest = Path(args.output_dir) / LATEST
-        resume = newest if newest.is_file() else None
-    if resume is not None:
-        content, foreign = read_checkpoint(resume, typed)
-        check_resumable(content, foreign, resume, stage, evaluates=stage == "finetune" and args.eval)
-        return Origin(resume, content, resumes=True, foreign=foreign)
-    if stage == "finetune" and args.pretrain:
-        content, foreign = read_checkpoint(Path(args.pretrain), typed)
-        return Origin(Path(args.pretrain), content, resumes=False, foreign=foreign)
-    return None
+
+    kind: str
+    sources: dict[str, tuple[str, ...]]
+    left_over: list[str]
+    assumed: list[str] = field(default_factory=list)
+
+    def in_file(self, names: list[str]) -> list[str]:
+        """The file's names for these names of weights."""
+        return list(dict.fromkeys(source for name in names for source in self.sources.get(name, (name,))))
 
 
-def check_resumable(
-    content: dict[str, Any], foreign: Foreign | None, path: Path, stage: str, *, evaluates: bool
-) -> None:
-    """Whether ``--resume`` can take this checkpoint.
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a run starts from.
 
-    Args:
-        content, foreign: from :func:`read_checkpoint`.
+    Attributes:
         path: its file.
-        stage: the only one that will do.
-        evaluates: the checkpoint is not to go on, only to be evaluated.
-
-    Raises:
-        CheckpointError: it is of another stage, or of another project; the message says what it is for.
+        content: what the file holds.
+        resumes: the run goes on where this one stopped; otherwise it only takes over the detector.
+        foreign: what is to know of it where it is of another project.
     """
-    if content["stage"] == "backbone":
-        raise CheckpointError(f"--resume {path}: a backbone alone, no detector: --backbone_weights takes it")
-    if foreign and not evaluates:
-        raise CheckpointError(
-            f"--resume {path}: not a checkpoint of this project that could go on ({foreign.kind}); start from it by "
-            "main_finetune.py --pretrain FILE"
-        )
-    if content["stage"] != stage:
-        advice = (
-            "start from it by main_finetune.py --pretrain FILE"
-            if stage == "finetune"
-            else "it continues by main_finetune.py --resume FILE"
-        )
-        raise CheckpointError(f"--resume {path}: a {content['stage']} checkpoint, not a {stage} one; {advice}")
-    if evaluates and content["categories"] is None:
-        raise CheckpointError(
-            f"--resume {path}: does not say which categories its class head is for, nor is it COCO's; "
-            "finetune it by --pretrain FILE"
-        )
+
+    path: Path
+    content: dict[str, Any]
+    resumes: bool
+    foreign: Foreign | None = None
+
+    @property
+    def resumed(self) -> Path | None:
+        """The file, if the run goes on where it stopped."""
+        return self.path if self.resumes else None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,9 @@ from models.checkpoints.files import CONFIG, PREPROCESSOR, WEIGHTS_FILES
 from models.checkpoints.hf_config import make_config, make_preprocessor_config
 from models.checkpoints.hf_names import from_public
 from models.checkpoints.load import num_class_logits
-from util.checkpoint import save_file, write_json
+from util.checkpoint import save_file
 from util.errors import UserError
+from util.files import folder_written_whole, write_json
 from util.optional import require
 
 
@@ -51,16 +49,10 @@ def write_hugging_face(
     num_labels = num_class_logits(weights) - (args["detr"] == "vanilla")  # there the last is "no object"
     config = make_config(args, categories, num_labels)
     state = from_public(weights, args["detr"], timm_backbone=args["dilation"])
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with folder_written_whole(folder) as temporary:
         write_json(config, temporary / CONFIG)
         write_json(make_preprocessor_config(args, eval_size), temporary / PREPROCESSOR)
         try:
             save_tensors(state, temporary / WEIGHTS_FILES[0], metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # a full disk, say: it is no OSError
             raise UserError(f"{folder}: cannot be written ({error})") from None
-        temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -12,18 +12,17 @@ import pytest
 import torch
 
 import engine
+from models.checkpoints.origin import Origin
 from tests.gloo import run_processes
 from util.checkpoint import (
     LATEST,
-    Origin,
     load_file,
     open_output_dir,
-    rng_state,
     save_checkpoint,
     save_file,
-    set_rng_state,
 )
 from util.errors import CheckpointError, UserError
+from util.rng import rng_state, set_rng_state
 
 
 class _Evil:
@@ -158,12 +157,11 @@ def test_output_dir_that_is_a_file_or_holds_a_run(tmp_path):
     args = argparse.Namespace(output_dir=str(tmp_path / "out"))
     open_output_dir(args, None)
     path = save_checkpoint(args.output_dir, {"step": 1}, keep=1)
-    elsewhere = Origin(tmp_path / "run.pth", {}, resumes=True)
-    for origin in (None, elsewhere, Origin(path, {}, resumes=False)):
+    for resumed in (None, tmp_path / "run.pth"):
         with pytest.raises(UserError, match="--resume auto"):
-            open_output_dir(args, origin)
+            open_output_dir(args, resumed)
     (tmp_path / "out" / ".checkpoint_00000002.pth.abc").write_text("of a save that was killed")
-    open_output_dir(args, Origin(path, {}, resumes=True))
+    open_output_dir(args, path)
     assert not list((tmp_path / "out").glob(".checkpoint*"))
 
 

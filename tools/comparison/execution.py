@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.comparison.specification import Run
-from util.checkpoint import LATEST, write_json, write_text
+from util.checkpoint import LATEST
 from util.errors import UserError
+from util.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORD = "compare.json"  # in a run's folder: its flags, those of its pretraining, and whether it is finished

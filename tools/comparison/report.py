@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from tools.comparison.specification import Run
-from util.checkpoint import write_json, write_text
+from util.files import write_json, write_text
 from util.optional import require
 from util.plot_utils import save_figure
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets import one_view
 from datasets.pixels.photometric import Photometric
+from datasets.pretext import one_view
 from datasets.pretext.one_view import PatchTransform, ProposalTransform, best_boxes, collate_one_view, random_patches
 
 FINISH = {"crop_size": 16, "mean": [0.0] * 3, "std": [1.0] * 3}

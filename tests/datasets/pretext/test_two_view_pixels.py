@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from datasets.images import list_images, load_image, load_reduced
-from datasets.pixels import compiled as compiled_pixels
-from datasets.pixels import resample
+from datasets.pixels import compiled, resample
 from datasets.pixels.photometric import Photometric, change, draw_photometric
 from datasets.pretext.two_view import TwoViewSample, TwoViewTransform, collate_two_view
 from tests.datasets.pretext.plain_two_view import cut, render_plainly
@@ -29,8 +28,8 @@ OPTIONS = {
 def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both forms of the code: compiled, and that for machines without a compiler."""
     if request.param == "plain":
-        monkeypatch.setattr(compiled_pixels, "load", lambda: None)
-    elif compiled_pixels.load() is None:
+        monkeypatch.setattr(compiled, "load", lambda: None)
+    elif compiled.load() is None:
         pytest.skip("no C++ compiler")
 
 
@@ -64,32 +63,32 @@ def test_views_and_crops_agree_with_the_plain_arrangement(photos: list[Image.Ima
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
 def test_compiled_colours_are_those_of_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two differ by rounding alone, whatever the colours; a value just below a whole number may fall by one."""
-    if compiled_pixels.load() is None:
+    if compiled.load() is None:
         pytest.skip("no C++ compiler")
     pictures = torch.randint(256, (4, 3, 40, 50), dtype=torch.uint8)
     pictures[1, :, :20] = pictures[1, :1, :20]  # greys
     strengths = (-0.1, 0.03, 0.1, 0.0) if name == "hue" else (0.6, 0.9, 1.4, 1.0)
     photometrics = [Photometric(((name, strength),), False, None) for strength in strengths]
-    compiled = change(pictures, photometrics).float()
-    monkeypatch.setattr(compiled_pixels, "load", lambda: None)
-    differences = (compiled - change(pictures, photometrics)).abs()
+    in_cpp = change(pictures, photometrics).float()
+    monkeypatch.setattr(compiled, "load", lambda: None)
+    differences = (in_cpp - change(pictures, photometrics)).abs()
     assert differences.max() <= 1
     assert differences.mean() < 0.01
-    assert torch.equal(compiled[3], pictures[3].float())  # strengths that change nothing
+    assert torch.equal(in_cpp[3], pictures[3].float())  # strengths that change nothing
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (9, 1), (60, 40)])
 def test_compiled_changes_are_those_of_pytorch_at_any_size(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if compiled_pixels.load() is None:
+    if compiled.load() is None:
         pytest.skip("no C++ compiler")
     rng = np.random.default_rng(0)
     photometrics = [draw_photometric(rng) for _ in range(60)]
     pictures = torch.randint(256, (60, 3, *size), dtype=torch.uint8)
-    compiled = change(pictures, photometrics).float()
-    monkeypatch.setattr(compiled_pixels, "load", lambda: None)
-    differences = (compiled - change(pictures, photometrics)).abs()
+    in_cpp = change(pictures, photometrics).float()
+    monkeypatch.setattr(compiled, "load", lambda: None)
+    differences = (in_cpp - change(pictures, photometrics)).abs()
     assert differences.max() < 8  # a value that falls by one may do so several times, and be stretched after that
     assert differences.mean() < 0.05
 
@@ -169,7 +168,7 @@ def test_colours_changed_by_the_device_are_the_same(
     changed, unchanged = (collate_two_view(of_one) for of_one in samples)
     assert not torch.equal(changed.batch.views, unchanged.batch.views)
     changed = changed.to("cpu")
-    monkeypatch.setattr(compiled_pixels, "load", lambda: None)  # what a GPU runs
+    monkeypatch.setattr(compiled, "load", lambda: None)  # what a GPU runs
     batch = unchanged.to("cpu", non_blocking=True)
     for name in ("mask", "boxes", "size"):
         assert torch.equal(getattr(batch, name), getattr(changed, name))
@@ -184,23 +183,23 @@ def test_colours_changed_by_the_device_are_the_same(
 def test_without_a_compiler_a_warning_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "no_compiler"))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    compiled_pixels.load.cache_clear()
+    compiled.load.cache_clear()
     try:
         with pytest.warns(UserWarning, match=r"pixels\.cpp cannot be compiled .*no_compiler"):
-            assert compiled_pixels.load() is None
-        assert compiled_pixels.load() is None
+            assert compiled.load() is None
+        assert compiled.load() is None
         assert not list((tmp_path / "siamese_detr_pixels").iterdir())
     finally:
-        compiled_pixels.load.cache_clear()
+        compiled.load.cache_clear()
 
 
 def test_the_compiled_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     try:
-        first = compiled_pixels._compiled()
+        first = compiled._compiled()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no C++ compiler")
     written = first.stat().st_mtime_ns
-    assert compiled_pixels._compiled() == first
+    assert compiled._compiled() == first
     assert first.stat().st_mtime_ns == written
     assert [path.name for path in first.parent.iterdir()] == [first.name]

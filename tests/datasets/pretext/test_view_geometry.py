@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from torchvision.ops import box_iou
 
-from datasets import view_geometry
+from datasets.pretext import view_geometry
 from datasets.pretext.view_geometry import (
     ViewGeometry,
     choose_regions,

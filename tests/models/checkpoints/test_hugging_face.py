@@ -14,11 +14,12 @@ from torch import nn
 from models import DETECTORS
 from models.checkpoints.foreign import read_checkpoint
 from models.checkpoints.load import load_origin, num_class_logits
+from models.checkpoints.origin import Origin
 from models.detr import DETR
 from tests.models.detectors import randomize, small_args, small_detector, unequal_images
 from tests.models.test_hf_oracle import NUM_CLASSES, hf_model
 from tools import convert_checkpoint
-from util.checkpoint import Origin, save_file
+from util.checkpoint import save_file
 from util.errors import CheckpointError, UserError
 from util.nested_tensor import NestedTensor
 from util.recipes import ARCHITECTURE

@@ -15,6 +15,7 @@ from models import DETECTORS
 from models.checkpoints import foreign
 from models.checkpoints.foreign import read_checkpoint
 from models.checkpoints.load import check_weights, load_origin, num_class_logits
+from models.checkpoints.origin import Origin
 from models.detr import DETR
 from tests.models.detectors import small_args
 from tests.models.public_layouts import (
@@ -25,7 +26,6 @@ from tests.models.public_layouts import (
     Layout,
     detr_layout,
 )
-from util.checkpoint import Origin
 from util.errors import CheckpointError
 
 LAYOUTS = PUBLIC_LAYOUTS | PRETRAINING_LAYOUTS

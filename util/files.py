@@ -1,0 +1,75 @@
+"""Files and folders that are written whole or not at all: under a temporary name first, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside ``path``, which becomes ``path`` when the block ends without an error.
+
+    Its name cannot be predicted, so that nobody can lay a link there, and has the suffix of ``path``. It is synced
+    before it is renamed: after a crash of the machine there is the old file or the new one.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.chmod(0o644)  # mkstemp's 0600 would lock colleagues out
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def folder_written_whole(folder: str | Path, *, scratch: str | Path | None = None) -> Iterator[Path]:
+    """A temporary folder, which becomes ``folder`` when the block ends without an error.
+
+    Args:
+        folder: must not exist, or be an empty folder.
+        scratch: where the temporary folder lies, on the same file system; None: beside ``folder``.
+    """
+    folder = Path(folder)
+    temporary = Path(tempfile.mkdtemp(dir=scratch or folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            sync(path)
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
+        os.replace(temporary, folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Put a file or folder on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write ``value`` as JSON."""
+    write_text(json.dumps(value, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a text file in UTF-8."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
