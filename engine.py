@@ -18,7 +18,9 @@ from torch.profiler import record_function
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datasets import DATASETS
 from datasets.coco_eval import DetectionEvaluator
+from models import DETECTORS
 from models.checkpoints.origin import Origin
 from models.detr import DETR
 from models.postprocess import PostProcess
@@ -146,7 +148,7 @@ def resume(training: Training, origin: Origin | None, args: argparse.Namespace) 
     was = origin.content["steps_per_epoch"]
     if was != training.steps_per_epoch:
         say(f"an epoch has {training.steps_per_epoch} steps instead of {was}: going on in epoch {training.epoch}")
-    tell_changes(args, origin.content["args"])
+    tell_changes(args, origin.content["args"], DATASETS)
 
 
 def parameters_to_train(module: nn.Module) -> list[nn.Parameter]:
@@ -167,8 +169,7 @@ def distribute(method: nn.Module, device: torch.device, args: argparse.Namespace
         method,
         device_ids=device_ids,
         gradient_as_bucket_view=True,
-        # The query_scale of Conditional DETR serves the layers after the first.
-        find_unused_parameters=args.detr == "conditional" and args.dec_layers == 1,
+        find_unused_parameters=DETECTORS[args.detr].leaves_unused(args),
         **{no_broadcast: False},
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import engine
-from datasets import DATASETS, build_detection
+from datasets import DATASETS, build_detection, labelled
 from datasets.coco_eval import DetectionEvaluator
 from datasets.detection import DetectionDataset
 from datasets.few_images import draw_fraction, draw_per_class, find_images
@@ -33,10 +33,8 @@ from util.checkpoint import make_writable, open_output_dir
 from util.errors import CheckpointError, DataError, UserError
 from util.files import write_json
 from util.logger import RunLog, say
+from util.records import Choices, num_outputs
 from util.script import run_script, start
-
-CHOOSES_POINTS = ("reference_points", "sampling_offsets")
-"""Parameters of Deformable DETR that learn at ``--lr_linear_proj_mult`` of the rate, by a part of their names."""
 
 FEW_IMAGES = ("train_fraction", "train_images_per_class")
 """Arguments that let a run train on some of the images alone."""
@@ -60,37 +58,33 @@ def main(argv: list[str] | None = None) -> None:
     engine.train(training, train_loader, args, device, log, describe, lambda: score(args, detector, val_loader, device))
 
 
+def choices() -> Choices:
+    """What can be chosen by name."""
+    return Choices(stage="finetune", datasets=labelled(), detectors=DETECTORS)
+
+
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
     """Complete arguments, and the checkpoint to start from, if any.
 
     Raises:
         UserError: ``--eval`` without a checkpoint, or flags that cannot work.
     """
-    args, defaults = recipes.parse(finetune_parser(list(DATASETS), list(DETECTORS)), argv)
+    known = choices()
+    args, defaults = recipes.parse(finetune_parser(known), argv, known)
     origin = find_origin(args, "finetune")
     if args.eval and (origin is None or not origin.resumes):
         found = "--pretrain does not evaluate" if args.resume is None else f"there is none in {args.output_dir}"
         raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE ({found})")
+    start_from = {}
     if origin:
-        adopt_architecture(args, origin)
+        start_from = {"saved": origin.content["args"], "source": origin.path, "resumes": origin.resumes}
     if origin and origin.content["stage"] == "backbone":
         if args.backbone_weights:
             raise UserError(f"--pretrain {args.pretrain} is a backbone, and so is --backbone_weights: choose one")
         args.pretrain, args.backbone_weights, origin = None, args.pretrain, None
-    if origin and origin.resumes:
-        recipes.adopt(args, FEW_IMAGES, origin.content["args"], origin.path)
-        recipes.continue_run(args, origin.content["args"])
-    recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
-    recipes.fill(args, recipes.finetune_recipe(args))
-    recipes.fill(args, defaults)
-    check_finetune(args)
+    recipes.complete(args, defaults, known, recipes.finetune_recipe, **start_from, fixed=FEW_IMAGES)
+    check_finetune(args, known)
     return args, origin
-
-
-def adopt_architecture(args: argparse.Namespace, origin: Origin) -> None:
-    """Take the architecture from the checkpoint; a new run may have another number of queries."""
-    free = () if origin.resumes else ("num_queries",)
-    recipes.adopt(args, recipes.ARCHITECTURE, origin.content["args"], origin.path, free)
 
 
 def build(
@@ -144,7 +138,7 @@ def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device
 
 def score(args: argparse.Namespace, detector: DETR, loader: DataLoader, device: torch.device) -> dict[str, float]:
     """Evaluate, print the table, write eval.json; returns the numbers that log.txt keeps."""
-    postprocess = PostProcess("focal" if recipes.is_focal(args) else "softmax")
+    postprocess = PostProcess(detector.classification)
     summary = engine.evaluate(detector, postprocess, loader, device, args.amp)
     if summary is None:  # the main process has it
         return {}
@@ -158,9 +152,9 @@ def score(args: argparse.Namespace, detector: DETR, loader: DataLoader, device: 
 
 def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: DetectionDataset) -> DETR:
     """The detector to train: from a checkpoint of either stage, or new."""
-    focal = recipes.is_focal(args)
-    num_logits = train_set.num_labels + (0 if focal else 1)
-    detector = DETECTORS[args.detr](args, num_logits, focal=focal, train_backbone=args.lr_backbone > 0)
+    record = DETECTORS[args.detr]
+    num_logits = num_outputs(train_set.num_labels, record.classification)
+    detector = record.build(args, num_logits, classification=record.classification, train_backbone=args.lr_backbone > 0)
     if origin:
         is_same = same_categories(origin.content["categories"], train_set.categories)
         if origin.resumes and not is_same:
@@ -186,26 +180,22 @@ def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: D
 
 def make_criterion(args: argparse.Namespace, detector: DETR) -> Any:
     """The detection losses of this detector."""
-    return build_criterion(
-        args,
-        num_logits=detector.num_logits,
-        classification="focal" if recipes.is_focal(args) else "softmax",
-    )
+    return build_criterion(args, num_logits=detector.num_logits, classification=detector.classification)
 
 
 def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any]]:
-    """The backbone, and what chooses the points to look at, learn at rates of their own; no group is empty."""
-    rates = {"rest": args.lr, "backbone": args.lr_backbone, "choice": args.lr * args.lr_linear_proj_mult}
+    """The backbone, and what the detector's record names, learn at rates of their own; no group is empty."""
+    multipliers = DETECTORS[args.detr].rates
+    rates = {"rest": args.lr, "backbone": args.lr_backbone}
+    rates |= {flag: args.lr * getattr(args, flag) for flag in multipliers.values()}
     groups = {kind: {"params": [], "lr": rate} for kind, rate in rates.items()}
     for name, parameter in detector.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.startswith("backbone.0."):
             kind = "backbone"
-        elif any(part in name for part in CHOOSES_POINTS):
-            kind = "choice"
         else:
-            kind = "rest"
+            kind = next((flag for part, flag in multipliers.items() if part in name), "rest")
         groups[kind]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
@@ -213,7 +203,7 @@ def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any
 def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLoader:
     """The validation images; their categories must be among those that the detector is trained for."""
     if any(category["id"] is None for category in categories):
-        found = DATASETS[args.dataset_file](args, "val", None).categories
+        found = DATASETS[args.dataset_file].read_labelled(args, "val", None).categories
         categories = with_ids_of(categories, found, args.resume)
     dataset = build_detection(args, "val", *backbone_normalization(args.backbone), categories=categories)
     return make_eval_loader(dataset, args)

@@ -8,11 +8,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import engine
-from datasets import UNLABELLED
+from datasets import DATASETS
 from datasets.loader import make_train_loader
-from datasets.pretext.data import PRETEXT_DATA, build_pretext_data
+from datasets.pretext.data import build_pretext_data
 from datasets.pretext.samples import PretextDataset
-from models import DETECTORS, PRETEXT_CLASS_HEADS, PRETEXTS
+from models import DETECTORS, PRETEXTS
 from models.backbone import backbone_normalization
 from models.backbone_weights import load_backbone_weights
 from models.checkpoints.find import find_origin
@@ -24,6 +24,7 @@ from util.args import pretrain_parser
 from util.check_args import check_pretrain
 from util.checkpoint import open_output_dir
 from util.logger import RunLog, say
+from util.records import Choices, num_outputs
 from util.script import run_script, start
 
 
@@ -39,29 +40,32 @@ def main(argv: list[str] | None = None) -> None:
     engine.train(training, loader, args, device, log, describe)
 
 
+def choices() -> Choices:
+    """What can be chosen by name."""
+    return Choices(stage="pretrain", datasets=DATASETS, detectors=DETECTORS, pretexts=PRETEXTS)
+
+
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
     """Complete arguments, and the checkpoint to go on from if ``--resume`` finds one."""
-    args, defaults = recipes.parse(pretrain_parser(list(UNLABELLED), list(DETECTORS), list(PRETEXTS)), argv)
+    known = choices()
+    args, defaults = recipes.parse(pretrain_parser(known), argv, known)
     origin = find_origin(args, "pretrain")
-    if origin:
-        recipes.adopt(args, (*recipes.ARCHITECTURE, "method"), origin.content["args"], origin.path)
-        recipes.continue_run(args, origin.content["args"])
-    recipes.fill(args, {"dataset_file": "imagefolder", **recipes.detector_defaults(args.detr)})
-    recipes.fill(args, recipes.pretrain_recipe(args))
-    recipes.fill(args, defaults)
-    check_pretrain(args, distributed.num_launched())
+    start_from = {"saved": origin.content["args"], "source": origin.path, "resumes": True} if origin else {}
+    recipes.complete(args, defaults, known, recipes.pretrain_recipe, **start_from, fixed=("method",))
+    check_pretrain(args, known, distributed.num_launched())
     return args, origin
 
 
 def build(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> tuple[engine.Training, DataLoader]:
     """The run, new or as the checkpoint left it, and its data."""
+    task = PRETEXTS[args.method]
     dataset = build_dataset(args)
-    loader = make_train_loader(dataset, PRETEXT_DATA[args.method].collate, args)
-    say(f"{args.method}: {len(dataset)} images, {len(loader)} batches an epoch, regions: {args.proposals}")
-    if args.method == "detreg" and args.proposals == "random":
-        say("warning: DETReg on random boxes, which are no objects: make some by tools/make_proposals.py (--proposals)")
+    loader = make_train_loader(dataset, task.collate, args)
+    say(f"{args.method}: {len(dataset)} images, {len(loader)} batches per epoch, regions: {args.proposals}")
+    if warning := task.warning(args):
+        say(f"warning: {warning}")
     detector = build_detector(args, origin)
-    method = PRETEXTS[args.method](args, detector).to(device)
+    method = task.build(args, detector).to(device)
     groups = [{"params": engine.parameters_to_train(method)}]
     training = engine.make_training(args, method, groups, device, len(loader))
     engine.resume(training, origin, args)
@@ -70,13 +74,15 @@ def build(args: argparse.Namespace, origin: Origin | None, device: torch.device)
 
 def build_dataset(args: argparse.Namespace) -> PretextDataset:
     """Samples of the unlabelled images for ``--method``, as the backbone wants them."""
-    return build_pretext_data(args, *backbone_normalization(args.backbone))
+    return build_pretext_data(args, PRETEXTS[args.method], *backbone_normalization(args.backbone))
 
 
 def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:
     """The detector to pretrain: as it was saved, or new around a pretrained backbone."""
-    num_logits, focal = PRETEXT_CLASS_HEADS[args.method](args)
-    detector = DETECTORS[args.detr](args, num_logits, focal=focal, train_backbone=False)
+    record, task = DETECTORS[args.detr], PRETEXTS[args.method]
+    classification = task.classification or record.classification
+    num_logits = num_outputs(task.num_classes, classification)
+    detector = record.build(args, num_logits, classification=classification, train_backbone=False)
     if origin:
         load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
     elif args.backbone_weights:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.image_folder import UnlabelledImages
 from datasets.records import DetectionRecords, RecordBuilder
-from util.errors import DataError
+from util.errors import DataError, UserError
+from util.records import DETECTION_SCALES, DataRecord, Flag
 
 _LARGEST_NUMBER = 1e9  # no coordinate in pixels, nor an area in them, is beyond this (nor NaN, nor infinite)
 _IDS_AND_NAMES = (
@@ -222,3 +226,50 @@ def _check_image_files(records: DetectionRecords, ann_file: Path) -> None:
             f"{ann_file}: {len(missing)} of its {len(records)} images are missing in {records.root}, "
             f"the first is {missing[0]}"
         )
+
+
+def _read_labelled(args: argparse.Namespace, split: str, categories: list[dict] | None) -> DetectionRecords:
+    annotations, images = _typed_files(args, split)
+    if annotations is None:
+        annotations, images = coco_paths(args.data_path, split)
+    return read_coco(images, annotations, categories)
+
+
+def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:
+    return UnlabelledImages.from_folder(coco_image_folder(args.data_path, split))
+
+
+def _typed_files(args: argparse.Namespace, split: str) -> tuple[str | None, str | None]:
+    """Annotation file and image folder as the flags name them."""
+    return getattr(args, f"{split}_ann"), getattr(args, f"{split}_images")
+
+
+def _check(args: argparse.Namespace, splits: Sequence[str]) -> None:
+    for split in ("train", "val"):
+        annotations, images = _typed_files(args, split)
+        if (annotations is None) != (images is None):
+            raise UserError(f"--{split}_ann FILE and --{split}_images DIR go together")
+        if annotations is None and args.data_path is None and split in splits:
+            raise UserError(f"--data_path DIR is needed, or --{split}_ann FILE with --{split}_images DIR")
+
+
+def _file_flags(split: str) -> tuple[Flag, Flag]:
+    return (
+        Flag(
+            name=f"{split}_ann", help="COCO-format annotations, any place", options={"metavar": "FILE"}, is_place=True
+        ),
+        Flag(name=f"{split}_images", help="the images they name", options={"metavar": "DIR"}, is_place=True),
+    )
+
+
+COCO = DataRecord(
+    title="COCO format",
+    read_labelled=_read_labelled,
+    read_unlabelled=_read_unlabelled,
+    flags={"finetune": (*_file_flags("train"), *_file_flags("val"))},
+    check=_check,
+    scales=DETECTION_SCALES,
+    max_size=1333,
+    max_steps=120_000,
+    pretraining={"siamese": {"feature_loss_coef": 3.0, "global_loss_coef": 0.3}},
+)

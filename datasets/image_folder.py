@@ -1,13 +1,14 @@
-"""Images without labels, to pretrain on: a flat or nested folder, or the images of a labelled data set."""
+"""Images without labels, to pretrain on: those of a flat or nested folder, or of a labelled data set."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
 from datasets.images import list_images
 from datasets.records import pack_paths
-from datasets.voc import VocSet, voc_images
+from util.records import DataRecord
 
 
 class UnlabelledImages:
@@ -25,11 +26,6 @@ class UnlabelledImages:
         """All images in ``folder`` and below (see :func:`datasets.images.list_images`)."""
         return cls(folder, list_images(folder))
 
-    @classmethod
-    def from_voc(cls, root: str | Path, sets: list[VocSet]) -> UnlabelledImages:
-        """The images of VOC image sets whose folders lie in ``root``; no annotations are read."""
-        return cls(root, [path.relative_to(root).as_posix() for path in voc_images(sets)])
-
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -40,3 +36,15 @@ class UnlabelledImages:
     def relative_paths(self) -> list[str]:
         """Paths of all images relative to the root, with forward slashes."""
         return [os.fsdecode(path) for path in self._paths]
+
+
+def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:
+    return UnlabelledImages.from_folder(args.data_path)
+
+
+IMAGE_FOLDER = DataRecord(
+    title="any folder of images",
+    read_labelled=None,
+    read_unlabelled=_read_unlabelled,
+    splits=("train",),
+)

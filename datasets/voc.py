@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from datasets.image_folder import UnlabelledImages
 from datasets.images import IMAGE_EXTENSIONS
 from datasets.records import DetectionRecords, RecordBuilder
 from util.errors import DataError
+from util.records import DataRecord, Flag
 
 _NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -224,3 +227,32 @@ def _add_object(
         degenerate=xmax <= xmin or ymax <= ymin,
         difficult=difficult == "1",
     )
+
+
+def unlabelled_voc(root: str | Path, sets: list[VocSet]) -> UnlabelledImages:
+    """The images of image sets whose folders lie in ``root``; no annotations are read."""
+    return UnlabelledImages(root, [path.relative_to(root).as_posix() for path in voc_images(sets)])
+
+
+def _sets(args: argparse.Namespace, split: str) -> list[VocSet]:
+    return voc_sets(args.data_path, getattr(args, f"voc_{split}"), train=split == "train")
+
+
+def _read_labelled(args: argparse.Namespace, split: str, categories: list[dict] | None) -> DetectionRecords:
+    return read_voc(args.data_path, _sets(args, split), categories)
+
+
+def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:
+    return unlabelled_voc(args.data_path, _sets(args, split))
+
+
+_SETS = {"nargs": "+", "metavar": "YEAR:SET"}
+_TRAIN = Flag(name="voc_train", help="image sets to train on; default: 07+12 trainval", options=_SETS)
+_VAL = Flag(name="voc_val", help="image sets to evaluate on; default: 2007:test", options=_SETS)
+
+VOC = DataRecord(
+    title="PASCAL VOC",
+    read_labelled=_read_labelled,
+    read_unlabelled=_read_unlabelled,
+    flags={"pretrain": (_TRAIN,), "finetune": (_TRAIN, _VAL), "proposals": (_TRAIN, _VAL)},
+)

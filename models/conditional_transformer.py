@@ -7,15 +7,22 @@ the transformation T = query_scale(decoder embedding) that turns it into the spa
 
 from __future__ import annotations
 
+import argparse
 import math
+import re
 
 import torch
 from torch import Tensor, nn
 
+from models.build import build_single_scale
+from models.checkpoints.hf_shared import SINGLE_SCALE
+from models.detr import DETR
 from models.feed_forward import FeedForwardLayer
+from models.interface import Decoded, Memory
 from models.layers import MLP, ProjectedAttention, full_precision
 from models.position_encoding import sine_waves
-from models.transformer import Decoded, Memory, Transformer, TransformerEncoder, may_attend
+from models.transformer import Transformer, TransformerEncoder, may_attend
+from util.records import Classification, DetectorRecord, Finetuning, HuggingFace
 
 
 def sine_embedding(points: Tensor, num_features: int) -> Tensor:
@@ -168,3 +175,56 @@ def build_conditional_transformer(
         encoder=TransformerEncoder(num_layers=num_encoder_layers, **widths),
         decoder=ConditionalDecoder(num_layers=num_decoder_layers, **widths),
     )
+
+
+def build_conditional(
+    args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
+) -> DETR:
+    """Conditional DETR with random weights."""
+    return build_single_scale(
+        args, build_conditional_transformer, num_logits, classification=classification, train_backbone=train_backbone
+    )
+
+
+_ATTENTION_IN_MEMORY = re.compile(
+    r"(model\.decoder\.layers\.\d+\.)(self|encoder)_attn\.([qk]_(?:content|pos|pos_sine)|v)_proj\."
+)
+_PROJECTIONS = (
+    "sa_qcontent sa_qpos sa_kcontent sa_kpos sa_v ca_qcontent ca_qpos ca_kcontent ca_kpos ca_v ca_qpos_sine".split()
+)
+
+
+def _name_in_file(name: str) -> str:
+    """``self_attn.q_pos_proj`` -> ``sa_qpos_proj``, ``encoder_attn.q_pos_sine_proj`` -> ``ca_qpos_sine_proj``."""
+    match = _ATTENTION_IN_MEMORY.match(name)
+    if match is None:
+        return name
+    short = {"self": "sa", "encoder": "ca"}[match[2]]
+    return f"{match[1]}{short}_{match[3].replace('_', '', 1)}_proj.{name[match.end() :]}"
+
+
+CONDITIONAL = DetectorRecord(
+    title="Conditional DETR (arXiv 2108.06152)",
+    build=build_conditional,
+    classification="focal",
+    finetuning=Finetuning(epochs=50, drop_at=0.8),
+    pretraining={"siamese": {"feature_loss_coef": 5.0}},
+    leaves_unused=lambda args: args.dec_layers == 1,  # query_scale serves the layers after the first
+    signs=("transformer.decoder.layers.0.sa_qcontent_proj.weight",),
+    hugging_face=HuggingFace(
+        model_type="conditional_detr",
+        class_name="ConditionalDetr",
+        names=[
+            *SINGLE_SCALE,
+            ("model.decoder.layers.*.encoder_attn.", "transformer.decoder.layers.*.cross_attn."),
+            *[
+                (f"model.decoder.layers.*.{name}_proj.", f"transformer.decoder.layers.*.{name}_proj.")
+                for name in _PROJECTIONS
+            ],
+            ("model.decoder.query_scale.", "transformer.decoder.query_scale."),
+            ("model.decoder.ref_point_head.", "transformer.decoder.ref_point_head."),
+        ],
+        signs=("model.decoder.query_scale.",),
+        name_in_file=_name_in_file,
+    ),
+)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.ops import sigmoid_focal_loss
 
-from models.matcher import Classification, HungarianMatcher, Matching, pad_targets
+from models.matcher import HungarianMatcher, Matching, pad_targets
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from util.distributed import all_reduce_mean, world_size
+from util.records import Classification
 
 
 def build_criterion(args: argparse.Namespace, *, num_logits: int, classification: Classification) -> SetCriterion:
@@ -76,13 +77,17 @@ class SetCriterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
 
-    def forward(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Matching]:
+    def forward(
+        self, outputs: dict[str, Any], targets: list[dict[str, Tensor]], matching: Matching | None = None
+    ) -> tuple[dict[str, Tensor], Matching]:
         """Losses before their weights, and the matching that they rest on.
 
         Args:
             outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1]; perhaps enc_outputs,
                 the same of proposals with L = 1.
             targets: of each of the B images labels [T] int64 and boxes [T, 4] cxcywh in [0, 1]; T may be 0.
+            matching: which query of the L layers answers for which object; None: it is computed. Proposals are always
+                matched anew.
 
         Returns:
             ``{"ce", "bbox", "giou"}``, each [L] float32, perhaps ``{"enc_ce", "enc_bbox", "enc_giou"}``, each [1], and
@@ -91,8 +96,9 @@ class SetCriterion(nn.Module):
         Raises:
             FloatingPointError: predictions are not finite.
         """
-        with record_function("matching"):
-            matching = self.matcher(outputs, targets)
+        if matching is None:
+            with record_function("matching"):
+                matching = self.matcher(outputs, targets)
         with record_function("losses"):
             losses = self._losses(outputs, targets, matching)
         if "enc_outputs" in outputs:

@@ -8,17 +8,27 @@ encoder's best guesses are the first references and make the queries.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
+from models.build import backbone_of, positions_of, widths_of
+from models.checkpoints.deformable import DECIDING_FLAGS, HUGGING_FACE, infer, tidy
+from models.detr import DETR
 from models.feed_forward import FeedForwardLayer
+from models.input_projection import NORM_GROUPS, LevelProjection
+from models.interface import Decoded, Memory, check_widths
 from models.layers import MLP, LayerHeads, MultiheadAttention, full_precision, inverse_sigmoid
 from models.position_encoding import sine_waves
-from models.transformer import Decoded, Memory
 from ops.module import MSDeformAttn
+from util.errors import UserError
+from util.records import Classification, DetectorRecord, Finetuning, Flag, Stage
+
+PIXEL_CENTRE = 0.5
+"""What Deformable DETR subtracts from rows and columns counted from 1; the others subtract nothing."""
 
 PROPOSAL_SIZE = 0.05
 """Side of the box that a position of the finest level proposes before the box head changes it, of the image's."""
@@ -151,7 +161,7 @@ class DeformableDecoder(nn.Module):
 
 
 class DeformableTransformer(nn.Module):
-    """An encoder and a decoder that see one or several feature maps; see ``models/transformer.py``.
+    """An encoder and a decoder that see one or several feature maps; see ``models/interface.py``.
 
     Args:
         num_levels: feature maps.
@@ -274,6 +284,18 @@ class DeformableTransformer(nn.Module):
         decoded.proposals = proposals
         return decoded
 
+    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
+        """Learned queries [B, Q, 2C] that ask for what ``content`` [B, Q, C] describes.
+
+        It is added to the position embedding. What the decoder starts with stays the learned half.
+
+        Raises:
+            ValueError: other widths.
+        """
+        check_widths(queries, content, 2 * self.d_model, self.d_model)
+        position, target = queries.chunk(2, dim=-1)
+        return torch.cat([position + content, target], dim=-1)
+
     def _propose(self, memory: Memory) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The first stage: every position proposes a box, the best become queries.
 
@@ -344,3 +366,97 @@ def _anchors(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) ->
 def _as_box_logits(reference: Tensor) -> Tensor:
     """Logits of points or boxes [..., 2 or 4] -> [..., 4]; a point adds nothing to the size."""
     return nn.functional.pad(reference, (0, 4 - reference.shape[-1]))
+
+
+def build_deformable(
+    args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
+) -> DETR:
+    """Deformable DETR with random weights, single or multi-scale.
+
+    Raises:
+        UserError: flags that do not go together; the message names them.
+    """
+    backbone = backbone_of(args, train_backbone, multi_scale=args.num_feature_levels > 1)
+    transformer = DeformableTransformer(
+        **widths_of(args),
+        num_levels=args.num_feature_levels,
+        enc_n_points=args.enc_n_points,
+        dec_n_points=args.dec_n_points,
+        with_box_refine=args.with_box_refine,
+        num_proposals=args.num_queries if args.two_stage else None,
+    )
+    return DETR(
+        backbone=backbone,
+        position_encoding=positions_of(args, backbone, offset=PIXEL_CENTRE),
+        input_proj=LevelProjection(backbone.num_channels, args.hidden_dim, args.num_feature_levels),
+        transformer=transformer,
+        num_logits=num_logits,
+        num_queries=args.num_queries,
+        classification=classification,
+    )
+
+
+def _check(args: argparse.Namespace, stage: Stage) -> None:
+    if args.two_stage and not args.with_box_refine:
+        raise UserError("--two_stage needs --with_box_refine: its decoder starts from the encoder's boxes")
+    if args.two_stage and stage == "pretrain":
+        raise UserError("--two_stage cannot be pretrained: the pretext tasks' queries are no proposals of the encoder")
+    if args.hidden_dim % NORM_GROUPS:
+        raise UserError(
+            f"--hidden_dim {args.hidden_dim}: must be a multiple of {NORM_GROUPS}, for Deformable DETR normalises "
+            f"{NORM_GROUPS} groups of channels"
+        )
+
+
+_FLAGS = (
+    Flag(
+        name="num_feature_levels",
+        help="4: maps of strides 8 to 64, which small objects need; 1: one map, faster",
+        options={"type": int, "choices": [1, 4]},
+        default=4,
+    ),
+    Flag(
+        name="enc_n_points",
+        help="points on each map that a head of the encoder looks at",
+        options={"type": int},
+        default=4,
+        least=1,
+    ),
+    Flag(name="dec_n_points", help="the same in the decoder", options={"type": int}, default=4, least=1),
+    Flag(
+        name="with_box_refine",
+        help="every decoder layer starts from the box that the one before predicts",
+        options={"action": "store_true"},
+        default=False,
+    ),
+    Flag(
+        name="two_stage",
+        help="with --with_box_refine: queries are the encoder's best guesses; cannot be pretrained",
+        options={"action": "store_true"},
+        default=False,
+    ),
+)
+_SLOWER = Flag(
+    name="lr_linear_proj_mult",
+    help="reference points and sampling offsets learn at --lr times this",
+    options={"type": float},
+    default=0.1,
+    least=0,
+)
+
+DEFORMABLE = DetectorRecord(
+    title="Deformable DETR (arXiv 2010.04159)",
+    build=build_deformable,
+    classification="focal",
+    finetuning=Finetuning(lr=2e-4, lr_backbone_pretrained=2e-5, lr_backbone_scratch=2e-5, epochs=50, drop_at=0.8),
+    flags=_FLAGS,
+    finetune_flags=(_SLOWER,),
+    defaults={"dim_feedforward": 1024, "num_queries": 300},
+    check=_check,
+    rates={"reference_points": _SLOWER.name, "sampling_offsets": _SLOWER.name},
+    signs=("transformer.decoder.layers.0.cross_attn.sampling_offsets.weight",),
+    infer=infer,
+    tidy=tidy,
+    deciding_flags=DECIDING_FLAGS,
+    hugging_face=HUGGING_FACE,
+)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.interface import Decoded, Memory
 from models.layers import MLP, full_precision, widen
-from models.transformer import Decoded, Memory
 from util.nested_tensor import NestedTensor
+from util.records import Classification
 
 FOCAL_PRIOR = 0.01
 """Probability of every class before training, with the focal loss (arXiv 1708.02002, section 3.3)."""
@@ -24,16 +25,17 @@ class DETR(nn.Module):
     Attributes:
         hidden_dim: C, width of decoder outputs.
         num_logits: K, outputs of the class head.
-        query_embed: the learned queries [Q, C or 2C]; None where the Transformer makes its own.
+        classification: how these are read: "softmax", the last being "no object", or "focal".
+        query_embed: the learned queries [Q, D], as wide as the Transformer takes them; None where it makes its own.
 
     Args:
         backbone: images -> feature maps, finest first.
         position_encoding: feature map -> position encoding [B, C, H, W].
         input_proj: the backbone's maps and the images' mask -> the levels that the Transformer sees.
-        transformer: see ``models/transformer.py``.
+        transformer: see ``models/interface.py``.
         num_logits: K.
         num_queries: Q.
-        focal_prior: set the class head's bias for the focal loss.
+        classification: "focal" sets the class head's bias for the focal loss.
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class DETR(nn.Module):
         transformer: nn.Module,
         num_logits: int,
         num_queries: int,
-        focal_prior: bool,
+        classification: Classification,
     ) -> None:
         super().__init__()
         self.hidden_dim = d_model = transformer.d_model
         self.num_logits = num_logits
+        self.classification = classification
         # A list for the sake of the public names: backbone.0.body..., backbone.1.row_embed...
         self.backbone = nn.ModuleList([backbone, position_encoding])
         self.input_proj = input_proj
@@ -57,7 +60,7 @@ class DETR(nn.Module):
         self.query_embed = None if transformer.query_dim is None else nn.Embedding(num_queries, transformer.query_dim)
         class_embed = nn.Linear(d_model, num_logits)
         bbox_embed = MLP(d_model, d_model, 4, 3)
-        if focal_prior:
+        if classification == "focal":
             nn.init.constant_(class_embed.bias, -math.log((1 - FOCAL_PRIOR) / FOCAL_PRIOR))
         if transformer.has_reference:
             # Training starts from boxes centred on the reference points.
@@ -84,7 +87,7 @@ class DETR(nn.Module):
         )
 
     def queries(self, batch_size: int) -> Tensor | None:
-        """The learned queries for every image: [B, Q, C or 2C], a view of one copy; None: there are none."""
+        """The learned queries for every image: [B, Q, D], a view of one copy; None: there are none."""
         return None if self.query_embed is None else self.query_embed.weight.expand(batch_size, -1, -1)
 
     def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
@@ -92,12 +95,22 @@ class DETR(nn.Module):
 
         Args:
             memory: from :meth:`encode`.
-            queries: as :meth:`queries`: [B, Q, C], or [B, Q, 2C] where the second half is what the decoder starts
-                with, or None; image b's queries look into image b's memory.
+            queries: as :meth:`queries`, or with the content of regions, see :meth:`with_content`; image b's queries
+                look into image b's memory.
             query_mask: bool [Q, Q], True where the query of the row may not attend to that of the column. No row
                 may be all True.
         """
         return self.transformer.decode(memory, queries, query_mask)
+
+    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
+        """Queries [B, Q, D] that ask for regions, whose ``content`` [B, Q, C] says what they look like.
+
+        How it enters is the Transformer's affair.
+
+        Raises:
+            ValueError: other widths.
+        """
+        return self.transformer.with_content(queries, content)
 
     def predict(self, decoded: Decoded) -> dict[str, Any]:
         """Classes and boxes of every decoder layer, in float32 under autocast as well.

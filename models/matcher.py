@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
-
-# softmax: one distribution over the classes, the last one being "no object"; focal: one sigmoid a class.
-Classification = Literal["softmax", "focal"]
+from util.records import Classification
 
 
 @dataclass

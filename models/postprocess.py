@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.matcher import Classification
 from util.box_ops import box_cxcywh_to_xyxy
+from util.records import Classification
 
 
 class PostProcess(nn.Module):

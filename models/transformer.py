@@ -1,54 +1,19 @@
-"""The Transformer of DETR (arXiv 2005.12872), and the interface that every Transformer here has.
-
-A Transformer has ``d_model``, ``query_dim`` (width of the queries that it takes; None: it makes its own),
-``has_reference`` (whether :class:`Decoded` has one) and three methods: ``encode`` (feature maps -> :class:`Memory`),
-``decode`` (memory and queries -> :class:`Decoded`) and ``spread_heads``, by which it decides whether the decoder's
-layers share the heads. All tensors are batch first.
-"""
+"""The Transformer of DETR (arXiv 2005.12872); see ``models/interface.py`` for what every Transformer here has."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
 
 import torch
 from torch import Tensor, nn
 
+from models.build import build_single_scale
+from models.checkpoints.hf_shared import SINGLE_SCALE
+from models.detr import DETR
 from models.feed_forward import FeedForwardLayer
+from models.interface import Decoded, Memory, check_widths
 from models.layers import MLP, MultiheadAttention
-
-
-@dataclass
-class Memory:
-    """What the encoder made of the feature maps of a batch: S positions of all levels in a row.
-
-    Attributes:
-        tokens: [B, S, C]; meaningless at padded positions.
-        mask: [B, S] bool, True at padded positions.
-        pos: [B, S, C] position encoding.
-        shapes: (height, width) of each level, in the order of its positions in S.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-    pos: Tensor
-    shapes: list[tuple[int, int]]
-
-
-@dataclass
-class Decoded:
-    """What every decoder layer made of the queries.
-
-    Attributes:
-        hidden: [L, B, Q, C], after the decoder's final norm.
-        reference: logits of the points (or boxes) that the box head's output is relative to, broadcastable to
-            [L, B, Q, 2 or 4] in the order cx, cy(, w, h); None where boxes are predicted outright.
-        proposals: what a two-stage encoder predicts at each of its S positions, "pred_logits" [1, B, S, K] and
-            "pred_boxes" [1, B, S, 4] (cxcywh in [0, 1]); None with one stage.
-    """
-
-    hidden: Tensor
-    reference: Tensor | None
-    proposals: dict[str, Tensor] | None = None
+from util.records import Classification, DetectorRecord, Finetuning, HuggingFace
 
 
 def may_attend(mask: Tensor) -> Tensor:
@@ -205,6 +170,15 @@ class Transformer(nn.Module):
         """
         return self.decoder(memory, queries, query_mask)
 
+    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
+        """Learned queries [B, Q, C] that ask for what ``content`` [B, Q, C] describes: their sum.
+
+        Raises:
+            ValueError: other widths.
+        """
+        check_widths(queries, content, self.query_dim, self.d_model)
+        return queries + content
+
 
 def build_transformer(
     *,
@@ -222,3 +196,29 @@ def build_transformer(
         encoder=TransformerEncoder(num_layers=num_encoder_layers, **widths),
         decoder=TransformerDecoder(num_layers=num_decoder_layers, **widths),
     )
+
+
+def build_vanilla(
+    args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
+) -> DETR:
+    """DETR with random weights."""
+    return build_single_scale(
+        args, build_transformer, num_logits, classification=classification, train_backbone=train_backbone
+    )
+
+
+VANILLA = DetectorRecord(
+    title="DETR (arXiv 2005.12872)",
+    build=build_vanilla,
+    classification="softmax",
+    finetuning=Finetuning(epochs=150, drop_at=2 / 3),
+    signs=("transformer.decoder.layers.0.multihead_attn.in_proj_weight",),
+    hugging_face=HuggingFace(
+        model_type="detr",
+        class_name="Detr",
+        names=[
+            *SINGLE_SCALE,
+            ("model.decoder.layers.*.encoder_attn.", "transformer.decoder.layers.*.multihead_attn."),
+        ],
+    ),
+)

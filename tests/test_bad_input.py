@@ -155,7 +155,7 @@ def test_queries_not_divisible_by_regions(fails, data):
 
 def test_deformable_flags_where_they_do_not_belong(fails, data):
     line = fails(*pretrain_on(f"{data}/train", "--num_feature_levels", "4"))
-    assert "--num_feature_levels 4 goes with --detr deformable" in line
+    assert "--num_feature_levels goes with --detr deformable" in line
     flags = ["--detr", "deformable", "--with_box_refine", "--two_stage"]
     assert "--two_stage cannot be pretrained" in fails(*pretrain_on(f"{data}/train", *flags))
     assert "--with_box_refine goes with --detr deformable" in fails(*finetune_on(data, "--with_box_refine"))

@@ -19,6 +19,7 @@ import main_pretrain
 from datasets.images import load_image, load_reduced
 from datasets.loader import EpochBatchSampler, make_loader
 from datasets.pretext.two_view import TwoViewDataset, as_planes, change_colours, collate_two_view, cut_crops, cut_views
+from models import PRETEXTS
 from tests.datasets.pretext.plain_two_view import cut_crops_plainly, cut_plainly, finish_plainly
 from util.errors import UserError
 
@@ -37,7 +38,7 @@ def benchmark_data(num_samples: int, argv: list[str]) -> None:
         UserError: the flags name another method than Siamese DETR.
     """
     args, _ = main_pretrain.parse(argv)
-    if args.method != "siamese":
+    if PRETEXTS[args.method].dataset is not TwoViewDataset:
         raise UserError(f"--method {args.method} has no two views to make; leave it out")
     dataset = main_pretrain.build_dataset(args)
     torch.set_num_threads(1)

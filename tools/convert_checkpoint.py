@@ -18,7 +18,7 @@ from models.checkpoints.load import load_origin, num_class_logits
 from models.checkpoints.origin import Origin
 from models.checkpoints.write import write_hugging_face, write_public
 from util.errors import CheckpointError, UserError
-from util.recipes import ARCHITECTURE, adopt
+from util.recipes import adopt, architecture_defaults, architecture_names
 from util.script import run_script
 
 UNTOLD = ("nheads", "dilation", "backbone", "num_queries")
@@ -38,9 +38,11 @@ def main(argv: list[str] | None = None) -> None:
     num_logits = num_class_logits(content["model"])
     if num_logits is None:
         raise CheckpointError(f"{source}: holds no detector with a class head, so there is nothing to convert")
-    architecture = {name: content["args"][name] for name in ARCHITECTURE if name in content["args"]}
-    built = argparse.Namespace(**{"enc_n_points": 4, "dec_n_points": 4, "dropout": 0.0, "max_size": 0, **architecture})
-    detector = DETECTORS[built.detr](built, num_logits, focal=False, train_backbone=False)
+    names = architecture_names(DETECTORS)
+    architecture = {name: content["args"][name] for name in names if name in content["args"]}
+    record = DETECTORS[architecture["detr"]]
+    built = argparse.Namespace(**{**architecture_defaults(record), "dropout": 0.0, "max_size": 0, **architecture})
+    detector = record.build(built, num_logits, classification=record.classification, train_backbone=False)
     report = load_origin(detector, Origin(source, content, resumes=True, foreign=foreign), keep_class_head=True)
     print(report.describe(source))
     try:

@@ -23,13 +23,16 @@ from torchvision.ops import box_iou
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import DATASETS
+from datasets import DATASETS, labelled
 from datasets.proposals.store import ProposalStore
 from datasets.records import DetectionRecords
+from util.args import add_owned_arguments
+from util.check_args import check_data, check_owned_flags
 from util.errors import DataError, UserError
 from util.files import write_json
 from util.optional import require
 from util.plot_utils import save_figure
+from util.records import Choices
 from util.script import run_script
 
 COUNTS = (1, 10, 100)
@@ -40,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     """Arguments -> labelled set and proposals -> table, JSON, plot."""
     args = make_parser().parse_args(argv)
     check(args)
-    records = DATASETS[args.dataset_file](args, args.split, None)
+    records = DATASETS[args.dataset_file].read_labelled(args, args.split, None)
     stores = {folder: ProposalStore(folder) for folder in args.proposal_dir}
     results = {folder: recall(records, store) for folder, store in stores.items()}
     objects = int((~(records.crowd | records.difficult)).sum())
@@ -59,30 +62,25 @@ def make_parser() -> argparse.ArgumentParser:
         "eval_proposals.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--proposal_dir", nargs="+", required=True, metavar="DIR", help="folders to compare")
-    parser.add_argument("--dataset_file", choices=list(DATASETS), default=next(iter(DATASETS)))
+    choices = labelled_choices()
+    parser.add_argument("--dataset_file", choices=list(choices.datasets), default=next(iter(choices.datasets)))
     parser.add_argument("--data_path", help="root folder of the data set")
     parser.add_argument("--split", choices=["train", "val"], default="val")
-    for split in ("train", "val"):
-        parser.add_argument(f"--{split}_ann", metavar="FILE", help="COCO-format annotations, any place")
-        parser.add_argument(f"--{split}_images", metavar="DIR", help="the images they name")
-    parser.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
-    parser.add_argument("--voc_val", nargs="+", metavar="YEAR:SET", help="default: 2007:test")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     parser.add_argument("--plot", metavar="FILE", help="draw recall over IoU there, as a PNG")
+    add_owned_arguments(parser, choices, "dataset_file")
     return parser
+
+
+def labelled_choices() -> Choices:
+    """The data formats that have objects to find."""
+    return Choices(stage="finetune", datasets=labelled())
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for flags that cannot work."""
-    ann, images = getattr(args, f"{args.split}_ann"), getattr(args, f"{args.split}_images")
-    if (ann is None) != (images is None):
-        raise UserError(f"--{args.split}_ann FILE and --{args.split}_images DIR go together")
-    if args.dataset_file == "voc" and (args.train_ann or args.val_ann):
-        raise UserError("--train_ann, --train_images, --val_ann, --val_images go with --dataset_file coco")
-    if args.dataset_file != "voc" and (args.voc_train or args.voc_val):
-        raise UserError("--voc_train and --voc_val go with --dataset_file voc")
-    if args.data_path is None and (ann is None):
-        raise UserError("--data_path DIR is needed: the root of the labelled data set")
+    check_owned_flags(args, labelled_choices())
+    check_data(args, DATASETS[args.dataset_file], (args.split,))
     for out in (args.json, args.plot):
         if out and not Path(out).parent.is_dir():
             raise UserError(f"{out}: there is no folder {Path(out).parent}")

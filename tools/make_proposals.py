@@ -28,14 +28,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import UNLABELLED, build_unlabelled
+from datasets import DATASETS, build_unlabelled
 from datasets.image_folder import UnlabelledImages
 from datasets.images import load_image
 from datasets.proposals.journal import Journal, Outcome, encode, read_journal
 from datasets.proposals.methods import METHODS, ProposalMethod
 from datasets.proposals.store import FAILED, ProposalStore, fingerprint, stream_proposals
+from util.args import add_owned_arguments
+from util.check_args import check_owned_flags
 from util.checkpoint import make_writable
 from util.errors import DataError, UserError, one_line
+from util.records import Choices
 from util.script import run_script
 
 SYNC_SECONDS = 5.0  # the most work that a power failure costs; a killed process loses less
@@ -97,11 +100,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--method", choices=list(METHODS), default="edgebox")
     parser.add_argument("--output_dir", required=True, help="what --proposal_dir will name; must not exist")
-    parser.add_argument("--dataset_file", choices=list(UNLABELLED), default=next(iter(UNLABELLED)))
+    parser.add_argument("--dataset_file", choices=list(DATASETS), default=next(iter(DATASETS)))
     parser.add_argument("--data_path", required=True, help="root folder of the data set, as for main_pretrain.py")
-    parser.add_argument("--split", choices=["train", "val"], default="train", help="of COCO or VOC")
-    parser.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
-    parser.add_argument("--voc_val", nargs="+", metavar="YEAR:SET", help="for --split val; default: 2007:test")
+    parser.add_argument("--split", choices=["train", "val"], default="train", help="of data that are split")
     parser.add_argument("--list", metavar="FILE", help="only the images it names, a path below --data_path a line")
     parser.add_argument("--max_boxes", type=int, default=64, help="the most an image gets")
     parser.add_argument(
@@ -115,6 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", metavar="I/N", help="do the I-th (1..N) of N parts only; ends without --output_dir")
     parser.add_argument("--merge", metavar="N", type=int, help="join the parts of N finished shards")
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    add_owned_arguments(parser, Choices(stage="proposals", datasets=DATASETS), "dataset_file")
     return parser
 
 
@@ -135,12 +137,13 @@ def check(args: argparse.Namespace) -> tuple[int, int]:
     ):
         if getattr(args, name) is not None and args.method not in methods:
             raise UserError(f"--{name} goes with --method {' or '.join(methods)}, not {args.method}")
-    if args.dataset_file != "voc" and (args.voc_train or args.voc_val):
-        raise UserError("--voc_train and --voc_val go with --dataset_file voc")
-    if args.dataset_file == "imagefolder" and args.split != "train":
-        raise UserError("--split val goes with --dataset_file coco or voc: a folder of images has but one")
-    if args.list and args.dataset_file != "imagefolder":
-        raise UserError(f"--list goes with --dataset_file imagefolder, not {args.dataset_file}")
+    check_owned_flags(args, Choices(stage="proposals", datasets=DATASETS))
+    if args.split not in DATASETS[args.dataset_file].splits:
+        others = " or ".join(name for name, record in DATASETS.items() if args.split in record.splits)
+        raise UserError(f"--split {args.split} goes with --dataset_file {others}, not {args.dataset_file}")
+    folders = [name for name, record in DATASETS.items() if record.read_labelled is None]
+    if args.list and args.dataset_file not in folders:
+        raise UserError(f"--list goes with --dataset_file {' or '.join(folders)}, not {args.dataset_file}")
     if args.shard is None:
         return 1, args.merge or 1
     if args.merge:

@@ -29,6 +29,7 @@ import main_pretrain
 from datasets.detection import DetectionDataset
 from datasets.images import load_image
 from datasets.pretext.two_view import TwoViewDataset, TwoViewSample, as_picture
+from models import PRETEXTS
 from models.checkpoints.restore import restore_detector
 from models.detr import DETR
 from models.postprocess import PostProcess
@@ -38,7 +39,6 @@ from util.errors import UserError
 from util.files import written_whole
 from util.nested_tensor import nested_tensor_from_tensor_list
 from util.plot_utils import contact_sheet, draw_boxes, draw_detections, draw_two_views, plot_curves
-from util.recipes import is_focal
 from util.script import run_script, select_device
 
 LEGIBLE_SIDE = 320  # smaller images are enlarged to this short side
@@ -98,7 +98,7 @@ def draw_views(argv: Sequence[str], count: int) -> Image.Image:
         UserError: the flags name another method than Siamese DETR.
     """
     args, _ = main_pretrain.parse(argv)
-    if args.method != "siamese":
+    if PRETEXTS[args.method].dataset is not TwoViewDataset:
         raise UserError(f"--method {args.method} has no two views to draw; leave it out")
     args.augment_device = "cpu"  # pictures are finished here, wherever training would
     dataset = main_pretrain.build_dataset(args)
@@ -149,7 +149,7 @@ def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image
     detector = restore_detector(args, origin).to(device).eval()
     dataset = main_finetune.build_val_loader(args, origin.content["categories"]).dataset
     names = {category["label"]: category["name"] for category in dataset.categories}
-    postprocess = PostProcess("focal" if is_focal(args) else "softmax")
+    postprocess = PostProcess(detector.classification)
     pictures = [
         draw_detections(image, truth, found, names, threshold=threshold, zoom=legible_zoom(image))
         for image, truth, found in detect(detector, postprocess, dataset, count, device)

@@ -1,28 +1,87 @@
 """The command line of both scripts: argument groups, each written once.
 
 A flag whose best value depends on detector, data set or checkpoint has the default None here; what it
-becomes is decided in :mod:`util.recipes`.
+becomes is decided in :mod:`util.recipes`. Flags that only some detectors, pretext tasks or data formats have come from
+their records (:mod:`util.records`).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from util.recipes import COMMON_ARCHITECTURE, FIRST_LR
+from util.records import Choices, DetectorRecord, Finetuning, Flag, Record
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, dataset_files: list[str]) -> argparse._ArgumentGroup:
+def add_choice(group: argparse._ArgumentGroup, option: str, records: Mapping[str, Record]) -> None:
+    """The flag that chooses one of the records by name; the first is the default."""
+    titles = "; ".join(f"{name}: {record.title}" for name, record in records.items())
+    group.add_argument(f"--{option}", choices=list(records), help=f"{titles}; default: {next(iter(records))}")
+
+
+def add_owned_arguments(parser: argparse.ArgumentParser, choices: Choices, option: str) -> None:
+    """The flags that only some records of ``option`` have, one group for those that have the same owners."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for flag, owners in choices.owners(option).values():
+        title = f"only with --{option} {' or '.join(owners)}"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        records = {name: choices.tables()[option][name] for name in owners}
+        groups[title].add_argument(f"--{flag.name}", help=describe(flag, records, choices), **flag.options)
+
+
+def describe(flag: Flag, owners: Mapping[str, Record], choices: Choices) -> str:
+    """Help of a flag with its default, or its defaults where owners, detectors or data have others."""
+    values = {name: getattr(record, "defaults", {}).get(flag.name, flag.default) for name, record in owners.items()}
+    told = {name: show(value) for name, value in values.items() if value is not None and value is not False}
+    for option, records in choices.tables().items():
+        for name, record in records.items():
+            for owner, recipe in getattr(record, "pretraining", {}).items():
+                if owner in told and flag.name in recipe:
+                    told[owner] += f" (--{option} {name} {show(recipe[flag.name])})"
+    if not told:
+        return flag.help
+    same = len(set(told.values())) == 1
+    return f"{flag.help}; default: {next(iter(told.values())) if same else by_name(told)}"
+
+
+def by_name(values: Mapping[str, str]) -> str:
+    """``{"a": "1", "b": "2", "c": "2"}`` -> ``a 1, b 2, c 2``."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def show(value: Any) -> str:
+    """A default as one would type it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def with_exceptions(usual: Any, detectors: Mapping[str, DetectorRecord], get: Callable[[DetectorRecord], Any]) -> str:
+    """The usual value, and in brackets the detectors that have another: ``2048 (deformable 1024)``."""
+    others = {name: show(get(record)) for name, record in detectors.items() if get(record) != usual}
+    return f"{show(usual)} ({by_name(others)})" if others else show(usual)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> argparse._ArgumentGroup:
     """Where the images are and how large they become."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_file", choices=dataset_files, help=f"default: {dataset_files[0]}")
+    add_choice(group, "dataset_file", choices.datasets)
     group.add_argument("--data_path", help="root folder of the data set")
-    group.add_argument("--scales", type=int, nargs="+", help="short sides in pixels, one drawn an image")
+    group.add_argument("--scales", type=int, nargs="+", help="short sides in pixels; one is drawn for each image")
     group.add_argument("--max_size", type=int, help="limit of the long side in pixels")
     return group
 
 
-def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]) -> None:
+def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) -> None:
     """The detector. What a checkpoint was trained with need not be typed again."""
     group = parser.add_argument_group("detector (defaults: the checkpoint's, else those of the paper)")
-    group.add_argument("--detr", choices=detectors, help="default: conditional")
+    add_choice(group, "detr", choices.detectors)
+
+    def default(name: str) -> str:
+        usual = COMMON_ARCHITECTURE[name]
+        return with_exceptions(usual, choices.detectors, lambda record: record.defaults.get(name, usual))
+
     group.add_argument(
         "--backbone", help="resnet18|34|50|101, or timm:NAME for most convolutional ones; default: resnet50"
     )
@@ -43,32 +102,19 @@ def add_detector_arguments(parser: argparse.ArgumentParser, detectors: list[str]
         choices=[16, 32],
         help="timm backbones: the map to detect on; default: 32",
     )
-    group.add_argument("--position_embedding", choices=["sine", "learned"], help="default: sine")
-    group.add_argument("--enc_layers", type=int, help="default: 6")
-    group.add_argument("--dec_layers", type=int, help="default: 6")
-    group.add_argument("--hidden_dim", type=int, help="width of the Transformer; default: 256")
-    group.add_argument("--nheads", type=int, help="default: 8")
-    group.add_argument("--dim_feedforward", type=int, help="default: 2048 (deformable: 1024)")
-    group.add_argument("--num_queries", type=int, help="most objects an image can have; default: 100 (deformable: 300)")
     group.add_argument(
-        "--num_feature_levels",
-        type=int,
-        choices=[1, 4],
-        help="deformable: 4 sees maps of strides 8 to 64, which small objects need; 1 is faster; default: 4",
+        "--position_embedding", choices=["sine", "learned"], help=f"default: {default('position_embedding')}"
     )
-    group.add_argument("--enc_n_points", type=int, help="deformable: points a head looks at on each map; default: 4")
-    group.add_argument("--dec_n_points", type=int, help="the same in the decoder; default: 4")
+    group.add_argument("--enc_layers", type=int, help=f"default: {default('enc_layers')}")
+    group.add_argument("--dec_layers", type=int, help=f"default: {default('dec_layers')}")
+    group.add_argument("--hidden_dim", type=int, help=f"width of the Transformer; default: {default('hidden_dim')}")
+    group.add_argument("--nheads", type=int, help=f"default: {default('nheads')}")
+    group.add_argument("--dim_feedforward", type=int, help=f"default: {default('dim_feedforward')}")
     group.add_argument(
-        "--with_box_refine",
-        action="store_true",
-        help="deformable: every decoder layer starts from the box that the one before predicts",
-    )
-    group.add_argument(
-        "--two_stage",
-        action="store_true",
-        help="deformable with --with_box_refine: queries are the encoder's best guesses; cannot be pretrained",
+        "--num_queries", type=int, help=f"most objects an image can have; default: {default('num_queries')}"
     )
     group.add_argument("--dropout", type=float, default=0.1)
+    add_owned_arguments(parser, choices, "detr")
 
 
 def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,24 +130,32 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--focal_alpha", type=float, help="focal loss: weight of the positives; default: 0.25")
 
 
-def add_optimizer_arguments(parser: argparse.ArgumentParser, *, batch_size: int) -> argparse._ArgumentGroup:
-    """Optimizer and schedule; a schedule counts either epochs or steps."""
+def add_optimizer_arguments(
+    parser: argparse.ArgumentParser, *, batch_size: int, lr: str, drop: str
+) -> argparse._ArgumentGroup:
+    """Optimizer and schedule; a schedule counts either epochs or steps.
+
+    Args:
+        batch_size: the default.
+        lr: the default learning rate, in words.
+        drop: the share of the schedule after which it drops by default, in words.
+    """
     group = parser.add_argument_group("optimization")
-    group.add_argument("--lr", type=float, help="default: 1e-4 (finetuning deformable: 2e-4)")
+    group.add_argument("--lr", type=float, help=f"default: {lr}")
     group.add_argument("--weight_decay", type=float, default=1e-4)
     group.add_argument("--clip_max_norm", type=float, default=0.1, help="gradient norm limit; 0 switches it off")
-    group.add_argument("--batch_size", type=int, help=f"a process; default: {batch_size}")
+    group.add_argument("--batch_size", type=int, help=f"images per process; default: {batch_size}")
     group.add_argument(
         "--accum_steps",
         type=int,
         default=1,
-        help="batches a step, to save memory; each is normalised on its own",
+        help="batches per step, to save memory; each is normalised on its own",
     )
     group.add_argument("--epochs", type=int, help="length of the schedule in epochs")
     group.add_argument(
         "--lr_drop",
         type=int,
-        help="epoch after which lr is multiplied by 0.1; default: after 2/3 of them (finetuning but vanilla: 4/5)",
+        help=f"epoch after which lr is multiplied by 0.1; default: after this share of them: {drop}",
     )
     group.add_argument("--max_steps", type=int, help="length of the schedule in steps, instead of --epochs")
     group.add_argument(
@@ -127,49 +181,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     return group
 
 
-def add_pretext_arguments(parser: argparse.ArgumentParser, pretexts: list[str]) -> None:
-    """The pretext task; most flags are of some methods only (:data:`util.check_args.FLAGS_OF_METHODS`)."""
-    group = parser.add_argument_group("pretext task")
-    group.add_argument("--method", choices=pretexts, help=f"default: the checkpoint's, else {pretexts[0]}")
-    group.add_argument(
-        "--num_regions", type=int, help="siamese, updetr: regions an image, must divide --num_queries; default: 10"
-    )
-    group.add_argument("--view_iou", type=float, help="siamese: least overlap of the two views (tau); default: 0.5")
-    group.add_argument(
-        "--augment_device",
-        choices=["cpu", "cuda"],
-        help="siamese: where colours change and pictures are blurred: in the workers, or with --device cuda in the "
-        "training process, which spares the workers; default: cpu",
-    )
-    group.add_argument(
-        "--query_jitter", type=float, help="siamese: corner noise of query regions, of a side; default: 0.1"
-    )
-    group.add_argument(
-        "--patch_dropout", type=float, help="updetr: share of queries that are not told their patch; default: 0.1"
-    )
-    group.add_argument(
-        "--shuffle_queries",
-        action="store_true",
-        help="updetr: draw in every step which learned queries go with which patch",
-    )
-    group.add_argument(
-        "--num_proposals", type=int, help="detreg: the best so many proposals are the image's objects; default: 30"
-    )
-    group.add_argument("--no_feature_loss", action="store_true", help="ablation: no regional discrimination")
-    group.add_argument("--no_global_loss", action="store_true", help="siamese, ablation: no global discrimination")
-    group.add_argument(
-        "--feature_loss_coef", type=float, help="default: siamese by detector and data set 3 or 5, else 1"
-    )
-    group.add_argument("--global_loss_coef", type=float, help="siamese; default: 0.3 on COCO, else 10")
+def add_pretext_arguments(parser: argparse.ArgumentParser, choices: Choices) -> None:
+    """The pretext task and the flags that its record has."""
+    group = parser.add_argument_group("pretext task (default: the checkpoint's)")
+    add_choice(group, "method", choices.pretexts)
+    add_owned_arguments(parser, choices, "method")
 
 
-def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: list[str]) -> argparse.ArgumentParser:
+def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
     """The parser of main_pretrain.py."""
     parser = argparse.ArgumentParser(
         "main_pretrain.py", description="Pretrain the Transformer without labels.", allow_abbrev=False
     )
-    data = add_data_arguments(parser, dataset_files)
-    data.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
+    data = add_data_arguments(parser, choices)
     data.add_argument(
         "--proposals",
         metavar="{random,edgebox,selective_search,...}",
@@ -178,25 +202,21 @@ def pretrain_parser(dataset_files: list[str], detectors: list[str], pretexts: li
     )
     data.add_argument("--proposal_dir", help="folder of proposals made for this data set")
     data.add_argument("--crop_size", type=int, default=128, help="side of the region crops in pixels")
-    add_detector_arguments(parser, detectors)
-    add_pretext_arguments(parser, pretexts)
+    add_owned_arguments(parser, choices, "dataset_file")
+    add_detector_arguments(parser, choices)
+    add_pretext_arguments(parser, choices)
     add_loss_arguments(parser)
-    add_optimizer_arguments(parser, batch_size=8)
+    add_optimizer_arguments(parser, batch_size=8, lr=show(FIRST_LR), drop="2/3")
     add_run_arguments(parser)
     return parser
 
 
-def finetune_parser(dataset_files: list[str], detectors: list[str]) -> argparse.ArgumentParser:
+def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
     """The parser of main_finetune.py."""
     parser = argparse.ArgumentParser(
         "main_finetune.py", description="Train or evaluate a detector on boxes.", allow_abbrev=False
     )
-    data = add_data_arguments(parser, dataset_files)
-    for split in ("train", "val"):
-        data.add_argument(f"--{split}_ann", metavar="FILE", help="COCO-format annotations, any place")
-        data.add_argument(f"--{split}_images", metavar="DIR", help="the images they name")
-    data.add_argument("--voc_train", nargs="+", metavar="YEAR:SET", help="VOC image sets; default: 07+12 trainval")
-    data.add_argument("--voc_val", nargs="+", metavar="YEAR:SET", help="default: 2007:test")
+    data = add_data_arguments(parser, choices)
     data.add_argument(
         "--train_fraction", type=float, metavar="F", help="train on a share of the labelled images, drawn by --seed"
     )
@@ -205,18 +225,26 @@ def finetune_parser(dataset_files: list[str], detectors: list[str]) -> argparse.
     )
     data.add_argument("--eval_size", type=int, help="short side at evaluation; default: the largest of --scales")
     data.add_argument("--eval_max_size", type=int, help="long side at evaluation; default: --max_size")
-    add_detector_arguments(parser, detectors)
+    add_owned_arguments(parser, choices, "dataset_file")
+    add_detector_arguments(parser, choices)
     add_loss_arguments(parser)
-    optimization = add_optimizer_arguments(parser, batch_size=2)
+    recipes = {name: record.finetuning for name, record in choices.detectors.items()}
+    optimization = add_optimizer_arguments(
+        parser,
+        batch_size=2,
+        lr=with_exceptions(FIRST_LR, choices.detectors, lambda record: record.finetuning.lr),
+        drop=by_name({name: f"{recipe.drop_at:.2g}" for name, recipe in recipes.items()}),
+    )
+    pretrained = with_exceptions(
+        Finetuning.lr_backbone_pretrained, choices.detectors, lambda record: record.finetuning.lr_backbone_pretrained
+    )
+    scratch = with_exceptions(
+        Finetuning.lr_backbone_scratch, choices.detectors, lambda record: record.finetuning.lr_backbone_scratch
+    )
     optimization.add_argument(
         "--lr_backbone",
         type=float,
-        help="0 freezes it; default: 5e-5 after pretraining, 1e-5 from scratch (deformable: 2e-5)",
-    )
-    optimization.add_argument(
-        "--lr_linear_proj_mult",
-        type=float,
-        help="deformable: reference points and sampling offsets learn at --lr times this; default: 0.1",
+        help=f"0 freezes it; default after pretraining: {pretrained}; from scratch: {scratch}",
     )
     run = add_run_arguments(parser)
     run.add_argument(

@@ -1,158 +1,178 @@
-"""What an argument becomes that the user left out, and the schedule that follows.
-
-In this order: what the user typed, what the checkpoint was made with (the architecture; of a run that is resumed,
-everything), the paper's recipe, the parser's default.
-"""
+"""What an argument becomes that the user left out, and the schedule that follows."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from util.errors import CheckpointError
 from util.logger import say
+from util.records import DETECTION_SCALES, Choices, Classification, DataRecord, DetectorRecord, Flag
 
-# What decides the detector's parameters and what they mean; a checkpoint fixes these.
-ARCHITECTURE = (
-    "detr",
-    "backbone",
-    "dilation",
-    "feature_stride",
-    "position_embedding",
-    "enc_layers",
-    "dec_layers",
-    "hidden_dim",
-    "nheads",
-    "dim_feedforward",
-    "num_queries",
-    "num_feature_levels",
-    "enc_n_points",
-    "dec_n_points",
-    "with_box_refine",
-    "two_stage",
-)
+COMMON_ARCHITECTURE: dict[str, Any] = {
+    "backbone": "resnet50",
+    "dilation": False,
+    "feature_stride": None,
+    "position_embedding": "sine",
+    "enc_layers": 6,
+    "dec_layers": 6,
+    "hidden_dim": 256,
+    "nheads": 8,
+    "dim_feedforward": 2048,
+    "num_queries": 100,
+}
+"""What all detectors have that decides their parameters and what these mean, with DETR's values."""
 
 DEFAULT_WHERE_NONE = {"feature_stride": 32}
-"""What None stands for: it is none of a ResNet's flags, nor of a detector's on several levels."""
+"""The value that None stands for. Only timm backbones have this flag, and only where one map is used."""
 
 SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
 
 # Where things lie, and how a run starts: no part of what it computes when it is resumed.
-PLACES = ("data_path", "train_ann", "train_images", "val_ann", "val_images")
-PLACES += ("proposal_dir", "backbone_weights", "pretrain", "new_parts", "resume", "output_dir", "device")
+PLACES = ("data_path", "proposal_dir", "backbone_weights", "pretrain", "new_parts", "resume", "output_dir", "device")
 PLACES += ("num_workers", "eval")
 
-COCO_SCALES = list(range(480, 801, 32))
-IMAGENET_SCALES = list(range(320, 481, 16))
-
-# Deformable DETR's share of --lr for reference points and sampling offsets; other detectors have none.
-LR_LINEAR_PROJ_MULT = 0.1
+FIRST_LR = 1e-4
+"""Learning rate of pretraining, and of DETR."""
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, choices: Choices
+) -> tuple[argparse.Namespace, dict[str, Any]]:
     """What was typed, and the parser's defaults.
 
-    What was not typed is None, so that a checkpoint or a recipe may fill it before the default does; but for places,
-    which have theirs at once.
+    What was not typed is None, so that a checkpoint or a recipe may fill it before the default does. Places have their
+    defaults at once.
     """
     defaults = vars(parser.parse_args([]))
     args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults)))
-    fill(args, {name: value for name, value in defaults.items() if name in PLACES})
+    known = places(choices.datasets)
+    fill(args, {name: value for name, value in defaults.items() if name in known})
     return args, defaults
 
 
-def detector_defaults(detr: str | None) -> dict[str, Any]:
-    """The paper's detector; ``detr`` is the one that was chosen, if any."""
-    detr = detr or "conditional"
-    deformable = detr == "deformable"
-    return {
-        "detr": detr,
-        "backbone": "resnet50",
-        "dilation": False,
-        "feature_stride": None,
-        "position_embedding": "sine",
-        "enc_layers": 6,
-        "dec_layers": 6,
-        "hidden_dim": 256,
-        "nheads": 8,
-        "dim_feedforward": 1024 if deformable else 2048,
-        "num_queries": 300 if deformable else 100,
-        "num_feature_levels": 4 if deformable else 1,
-        "enc_n_points": 4,
-        "dec_n_points": 4,
-        "with_box_refine": False,
-        "two_stage": False,
-    }
+def complete(
+    args: argparse.Namespace,
+    defaults: dict[str, Any],
+    choices: Choices,
+    recipe: Callable[[argparse.Namespace, Choices], dict[str, Any]],
+    *,
+    saved: dict[str, Any] | None = None,
+    source: str | Path = "",
+    resumes: bool = False,
+    fixed: Sequence[str] = (),
+) -> None:
+    """Fill every argument that was not typed. What comes first wins:
+
+    1. what the user typed (``args``, from :func:`parse`);
+    2. what the checkpoint was made with: of any checkpoint the architecture, which it is an error to contradict; of a
+       run that is resumed everything else, too, but for places;
+    3. the recipe of the papers for the chosen detector, task and data;
+    4. the parser's default.
+
+    Args:
+        defaults: the parser's.
+        recipe: :func:`pretrain_recipe` or :func:`finetune_recipe`.
+        saved: arguments of the checkpoint to start from; None: there is none.
+        source: its file, for messages.
+        resumes: the run goes on where the checkpoint was written; a new run may have another number of queries.
+        fixed: further arguments that a resumed run must keep.
+
+    Raises:
+        CheckpointError: the user typed another value than the checkpoint was trained with.
+    """
+    if saved is not None:
+        free = () if resumes else ("num_queries",)
+        adopt(args, architecture_names(choices.detectors), saved, source, free)
+    if saved is not None and resumes:
+        adopt(args, fixed, saved, source)
+        continue_run(args, saved, choices.datasets)
+    fill(args, {option: next(iter(records)) for option, records in choices.tables().items()})
+    fill(args, architecture_defaults(choices.detectors[args.detr]))
+    fill(args, recipe(args, choices))
+    fill(args, defaults)
 
 
-def pretrain_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """Values of the papers' pretraining for this method, detector and data set."""
-    on_coco = args.dataset_file == "coco"
+def architecture_names(detectors: Mapping[str, DetectorRecord]) -> tuple[str, ...]:
+    """Arguments that decide a detector's parameters and what they mean; a checkpoint fixes these."""
+    own = dict.fromkeys(flag.name for record in detectors.values() for flag in record.flags)
+    return ("detr", *COMMON_ARCHITECTURE, *own)
+
+
+def architecture_defaults(record: DetectorRecord) -> dict[str, Any]:
+    """The paper's detector."""
+    return COMMON_ARCHITECTURE | defaults_of(record.flags) | dict(record.defaults)
+
+
+def without_flags_of_others(saved: dict[str, Any], detectors: Mapping[str, DetectorRecord]) -> dict[str, Any]:
+    """Saved arguments less the flags of other detectors, which runs of earlier versions kept with a value."""
+    chosen = detectors.get(saved.get("detr", ""))
+    if chosen is None:
+        return saved
+    own = {flag.name for flag in chosen.flags_in("finetune")}
+    of_any = {flag.name for record in detectors.values() for flag in record.flags_in("finetune")}
+    return {name: value for name, value in saved.items() if name not in of_any - own}
+
+
+def defaults_of(flags: Sequence[Flag]) -> dict[str, Any]:
+    """The defaults that flags have of their own."""
+    return {flag.name: flag.default for flag in flags if flag.default is not None}
+
+
+def places(datasets: Mapping[str, DataRecord]) -> set[str]:
+    """:data:`PLACES` and the data formats' own."""
+    flags = [flag for record in datasets.values() for stage in record.flags for flag in record.flags[stage]]
+    return {*PLACES, *(flag.name for flag in flags if flag.is_place)}
+
+
+def pretrain_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any]:
+    """Values of the papers' pretraining for this task, detector and data.
+
+    For flags of the task, the data have the last word, then the detector, then the task.
+    """
+    data, detector = choices.datasets[args.dataset_file], choices.detectors[args.detr]
+    task = choices.pretexts[args.method]
     recipe = {
-        "scales": COCO_SCALES if on_coco else IMAGENET_SCALES,
-        "max_size": 1333 if on_coco else 600,
-        "lr": 1e-4,
+        "scales": list(data.scales),
+        "max_size": data.max_size,
+        "lr": FIRST_LR,
         "batch_size": 8,
         "amp": "none",
-        **_method_recipe(args, on_coco),
+        **_class_weights(task.classification or detector.classification),
+        **defaults_of(task.flags),
+        **task.defaults,
+        **detector.pretraining.get(args.method, {}),
+        **data.pretraining.get(args.method, {}),
     }
-    return recipe | _schedule_of(args, {"max_steps": 120_000 if on_coco else 300_000}, drop_at=2 / 3)
+    return recipe | _schedule_of(args, {"max_steps": data.max_steps}, drop_at=2 / 3)
 
 
-def _method_recipe(args: argparse.Namespace, on_coco: bool) -> dict[str, Any]:
-    """What belongs to a pretext task alone: Siamese DETR, UP-DETR (2011.09094) or DETReg (2106.04550)."""
-    softmax = _class_weights(focal=False)
-    if args.method == "updetr":
-        updetr = {"num_regions": 10, "patch_dropout": 0.1, "shuffle_queries": False, "feature_loss_coef": 1.0}
-        return {"method": "updetr", **softmax, **updetr}
-    if args.method == "detreg":
-        return {"method": "detreg", **_class_weights(is_focal(args)), "num_proposals": 30, "feature_loss_coef": 1.0}
-    return {
-        "method": "siamese",
-        **softmax,
-        "num_regions": 10,
-        "view_iou": 0.5,
-        "augment_device": "cpu",
-        "query_jitter": 0.1,
-        "feature_loss_coef": 5.0 if args.detr == "conditional" and not on_coco else 3.0,
-        "global_loss_coef": 0.3 if on_coco else 10.0,
-        "no_global_loss": False,
-    }
-
-
-def finetune_recipe(args: argparse.Namespace) -> dict[str, Any]:
+def finetune_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any]:
     """Values of the paper's finetuning for this detector."""
-    focal, deformable = is_focal(args), args.detr == "deformable"
+    record = choices.detectors[args.detr]
+    finetuning = record.finetuning
     recipe = {
-        "scales": COCO_SCALES,
+        "scales": list(DETECTION_SCALES),
         "max_size": 1333,
-        **_class_weights(focal),
-        "lr": 2e-4 if deformable else 1e-4,
-        "lr_linear_proj_mult": LR_LINEAR_PROJ_MULT,
-        "lr_backbone": 2e-5 if deformable else 5e-5 if args.pretrain else 1e-5,
+        **_class_weights(record.classification),
+        "lr": finetuning.lr,
+        "lr_backbone": finetuning.lr_backbone_pretrained if args.pretrain else finetuning.lr_backbone_scratch,
         "batch_size": 2,
         "amp": "none",
-        "eval_size": max(args.scales or COCO_SCALES),
+        "eval_size": max(args.scales or DETECTION_SCALES),
         "eval_max_size": args.max_size or 1333,
+        **defaults_of(record.finetune_flags),
     }
-    return recipe | _schedule_of(args, {"epochs": 50 if focal else 150}, drop_at=0.8 if focal else 2 / 3)
+    return recipe | _schedule_of(args, {"epochs": finetuning.epochs}, drop_at=finetuning.drop_at)
 
 
-def _class_weights(focal: bool) -> dict[str, float]:
+def _class_weights(classification: Classification) -> dict[str, float]:
     """Cost and weights of this classification."""
-    if focal:
+    if classification == "focal":
         return {"set_cost_class": 2.0, "cls_loss_coef": 2.0, "focal_alpha": 0.25}
     return {"set_cost_class": 1.0, "cls_loss_coef": 1.0, "eos_coef": 0.1}
-
-
-def is_focal(args: argparse.Namespace) -> bool:
-    """Whether the run classifies by sigmoid (focal loss), not by softmax with a no-object class.
-
-    In finetuning, and in DETReg, vanilla DETR does not and the others do; Siamese DETR and UP-DETR do not.
-    """
-    return args.detr != "vanilla" and getattr(args, "method", None) not in ("siamese", "updetr")
 
 
 def _schedule_of(args: argparse.Namespace, default: dict[str, int], *, drop_at: float) -> dict[str, int]:
@@ -172,7 +192,7 @@ def fill(args: argparse.Namespace, values: dict[str, Any]) -> None:
 
 def adopt(
     args: argparse.Namespace,
-    names: tuple[str, ...],
+    names: Sequence[str],
     saved: dict[str, Any],
     source: str | Path,
     free: Collection[str] = (),
@@ -199,16 +219,19 @@ def adopt(
         setattr(args, name, saved[name])
 
 
-def continue_run(args: argparse.Namespace, saved: dict[str, Any]) -> None:
+def continue_run(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapping[str, DataRecord]) -> None:
     """A resumed run goes on as it was: what is not typed again is what it was, but for places.
 
-    A length that is typed anew replaces the saved schedule as a whole, for where lr drops is a share of it.
+    A length that is typed anew replaces the saved schedule as a whole, for where lr drops is a share of it. Another
+    data format leaves behind the flags of the saved one.
     """
-    kept = {name: value for name, value in saved.items() if hasattr(args, name) and name not in PLACES}
+    known = places(datasets)
+    kept = {name: value for name, value in saved.items() if hasattr(args, name) and name not in known}
     if args.epochs is not None or args.max_steps is not None:
         kept = {name: value for name, value in kept.items() if name not in SCHEDULE}
     if args.dataset_file not in (None, saved.get("dataset_file")):
-        kept = {name: value for name, value in kept.items() if name not in ("voc_train", "voc_val")}
+        of_data = {flag.name for record in datasets.values() for flags in record.flags.values() for flag in flags}
+        kept = {name: value for name, value in kept.items() if name not in of_data}
     fill(args, kept)
 
 
@@ -220,12 +243,13 @@ def schedule(args: argparse.Namespace, steps_per_epoch: int) -> tuple[int, int |
     return args.epochs * steps_per_epoch, drop
 
 
-def tell_changes(args: argparse.Namespace, saved: dict[str, Any]) -> None:
+def tell_changes(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapping[str, DataRecord]) -> None:
     """Say what a resumed run does otherwise than the stopped one; places do not count."""
+    known = places(datasets)
     changes = [
         f"--{name} {saved[name]} -> {value}"
         for name, value in vars(args).items()
-        if name in saved and name not in PLACES and saved[name] != value
+        if name in saved and name not in known and saved[name] != value
     ]
     if changes:
         say(f"not the run that was stopped: {', '.join(changes)}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
 
+from models import DETECTORS
 from models.checkpoints.load import deciding_flag
+from models.checkpoints.renaming import num_layers
 from util.errors import CheckpointError
 
 _BODY = "backbone.0.body."
@@ -39,35 +42,42 @@ def infer_architecture(
     Raises:
         CheckpointError: a parameter that decides is missing, or what it decides is not supported; names the flag.
     """
-    size = _Sizes(weights, source)
+    try:
+        return _infer(weights, hints)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def _infer(weights: dict[str, Tensor], hints: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """See :func:`infer_architecture`; errors do not name the file."""
+    size = _Sizes(weights)
     encoder, decoder = "transformer.encoder.layers", "transformer.decoder.layers"
-    detr = _detector_of(weights, source)
+    detr = detector_of(weights)
+    if detr is None:
+        raise CheckpointError(f"its decoder is none of --detr {', '.join(DETECTORS)}")
     told = {
         "detr": detr,
-        "backbone": _backbone_of(weights, hints, source),
+        "backbone": _backbone_of(weights, hints),
         "position_embedding": "learned" if "backbone.1.row_embed.weight" in weights else "sine",
         "enc_layers": num_layers(weights, encoder),
         "dec_layers": num_layers(weights, decoder),
         "hidden_dim": size(f"{encoder}.0.norm1.weight"),
         "dim_feedforward": size(f"{encoder}.0.linear1.bias"),
-        "num_feature_levels": 1,
         "feature_stride": hints.get("feature_stride"),
-        "with_box_refine": any(name.startswith("transformer.decoder.bbox_embed.") for name in weights),
-        "two_stage": "transformer.enc_output.weight" in weights,
     }
-    told |= {name: hints[name] for name in ASSUMED if name in hints}
-    assumed = {name: value for name, value in ASSUMED.items() if name not in told}
-    if not told["two_stage"]:
-        told["num_queries"] = size("query_embed.weight")
-        assumed.pop("num_queries", None)
-    if detr == "deformable":
-        told["num_feature_levels"] = levels = size("transformer.level_embed")
-        if levels not in (1, 4):
-            raise CheckpointError(f"{source}: sees {levels} levels; --num_feature_levels knows 1 and 4")
-        samples = levels * (told | assumed)["nheads"]
-        told["enc_n_points"] = _points(size(f"{encoder}.0.self_attn.attention_weights.bias"), samples, source)
-        told["dec_n_points"] = _points(size(f"{decoder}.0.cross_attn.attention_weights.bias"), samples, source)
-    return told | assumed, list(assumed)
+    known = ASSUMED | {name: hints[name] for name in ASSUMED if name in hints}
+    own = DETECTORS[detr].infer(weights, size, known)
+    if "num_queries" not in own:
+        own["num_queries"] = size("query_embed.weight")
+    told |= {name: value for name, value in own.items() if value is not None}
+    assumed = [name for name in ASSUMED if name not in told and name not in hints]
+    return known | told, assumed
+
+
+def detector_of(names: Collection[str]) -> str | None:
+    """``--detr`` of the detector whose parameters have these names; None: of none."""
+    fitting = [name for name, record in DETECTORS.items() if all(sign in names for sign in record.signs)]
+    return max(fitting, key=lambda name: len(DETECTORS[name].signs), default=None)
 
 
 def resnet_of(names: dict[str, Tensor], prefix: str = "") -> str | None:
@@ -78,57 +88,29 @@ def resnet_of(names: dict[str, Tensor], prefix: str = "") -> str | None:
     return _RESNETS.get((last, tuple(blocks)))
 
 
-def num_layers(names: dict[str, Tensor], layers: str) -> int:
-    """One more than the largest number that follows ``layers`` in a name."""
-    pattern = re.compile(rf"{re.escape(layers)}\.(\d+)\.")
-    return 1 + max((int(match[1]) for name in names if (match := pattern.match(name))), default=-1)
-
-
 class _Sizes:
     """First dimensions of parameters that must be there."""
 
-    def __init__(self, weights: dict[str, Tensor], source: object) -> None:
+    def __init__(self, weights: dict[str, Tensor]) -> None:
         self._weights = weights
-        self._source = source
 
     def __call__(self, name: str) -> int:
         if name not in self._weights:
-            raise CheckpointError(f"{self._source}: lacks {name}; see {deciding_flag(name)}")
+            raise CheckpointError(f"lacks {name}; see {deciding_flag(name)}")
         shape = self._weights[name].shape
         if not shape or not shape[0]:
-            raise CheckpointError(f"{self._source}: {name} has shape {list(shape)}; see {deciding_flag(name)}")
+            raise CheckpointError(f"{name} has shape {list(shape)}; see {deciding_flag(name)}")
         return shape[0]
 
 
-def _detector_of(weights: dict[str, Tensor], source: object) -> str:
-    signs = {
-        "deformable": "transformer.decoder.layers.0.cross_attn.sampling_offsets.weight",
-        "conditional": "transformer.decoder.layers.0.sa_qcontent_proj.weight",
-        "vanilla": "transformer.decoder.layers.0.multihead_attn.in_proj_weight",
-    }
-    for detr, name in signs.items():
-        if name in weights:
-            return detr
-    raise CheckpointError(f"{source}: its decoder is none of --detr {', '.join(signs)}")
-
-
-def _backbone_of(weights: dict[str, Tensor], hints: dict[str, Any], source: object) -> str:
+def _backbone_of(weights: dict[str, Tensor], hints: dict[str, Any]) -> str:
     known = hints.get("backbone")
     if isinstance(known, str) and known.startswith("timm:"):
         return known
     backbone = resnet_of(weights, _BODY)
     if backbone is None:
         raise CheckpointError(
-            f"{source}: its backbone is none of {', '.join(_RESNETS.values())}; if it is one of timm, say so by "
+            f"its backbone is none of {', '.join(_RESNETS.values())}; if it is one of timm, say so by "
             "--backbone timm:NAME"
         )
     return backbone
-
-
-def _points(outputs: int, samples: int, source: object) -> int:
-    if samples < 1 or outputs % samples:
-        raise CheckpointError(
-            f"{source}: {outputs} attention weights a query are no multiple of levels times heads ({samples}); "
-            "see --nheads and --num_feature_levels"
-        )
-    return outputs // samples

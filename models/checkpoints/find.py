@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from models import DETECTORS
 from models.checkpoints.foreign import read_checkpoint
 from models.checkpoints.origin import Foreign, Origin
 from util.checkpoint import LATEST
 from util.errors import CheckpointError
-from util.recipes import ARCHITECTURE
+from util.recipes import architecture_names
 
 
 def find_origin(args: argparse.Namespace, stage: str) -> Origin | None:
@@ -23,7 +24,7 @@ def find_origin(args: argparse.Namespace, stage: str) -> Origin | None:
     Raises:
         CheckpointError: no such file, or it will not do.
     """
-    typed = {name: getattr(args, name) for name in ARCHITECTURE}
+    typed = {name: getattr(args, name) for name in architecture_names(DETECTORS)}
     resume = None if args.resume is None else Path(args.resume)
     if args.resume == "auto":
         newest = Path(args.output_dir) / LATEST

@@ -1,7 +1,7 @@
 """Checkpoints of other projects, recognised by the names in them and brought into this project's form.
 
 Known are the public DETR family (DETR, Conditional DETR, Deformable DETR, UP-DETR, DETReg), the authors' Siamese DETR
-in its training layout and converted, Hugging Face's three detectors, and ResNets alone (torchvision, SwAV, MoCo).
+in its training layout and converted, the same detectors of Hugging Face, and ResNets alone (torchvision, SwAV, MoCo).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from models.checkpoints.architecture import ASSUMED, infer_architecture, num_layers, resnet_of
+from models import DETECTORS, PRETEXTS
+from models.checkpoints.architecture import ASSUMED, detector_of, infer_architecture, resnet_of
 from models.checkpoints.categories import COCO_LABELS, coco_categories, named_categories, saved_categories
 from models.checkpoints.files import (
     CONFIG,
@@ -24,12 +25,14 @@ from models.checkpoints.files import (
     read_folder,
     read_json,
 )
-from models.checkpoints.hf_config import MODEL_TYPES, check_model_type, eval_sizes, hints_of_config, label_names
+from models.checkpoints.hf_config import check_model_type, eval_sizes, hints_of_config, is_supported, label_names
 from models.checkpoints.hf_names import is_hugging_face, to_public
 from models.checkpoints.load import num_class_logits
 from models.checkpoints.origin import Foreign
-from models.checkpoints.renaming import WRAPPER, Renaming
+from models.checkpoints.renaming import WRAPPER, Renaming, apply_rules, compile_rules
 from util.errors import CheckpointError
+from util.recipes import without_flags_of_others
+from util.records import num_outputs
 
 OWN_KEYS = {"model", "args", "stage"}
 """What only checkpoints of this project hold side by side."""
@@ -39,14 +42,6 @@ EVAL_SIZES = ("eval_size", "eval_max_size")
 
 _OF_DETECTOR = ("backbone.0.body.", "backbone.1.", "transformer.", "input_proj.", "query_embed.")
 _HEADS = ("class_embed.", "bbox_embed.")
-_PRETEXT_HEADS = ("patch2query.", "pred_head.", "enc_head.", "feature_align.", "feature_embed.")
-_KINDS = (
-    ("Siamese DETR in the layout of its training", ("pred_head.", "backbone.layer")),
-    ("DETReg's pretraining", "feature_embed."),
-    ("UP-DETR's pretraining", "patch2query."),
-)
-"""Detectors under the names of DETR, by the beginning of a name that only they have."""
-_BODY_OF_AUTHORS = re.compile(r"backbone\.(?=conv1\.|bn1\.|layer[1-4]\.)")
 _BARE_BODIES = ("", "encoder_q.", "backbone.")
 """What stands before the names of a ResNet that comes without a detector; MoCo's is ``encoder_q``."""
 
@@ -61,7 +56,8 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     Returns:
         ``model`` (weights under this project's names), ``args`` (the architecture and, where they are told,
         :data:`EVAL_SIZES`), ``stage`` ("pretrain", "finetune", or "backbone" where there is no more) and ``categories``
-        (None: not known); and None if it is this project's, whose content is returned as it is.
+        (None: not known); and None if it is this project's, whose content is returned as it is, less flags of other
+        detectors.
 
     Raises:
         CheckpointError: unreadable or not recognised.
@@ -75,14 +71,14 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
         content = read_content(path)
         if isinstance(content, dict) and content.keys() >= OWN_KEYS:
             _check_own(content, path)
-            return content, None
+            return {**content, "args": without_flags_of_others(content["args"], DETECTORS)}, None
         weights, others = find_state_dict(content, path)
         config = None
     renaming = Renaming(weights)
     renaming.unwrap()
     if not path.is_dir() and is_hugging_face(renaming.weights.keys()):
         config = _config_beside(path)
-    kind = recognise(renaming, path, refines=config is not None and config.get("with_box_refine") is True)
+    kind = recognise(renaming, path, config)
     if kind == "backbone":
         body, left_over = renaming.split(lambda name: name.startswith("backbone.0.body."))
         content = {"model": body, "args": {"backbone": resnet_of(body, "backbone.0.body.")}}
@@ -92,7 +88,8 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     hints = _hints(others.get("args"), config, path)
     known = {**{name: value for name, value in typed.items() if value is not None}, **hints}
     args, assumed = infer_architecture(model, known, path)
-    pretext = any(name.removeprefix(WRAPPER).startswith(_PRETEXT_HEADS) for name in left_over)
+    heads = tuple(head for task in PRETEXTS.values() for head in task.heads)
+    pretext = any(name.removeprefix(WRAPPER).startswith(heads) for name in left_over)
     finished = not pretext and num_class_logits(model) is not None
     foreign = Foreign(kind, renaming.sources, left_over + list(others), assumed)
     args |= _eval_sizes(others.get("args"), None if config is None else path if path.is_dir() else path.parent)
@@ -107,13 +104,13 @@ def _check_own(content: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: not whole: model, args, stage or categories are missing or something else")
 
 
-def recognise(renaming: Renaming, path: Path, *, refines: bool) -> str:
+def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> str:
     """Rename what came under the names of a known project, in place; returns which it is.
 
     Args:
         renaming: the tensors of the file, without what a wrapper puts before their names.
         path: the file, for messages.
-        refines: a configuration says that it is Deformable DETR with iterative refinement.
+        config: the configuration of Hugging Face, if there is one.
 
     Raises:
         CheckpointError: none of them.
@@ -121,16 +118,21 @@ def recognise(renaming: Renaming, path: Path, *, refines: bool) -> str:
     names = renaming.weights.keys()
     if is_hugging_face(names):
         to_public(renaming)
-        complete_heads(renaming, refines=refines)
+        _tidy(renaming, config)
         return "Hugging Face"
     if any(name.startswith("transformer.decoder.layers.") for name in names):
-        kinds = [kind for kind, signs in _KINDS if any(name.startswith(signs) for name in names)]
-        renaming.rename(_public_name)
-        parts = ["query_embed.weight", "transformer.tgt_embed.weight"]
-        if all(part in renaming.weights for part in parts):
-            renaming.concatenate(parts, parts[0], dim=1)
-        complete_heads(renaming, refines=refines)
-        return kinds[0] if kinds else "public DETR family"
+        signs = {task.foreign_kind: task.foreign_signs for task in PRETEXTS.values() if task.foreign_signs}
+        kind = next(
+            (kind for kind in signs if any(name.startswith(signs[kind]) for name in names)), "public DETR family"
+        )
+        for task in PRETEXTS.values():
+            renaming.rename(task.public_name)
+        detr = detector_of(names)
+        if detr is not None:
+            rules = compile_rules(DETECTORS[detr].public_names)
+            renaming.rename(lambda name: apply_rules(rules, name))
+        _tidy(renaming, config)
+        return kind
     for prefix in _BARE_BODIES:
         if f"{prefix}conv1.weight" in names and resnet_of(dict.fromkeys(names), prefix):
             body = re.compile(rf"{re.escape(prefix)}(?=conv1\.|bn1\.|layer[1-4]\.)")
@@ -145,39 +147,11 @@ def recognise(renaming: Renaming, path: Path, *, refines: bool) -> str:
     )
 
 
-def complete_heads(renaming: Renaming, *, refines: bool) -> None:
-    """Give each decoder layer of Deformable DETR its heads where the file names those that are shared once.
-
-    The authors' pretraining has one head without a number. Hugging Face leaves out what equals the first layer's, and
-    of the two names that heads have where the decoder uses them one or the other.
-    """
-    if not any(".sampling_offsets." in name for name in renaming.weights):
-        return
-    two_stage = "transformer.enc_output.weight" in renaming.weights
-    used_by_decoder = {"bbox_embed.": refines or two_stage, "class_embed.": two_stage}
-    for head in _HEADS:
-        renaming.rename(lambda name: re.sub(rf"^{re.escape(head)}(?=weight|bias|layers)", f"{head}0.", name))  # noqa: B023
-        within = f"transformer.decoder.{head}"
-        for name in renaming.names(within):
-            if name.removeprefix("transformer.decoder.") not in renaming.weights:
-                renaming.copy(name, name.removeprefix("transformer.decoder."))
-        if used_by_decoder[head] or renaming.names(within):
-            for name in renaming.names(head):
-                if f"transformer.decoder.{name}" not in renaming.weights:
-                    renaming.copy(name, f"transformer.decoder.{name}")
-        first = renaming.names(f"{head}0.")
-        if first == renaming.names(head):
-            for index in range(1, num_layers(renaming.weights, "transformer.decoder.layers")):
-                for name in first:
-                    renaming.copy(name, name.replace(".0.", f".{index}.", 1))
-
-
-def _public_name(name: str) -> str:
-    """The public name of a tensor of the authors' training layout; public names stay."""
-    if _BODY_OF_AUTHORS.match(name):
-        return f"backbone.0.body.{name.removeprefix('backbone.')}"
-    plain = name.removeprefix("pred_head.")
-    return plain if plain.startswith(_HEADS) else name
+def _tidy(renaming: Renaming, config: dict[str, Any] | None) -> None:
+    """Bring what has this project's names into the form that the detector has."""
+    detr = detector_of(renaming.weights)
+    if detr is not None:
+        DETECTORS[detr].tidy(renaming, config)
 
 
 def _belongs_to_detector(name: str) -> bool:
@@ -187,7 +161,7 @@ def _belongs_to_detector(name: str) -> bool:
 def _config_beside(path: Path) -> dict[str, Any] | None:
     """The configuration in the folder of a Hugging Face weights file, if it is there."""
     config = read_json(path.parent / CONFIG) if (path.parent / CONFIG).is_file() else {}
-    return config if config.get("model_type") in MODEL_TYPES else None
+    return config if is_supported(config) else None
 
 
 def _hints(args: Any, config: dict[str, Any] | None, path: Path) -> dict[str, Any]:
@@ -224,7 +198,7 @@ def _categories(
         return named_categories(names)
     if saved := saved_categories(others.get("categories")):
         return saved
-    with_no_object = args["detr"] == "vanilla"
+    of_coco = num_outputs(COCO_LABELS, DETECTORS[args["detr"]].classification)
     data_set = getattr(others.get("args"), "dataset_file", "coco")
-    is_coco = num_class_logits(model) == COCO_LABELS + with_no_object and data_set == "coco"
+    is_coco = num_class_logits(model) == of_coco and data_set == "coco"
     return coco_categories() if is_coco else None

@@ -1,15 +1,15 @@
-"""Configurations of Hugging Face's DETR, Conditional DETR and Deformable DETR, and the flags of this project."""
+"""Configurations of Hugging Face's detectors, and the flags of this project."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from models import DETECTORS
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, RESNETS
 from util.errors import CheckpointError, UserError
+from util.records import HuggingFace
 
-MODEL_TYPES = {"detr": "vanilla", "conditional_detr": "conditional", "deformable_detr": "deformable"}
-_CLASSES = {"vanilla": "Detr", "conditional": "ConditionalDetr", "deformable": "DeformableDetr"}
 _RESNETS = {
     "resnet18": {"depths": [2, 2, 2, 2], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]},
     "resnet34": {"depths": [3, 4, 6, 3], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]},
@@ -20,36 +20,47 @@ _UNLABELLED = "N/A"
 """The name of outputs without a category, as in the published configurations of COCO."""
 
 
+def is_supported(config: dict[str, Any]) -> bool:
+    """Whether a configuration is that of a detector that this project has."""
+    return config.get("model_type") in _by_model_type()
+
+
 def check_model_type(config: dict[str, Any], path: Path) -> None:
     """Raises CheckpointError if the configuration is of another kind of model; ``path`` is named."""
-    if config.get("model_type") not in MODEL_TYPES:
+    if not is_supported(config):
         raise CheckpointError(
-            f"{path}: a Hugging Face model of type {config.get('model_type')!r}; supported are {', '.join(MODEL_TYPES)}"
+            f"{path}: a Hugging Face model of type {config.get('model_type')!r}; supported are "
+            f"{', '.join(_by_model_type())}"
         )
 
 
 def hints_of_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The flags that a configuration tells and weights do not: nheads, dilation and, with two stages, num_queries.
+    """The flags that a configuration tells and weights do not: nheads, dilation and the detector's own.
+
+    Args:
+        config: of a supported model type.
+        path: its folder or file, for messages.
 
     Raises:
         CheckpointError: the configuration asks for what this project has not.
     """
+    theirs = _by_model_type()[config["model_type"]]
     heads, decoder_heads = (config.get(f"{part}_attention_heads", 8) for part in ("encoder", "decoder"))
     body = _section(config, "backbone_config") or {"backbone": config.get("backbone") or "resnet50"}
     is_resnet = str(body.get("backbone", body.get("model_type"))).partition(".")[0] in (*RESNETS, "resnet")
     required = {
         "as many heads in decoder and encoder (see --nheads)": type(heads) is int and heads == decoder_heads > 0,
         "a ResNet (see --backbone)": is_resnet and not body.get("downsample_in_bottleneck"),
-        "activation_function relu": config.get("activation_function", "relu") == "relu",
+        f"activation_function {' or '.join(theirs.activations)}": config.get(
+            "activation_function", theirs.activations[0]
+        )
+        in theirs.activations,
     }
     for what, holds in required.items():
         if not holds:
             raise CheckpointError(f"{path}: its configuration is not supported: it must have {what}")
     strides = [section.get("output_stride") for section in (body, _section(config, "backbone_kwargs"))]
-    hints = {"nheads": heads, "dilation": bool(config.get("dilation")) or 16 in strides}
-    if config.get("two_stage"):
-        hints["num_queries"] = config.get("two_stage_num_proposals", 300)
-    return hints
+    return {"nheads": heads, "dilation": bool(config.get("dilation")) or 16 in strides, **theirs.hints(config)}
 
 
 def label_names(config: dict[str, Any]) -> dict[int, str]:
@@ -69,15 +80,16 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
         num_labels: outputs of the class head, "no object" not counted.
 
     Raises:
-        UserError: its backbone is no ResNet.
+        UserError: its backbone is no ResNet, or transformers does not have the detector.
     """
+    theirs = of_detector(args["detr"])
     name_of_label = {category["label"]: category["name"] for category in categories or []}
     unnamed = _UNLABELLED if categories else "LABEL_{}"
     names = {label: name_of_label.get(label, unnamed.format(label)) for label in range(num_labels)}
     config = {
-        "model_type": next(kind for kind, detr in MODEL_TYPES.items() if detr == args["detr"]),
-        "architectures": [f"{_CLASSES[args['detr']]}ForObjectDetection"],
-        "backbone_config": _backbone_config(args),
+        "model_type": theirs.model_type,
+        "architectures": [f"{theirs.class_name}ForObjectDetection"],
+        "backbone_config": _backbone_config(args, sees_levels=theirs.sees_levels(args)),
         "use_timm_backbone": args["dilation"],
         "use_pretrained_backbone": False,
         "d_model": args["hidden_dim"],
@@ -93,22 +105,13 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
         "id2label": {str(label): name for label, name in names.items()},
         "label2id": {name: label for label, name in names.items()},
     }
-    if args["detr"] == "deformable":
-        config |= {
-            "num_feature_levels": args["num_feature_levels"],
-            "encoder_n_points": args["enc_n_points"],
-            "decoder_n_points": args["dec_n_points"],
-            "with_box_refine": args["with_box_refine"],
-            "two_stage": args["two_stage"],
-            "two_stage_num_proposals": args["num_queries"],
-        }
-    return config
+    return theirs.config(args, config)
 
 
 def make_preprocessor_config(args: dict[str, Any], eval_size: tuple[int, int]) -> dict[str, Any]:
     """How images are prepared at evaluation: resized to this short side, and at most this long one, in pixels."""
     return {
-        "image_processor_type": f"{_CLASSES[args['detr']]}ImageProcessor",
+        "image_processor_type": f"{of_detector(args['detr']).class_name}ImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
         "size": {"shortest_edge": eval_size[0], "longest_edge": eval_size[1]},
@@ -127,15 +130,32 @@ def eval_sizes(preprocessor: dict[str, Any]) -> tuple[Any, Any]:
     return size, preprocessor.get("max_size")
 
 
-def _backbone_config(args: dict[str, Any]) -> dict[str, Any]:
+def of_detector(detr: str) -> HuggingFace:
+    """The detector in transformers.
+
+    Raises:
+        UserError: transformers does not have it.
+    """
+    theirs = DETECTORS[detr].hugging_face
+    if theirs is None:
+        raise UserError(f"--to hf: transformers has no detector of --detr {detr}")
+    return theirs
+
+
+def _by_model_type() -> dict[str, HuggingFace]:
+    known = [record.hugging_face for record in DETECTORS.values() if record.hugging_face]
+    return {theirs.model_type: theirs for theirs in known}
+
+
+def _backbone_config(args: dict[str, Any], *, sees_levels: bool) -> dict[str, Any]:
     """transformers' own ResNet; only timm's can be dilated."""
-    name, multi_scale = args["backbone"], args["num_feature_levels"] > 1
+    name = args["backbone"]
     if name not in _RESNETS:
         raise UserError(f"--to hf knows {', '.join(_RESNETS)}, not the backbone {name}")
     if args["dilation"]:
         config = {"model_type": "timm_backbone", "backbone": name, "features_only": True, "output_stride": 16}
-        return {**config, "use_pretrained_backbone": False, "out_indices": [2, 3, 4] if multi_scale else [4]}
-    stages = ["stage2", "stage3", "stage4"] if multi_scale else ["stage4"]
+        return {**config, "use_pretrained_backbone": False, "out_indices": [2, 3, 4] if sees_levels else [4]}
+    stages = ["stage2", "stage3", "stage4"] if sees_levels else ["stage4"]
     return {"model_type": "resnet", "embedding_size": 64, "out_features": stages, **_RESNETS[name]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -9,28 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models import DETECTORS
 from models.checkpoints.origin import Origin
 from util.errors import CheckpointError, UserError
 from util.load_report import LoadReport
 
-# Which flag decides the shape of a parameter, by the beginning of its name; the first that fits is named.
-_DECIDING_FLAG = (
-    ("query_embed", "--num_queries, --hidden_dim or --detr"),
-    ("transformer.encoder.layers", "--enc_layers, --dim_feedforward, --hidden_dim, --num_feature_levels or --detr"),
-    ("transformer.decoder.layers", "--dec_layers, --dim_feedforward, --hidden_dim, --num_feature_levels or --detr"),
-    ("transformer.decoder.bbox_embed", "--with_box_refine, --two_stage, --dec_layers or --hidden_dim"),
-    ("transformer.decoder.class_embed", "--two_stage, --dec_layers or --hidden_dim"),
-    ("transformer.enc_output", "--two_stage or --hidden_dim"),
-    ("transformer.pos_trans", "--two_stage or --hidden_dim"),
-    ("transformer.reference_points", "--two_stage, --hidden_dim or --detr"),
-    ("transformer.level_embed", "--num_feature_levels, --hidden_dim or --detr"),
-    ("transformer", "--detr or --hidden_dim"),
-    ("input_proj", "--backbone, --feature_stride, --num_feature_levels or --hidden_dim"),
-    ("backbone.1", "--position_embedding or --hidden_dim"),
-    ("backbone", "--backbone"),
-    ("bbox_embed", "--hidden_dim, --dec_layers or --detr"),
-    ("class_embed", "--hidden_dim, --dec_layers or --detr"),
+_DECIDING_FLAGS = (
+    (r"query_embed", "--num_queries, --hidden_dim or --detr"),
+    (r"transformer\.encoder\.layers", "--enc_layers, --dim_feedforward, --hidden_dim or --detr"),
+    (r"transformer\.decoder\.layers", "--dec_layers, --dim_feedforward, --hidden_dim or --detr"),
+    (r"transformer", "--detr or --hidden_dim"),
+    (r"input_proj", "--backbone, --feature_stride or --hidden_dim"),
+    (r"backbone\.1", "--position_embedding or --hidden_dim"),
+    (r"backbone", "--backbone"),
+    (r"bbox_embed", "--hidden_dim, --dec_layers or --detr"),
+    (r"class_embed", "--hidden_dim, --dec_layers or --detr"),
 )
+"""Flags that decide a parameter's shape, by the beginning of its name; those of the detectors' records go first."""
 
 CLASS_HEADS = ("class_embed.", "transformer.decoder.class_embed.")
 """How the names of class heads begin; those of a two-stage detector are known to its decoder, too."""
@@ -40,7 +36,8 @@ QUERIES = "query_embed.weight"
 
 def deciding_flag(name: str) -> str:
     """The flags on which the presence and shape of the parameter ``name`` depend."""
-    return next((flag for prefix, flag in _DECIDING_FLAG if name.startswith(prefix)), "--detr")
+    own = (pair for record in DETECTORS.values() for pair in record.deciding_flags)
+    return next((flags for beginning, flags in (*own, *_DECIDING_FLAGS) if re.match(beginning, name)), "--detr")
 
 
 def load_detector(

@@ -66,6 +66,12 @@ class Renaming:
         return kept, self.in_file(name for name in self.weights if name not in kept)
 
 
+def num_layers(names: Iterable[str], layers: str) -> int:
+    """One more than the largest number that follows ``layers`` in a name."""
+    pattern = re.compile(rf"{re.escape(layers)}\.(\d+)\.")
+    return 1 + max((int(match[1]) for name in names if (match := pattern.match(name))), default=-1)
+
+
 def compile_rules(pairs: Iterable[tuple[str, str]], *, back: bool = False) -> list[Rule]:
     """Rules for :func:`apply_rules` from pairs of names.
 

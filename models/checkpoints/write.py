@@ -7,24 +7,29 @@ from typing import Any
 
 from torch import Tensor
 
+from models import DETECTORS
 from models.checkpoints.files import CONFIG, PREPROCESSOR, WEIGHTS_FILES
-from models.checkpoints.hf_config import make_config, make_preprocessor_config
+from models.checkpoints.hf_config import make_config, make_preprocessor_config, of_detector
 from models.checkpoints.hf_names import from_public
 from models.checkpoints.load import num_class_logits
+from models.checkpoints.renaming import apply_rules, compile_rules
 from util.checkpoint import save_file
 from util.errors import UserError
 from util.files import folder_written_whole, write_json
 from util.optional import require
+from util.records import num_outputs
 
 
 def write_public(
     weights: dict[str, Tensor], args: dict[str, Any], categories: list[dict[str, Any]] | None, path: Path
 ) -> None:
-    """Write a state dict under ``model``, as the public DETR family does.
+    """Write a state dict under ``model`` and its public names, as the public DETR family does.
 
     The architecture and the size of images at evaluation (``args``) and the categories lie beside it as plain values,
     so that nothing is guessed when the file is read here again; other readers do not mind them.
     """
+    rules = compile_rules(DETECTORS[args["detr"]].public_names, back=True)
+    weights = {apply_rules(rules, name): value for name, value in weights.items()}
     save_file({"model": weights, "args": args, "categories": categories}, path)
 
 
@@ -46,9 +51,9 @@ def write_hugging_face(
     """
     safetensors = require("safetensors", "safetensors", "--to hf")
     save_tensors = require("safetensors.torch", "safetensors", "--to hf").save_file
-    num_labels = num_class_logits(weights) - (args["detr"] == "vanilla")  # there the last is "no object"
+    num_labels = num_class_logits(weights) - num_outputs(0, DETECTORS[args["detr"]].classification)
     config = make_config(args, categories, num_labels)
-    state = from_public(weights, args["detr"], timm_backbone=args["dilation"])
+    state = from_public(weights, of_detector(args["detr"]), timm_backbone=args["dilation"])
     with folder_written_whole(folder) as temporary:
         write_json(config, temporary / CONFIG)
         write_json(make_preprocessor_config(args, eval_size), temporary / PREPROCESSOR)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.criterion import SetCriterion
 from models.detr import DETR
 from models.frozen_backbone import fold_frozen_batch_norms
+from models.interface import Decoded
 from models.layers import MLP, widen
 from models.matcher import Matching
 from models.pretext.losses import feature_loss
-from models.transformer import Decoded
+from util.errors import UserError
 from util.nested_tensor import NestedTensor
+from util.records import Flag
 
-REGION_LABEL = 1  # of the three class logits 0 is unused and the last is "no object"
-NUM_LOGITS = 3
+NUM_CLASSES = 2  # as in the public checkpoints, where class 0 is unused
+REGION_LABEL = 1
 
 
 class PretextTask(nn.Module):
@@ -117,14 +118,13 @@ def pooled_features(backbone: Backbone, pictures: Tensor) -> Tensor:
     return torch.cat([widen(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
 
 
-def add_to_queries(learned: Tensor, content: Tensor) -> Tensor:
-    """Learned queries [N, Q, C or 2C] and region contents [N, R, C] -> queries, Q/R consecutive ones a region.
+def add_to_queries(detector: DETR, learned: Tensor, content: Tensor) -> Tensor:
+    """Learned queries [N, Q, D] and region contents [N, R, C] -> queries, Q/R consecutive ones a region (R divides Q).
 
-    Every image has queries of its own. Where they are 2C wide, the second half, which the decoder starts with, is the
-    learned one alone. Contents of R = Q are one a query.
+    Every image has queries of its own. How a content enters a query is the detector's affair
+    (:meth:`models.detr.DETR.with_content`).
     """
-    content = F.pad(content, (0, learned.shape[-1] - content.shape[-1]))
-    return learned + content.repeat_interleave(learned.shape[1] // content.shape[1], dim=1)
+    return detector.with_content(learned, content.repeat_interleave(learned.shape[1] // content.shape[1], dim=1))
 
 
 def as_targets(boxes: list[Tensor] | Tensor, label: int) -> list[dict[str, Tensor]]:
@@ -135,6 +135,39 @@ def as_targets(boxes: list[Tensor] | Tensor, label: int) -> list[dict[str, Tenso
     ]
 
 
-def region_class_head(args: argparse.Namespace) -> tuple[int, bool]:
-    """Outputs of the class head, and whether it is for the focal loss: three logits as in the public checkpoints."""
-    return NUM_LOGITS, False
+def check_regions(args: argparse.Namespace) -> None:
+    """Raises UserError if the regions cannot share the queries evenly."""
+    if args.num_queries % args.num_regions:
+        raise UserError(
+            f"--num_queries {args.num_queries} is not divisible by --num_regions {args.num_regions}: "
+            "every region is asked for by the same number of queries"
+        )
+
+
+def feature_loss_coef(args: argparse.Namespace) -> float:
+    """Weight of the feature loss; 0 without it."""
+    return 0.0 if args.no_feature_loss else args.feature_loss_coef
+
+
+NUM_REGIONS = Flag(
+    name="num_regions",
+    help="regions per image; must divide --num_queries",
+    options={"type": int},
+    default=10,
+    least=1,
+)
+FEATURE_LOSS_FLAGS = (
+    Flag(
+        name="no_feature_loss",
+        help="ablation: no regional discrimination",
+        options={"action": "store_true"},
+        default=False,
+    ),
+    Flag(
+        name="feature_loss_coef",
+        help="weight of the feature loss",
+        options={"type": float},
+        default=1.0,
+        least=0,
+    ),
+)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from datasets.pretext.one_view import OneViewBatch
+from datasets.pretext.one_view import OneViewBatch, OneViewDataset, ProposalTransform, collate_one_view
 from models.backbone import Backbone, build_crop_encoder
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
 from models.frozen_backbone import fold_frozen_batch_norms
 from models.layers import MLP
-from models.pretext.base import PretextTask, as_targets, pooled_features
+from models.pretext.base import FEATURE_LOSS_FLAGS, PretextTask, as_targets, feature_loss_coef, pooled_features
 from models.pretext.losses import embedding_loss
-from util.recipes import is_focal
+from util.records import Flag, PretextRecord
 
 OBJECT_LABEL = 0  # the one class
 
@@ -71,19 +72,48 @@ class DETReg(PretextTask):
 
 
 def build_detreg(args: argparse.Namespace, detector: DETR) -> DETReg:
-    """The pretext task of DETReg around ``detector``, whose class head is that of :func:`detreg_class_head`."""
-    num_logits, focal = detreg_class_head(args)
+    """The pretext task of DETReg around ``detector``."""
     weights = detector.backbone[0].state_dict()
     crop_encoder = build_crop_encoder(args.backbone)
     crop_encoder.load_state_dict({name: weights[name] for name in crop_encoder.state_dict()})
     return DETReg(
         detector=detector,
-        criterion=build_criterion(args, num_logits=num_logits, classification="focal" if focal else "softmax"),
+        criterion=build_criterion(args, num_logits=detector.num_logits, classification=detector.classification),
         crop_encoder=crop_encoder,
-        feature_loss_coef=0.0 if args.no_feature_loss else args.feature_loss_coef,
+        feature_loss_coef=feature_loss_coef(args),
     )
 
 
-def detreg_class_head(args: argparse.Namespace) -> tuple[int, bool]:
-    """Outputs of the class head, and whether it is for the focal loss: as in the detector's finetuning, one class."""
-    return (1, True) if is_focal(args) else (2, False)
+def _transform(args: argparse.Namespace, common: dict[str, Any]) -> ProposalTransform:
+    return ProposalTransform(num_proposals=args.num_proposals, random=args.proposals == "random", **common)
+
+
+def _warning(args: argparse.Namespace) -> str | None:
+    if args.proposals != "random":
+        return None
+    return "DETReg on random boxes, which are no objects: make some by tools/make_proposals.py (--proposals)"
+
+
+DETREG = PretextRecord(
+    title="DETReg (arXiv 2106.04550)",
+    build=build_detreg,
+    num_classes=1,
+    classification=None,  # as in the detector's finetuning
+    dataset=OneViewDataset,
+    build_transform=_transform,
+    collate=collate_one_view,
+    flags=(
+        Flag(
+            name="num_proposals",
+            help="so many of the best proposals are the image's objects",
+            options={"type": int},
+            default=30,
+            least=1,
+        ),
+        *FEATURE_LOSS_FLAGS,
+    ),
+    warning=_warning,
+    foreign_kind="DETReg's pretraining",
+    foreign_signs=("feature_embed.",),
+    heads=("feature_embed.",),
+)

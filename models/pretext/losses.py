@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.interface import Memory
 from models.layers import widen
 from models.pretext.global_batch_norm import GlobalBatchNorm1d
-from models.transformer import Memory
 from util.distributed import all_reduce_mean, world_size
 
 

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import re
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 from torchvision.ops import roi_align
 
-from datasets.pretext.two_view import TwoViewBatch
+from datasets.pretext.two_view import TwoViewBatch, TwoViewDataset, TwoViewTransform, collate_two_view
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
 from models.layers import widen
-from models.pretext.base import NUM_LOGITS, REGION_LABEL, RegionQueryTask, add_to_queries, as_targets, pooled_features
+from models.pretext.base import (
+    FEATURE_LOSS_FLAGS,
+    NUM_CLASSES,
+    NUM_REGIONS,
+    REGION_LABEL,
+    RegionQueryTask,
+    add_to_queries,
+    as_targets,
+    check_regions,
+    feature_loss_coef,
+    pooled_features,
+)
 from models.pretext.losses import AgreementHead, pool_views
 from util.box_ops import box_xyxy_to_cxcywh
+from util.errors import UserError
 from util.nested_tensor import NestedTensor
+from util.records import Flag, PretextRecord
+from util.script import select_device
 
 ROI_SIZE = 7
 
@@ -114,8 +130,8 @@ class SiameseDETR(RegionQueryTask):
         return pooled_features(self.frozen_backbone, flat).unflatten(0, (-1, self.num_regions))
 
     def region_queries(self, regions: Tensor) -> Tensor:
-        """Region features [2B, R, K] -> queries [2B, Q, C or 2C]: each region in Q/R consecutive ones (R divides Q)."""
-        return add_to_queries(self.detector.queries(len(regions)), self.patch2query(regions))
+        """Region features [2B, R, K] -> queries of the detector [2B, Q, ...]: each region in Q/R consecutive ones."""
+        return add_to_queries(self.detector, self.detector.queries(len(regions)), self.patch2query(regions))
 
 
 def views_in_a_row(batch: TwoViewBatch) -> tuple[NestedTensor, Tensor, Tensor]:
@@ -152,12 +168,96 @@ def jitter_boxes(boxes: Tensor, sizes: Tensor, rho: float) -> Tensor:
 
 
 def build_siamese(args: argparse.Namespace, detector: DETR) -> SiameseDETR:
-    """The pretext task of the paper around ``detector``, whose class head has :data:`NUM_LOGITS` outputs."""
+    """The pretext task of the paper around ``detector``."""
     return SiameseDETR(
         detector=detector,
-        criterion=build_criterion(args, num_logits=NUM_LOGITS, classification="softmax"),
+        criterion=build_criterion(args, num_logits=detector.num_logits, classification=detector.classification),
         num_regions=args.num_regions,
         query_jitter=args.query_jitter,
-        feature_loss_coef=0.0 if args.no_feature_loss else args.feature_loss_coef,
+        feature_loss_coef=feature_loss_coef(args),
         global_loss_coef=0.0 if args.no_global_loss else args.global_loss_coef,
     )
+
+
+def _transform(args: argparse.Namespace, common: dict[str, Any]) -> TwoViewTransform:
+    change_later = args.augment_device == "cuda"
+    return TwoViewTransform(num_regions=args.num_regions, view_iou=args.view_iou, change_later=change_later, **common)
+
+
+def _check(args: argparse.Namespace, world_size: int) -> None:
+    check_regions(args)
+    if not 0 < args.view_iou < 1:
+        raise UserError(f"--view_iou {args.view_iou}: must lie between 0 and 1")
+    if not 0 <= args.query_jitter < 0.5:
+        raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), or corners would cross")
+    if args.augment_device == "cuda" and select_device(args.device).type != "cuda":
+        raise UserError("--augment_device cuda goes with --device cuda, and there is no GPU in use")
+    if not args.no_global_loss and args.global_loss_coef and args.batch_size * world_size < 2:
+        raise UserError(
+            "--batch_size 1 in one process: the global loss normalises over the batch and needs two images; "
+            "raise --batch_size or add --no_global_loss"
+        )
+
+
+_BODY_OF_AUTHORS = re.compile(r"backbone\.(?=conv1\.|bn1\.|layer[1-4]\.)")
+
+
+def _public_name(name: str) -> str:
+    """The public name of a tensor in the layout of the authors' training; public names stay."""
+    if _BODY_OF_AUTHORS.match(name):
+        return f"backbone.0.body.{name.removeprefix('backbone.')}"
+    plain = name.removeprefix("pred_head.")
+    return plain if plain.startswith(("class_embed.", "bbox_embed.")) else name
+
+
+SIAMESE = PretextRecord(
+    title="Siamese DETR (arXiv 2303.18144)",
+    build=build_siamese,
+    num_classes=NUM_CLASSES,
+    classification="softmax",
+    dataset=TwoViewDataset,
+    build_transform=_transform,
+    collate=collate_two_view,
+    flags=(
+        NUM_REGIONS,
+        Flag(
+            name="view_iou",
+            help="least overlap of the two views (tau)",
+            options={"type": float},
+            default=0.5,
+        ),
+        Flag(
+            name="augment_device",
+            help="where colours change and pictures are blurred: in the workers, or with --device cuda in the training "
+            "process, which spares the workers",
+            options={"choices": ["cpu", "cuda"]},
+            default="cpu",
+        ),
+        Flag(
+            name="query_jitter",
+            help="noise on the corners of query regions, as a share of the side",
+            options={"type": float},
+            default=0.1,
+        ),
+        Flag(
+            name="no_global_loss",
+            help="ablation: no global discrimination",
+            options={"action": "store_true"},
+            default=False,
+        ),
+        Flag(
+            name="global_loss_coef",
+            help="weight of the global loss",
+            options={"type": float},
+            default=10.0,
+            least=0,
+        ),
+        *FEATURE_LOSS_FLAGS,
+    ),
+    defaults={"feature_loss_coef": 3.0},
+    check=_check,
+    foreign_kind="Siamese DETR in the layout of its training",
+    foreign_signs=("pred_head.", "backbone.layer"),
+    heads=("patch2query.", "pred_head.", "enc_head.", "feature_align."),
+    public_name=_public_name,
+)

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from datasets.pretext.one_view import OneViewBatch
+from datasets.pretext.one_view import OneViewBatch, OneViewDataset, PatchTransform, collate_one_view
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
-from models.pretext.base import NUM_LOGITS, REGION_LABEL, RegionQueryTask, add_to_queries, as_targets, pooled_features
+from models.pretext.base import (
+    FEATURE_LOSS_FLAGS,
+    NUM_CLASSES,
+    NUM_REGIONS,
+    REGION_LABEL,
+    RegionQueryTask,
+    add_to_queries,
+    as_targets,
+    check_regions,
+    feature_loss_coef,
+    pooled_features,
+)
+from util.errors import UserError
+from util.records import Flag, PretextRecord
 
 
 class UPDETR(RegionQueryTask):
@@ -69,7 +83,7 @@ class UPDETR(RegionQueryTask):
         return total, {"loss": total, **logs}
 
     def patch_queries(self, patches: Tensor) -> Tensor:
-        """Patch features [B, R, K] -> queries [B, Q, C or 2C], each patch in Q/R consecutive ones (R divides Q)."""
+        """Patch features [B, R, K] -> queries of the detector [B, Q, ...], each patch in Q/R consecutive ones."""
         learned = self.detector.queries(len(patches))
         content = self.patch2query(patches).repeat_interleave(learned.shape[1] // self.num_regions, dim=1)
         if self.training and self.shuffle_queries:
@@ -77,16 +91,59 @@ class UPDETR(RegionQueryTask):
         if self.training and self.patch_dropout:
             kept = torch.rand(content.shape[:2], device=content.device) >= self.patch_dropout
             content = content * kept[..., None]
-        return add_to_queries(learned, content)
+        return add_to_queries(self.detector, learned, content)
 
 
 def build_up_detr(args: argparse.Namespace, detector: DETR) -> UPDETR:
-    """The pretext task of UP-DETR around ``detector``, whose class head has :data:`NUM_LOGITS` outputs."""
+    """The pretext task of UP-DETR around ``detector``."""
     return UPDETR(
         detector=detector,
-        criterion=build_criterion(args, num_logits=NUM_LOGITS, classification="softmax"),
+        criterion=build_criterion(args, num_logits=detector.num_logits, classification=detector.classification),
         num_regions=args.num_regions,
         patch_dropout=args.patch_dropout,
         shuffle_queries=args.shuffle_queries,
-        feature_loss_coef=0.0 if args.no_feature_loss else args.feature_loss_coef,
+        feature_loss_coef=feature_loss_coef(args),
     )
+
+
+def _transform(args: argparse.Namespace, common: dict[str, Any]) -> PatchTransform:
+    return PatchTransform(num_regions=args.num_regions, **common)
+
+
+def _check(args: argparse.Namespace, world_size: int) -> None:
+    check_regions(args)
+    if not 0 <= args.patch_dropout < 1:
+        raise UserError(f"--patch_dropout {args.patch_dropout}: must lie in [0, 1)")
+    if args.proposals != "random":
+        raise UserError(f"--proposals {args.proposals}: the patches of --method {args.method} are random; leave it out")
+
+
+UP_DETR = PretextRecord(
+    title="UP-DETR (arXiv 2011.09094)",
+    build=build_up_detr,
+    num_classes=NUM_CLASSES,
+    classification="softmax",
+    dataset=OneViewDataset,
+    build_transform=_transform,
+    collate=collate_one_view,
+    flags=(
+        NUM_REGIONS,
+        Flag(
+            name="patch_dropout",
+            help="share of queries that are not told what their patch looks like",
+            options={"type": float},
+            default=0.1,
+        ),
+        Flag(
+            name="shuffle_queries",
+            help="draw in every step which learned queries go with which patch",
+            options={"action": "store_true"},
+            default=False,
+        ),
+        *FEATURE_LOSS_FLAGS,
+    ),
+    check=_check,
+    foreign_kind="UP-DETR's pretraining",
+    foreign_signs=("patch2query.",),
+    heads=("patch2query.", "feature_align."),
+)

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from datasets.image_folder import UnlabelledImages
-from datasets.voc import VocSet
+from datasets.voc import VocSet, unlabelled_voc
 from util.errors import DataError
 
 
@@ -27,7 +27,7 @@ def test_from_folder(tmp_path):
 def test_from_voc(tmp_path):
     touch(tmp_path, "VOC2007/JPEGImages/a.jpg", "VOC2007/JPEGImages/b.jpg", "VOC2007/ImageSets/Main/train.txt")
     (tmp_path / "VOC2007" / "ImageSets" / "Main" / "train.txt").write_text("b\n")
-    images = UnlabelledImages.from_voc(tmp_path, [VocSet(tmp_path / "VOC2007", "train")])
+    images = unlabelled_voc(tmp_path, [VocSet(tmp_path / "VOC2007", "train")])
     assert images.relative_paths() == ["VOC2007/JPEGImages/b.jpg"]
     assert images.path(0).is_file()
 

@@ -12,6 +12,8 @@ from models.detr import DETR
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 NUM_LOGITS = 6
+SMALL_FLAGS = {"enc_n_points": 3, "dec_n_points": 2}
+"""Flags of single detectors that are other than their defaults."""
 
 
 def small_args(detr: str, **changes: object) -> argparse.Namespace:
@@ -30,21 +32,26 @@ def small_args(detr: str, **changes: object) -> argparse.Namespace:
         "dim_feedforward": 48,
         "dropout": 0.0,
         "num_queries": 7,
-        "num_feature_levels": 4 if detr == "deformable" else 1,
-        "enc_n_points": 3,
-        "dec_n_points": 2,
-        "with_box_refine": False,
-        "two_stage": False,
     }
-    return argparse.Namespace(**{**defaults, **changes})
+    own = {flag.name: SMALL_FLAGS.get(flag.name, flag.default) for flag in DETECTORS[detr].flags}
+    return argparse.Namespace(**{**defaults, **own, **changes})
 
 
 def small_detector(detr: str, *, train_backbone: bool = True, **changes: object) -> DETR:
     """A small detector in evaluation mode whose weights, zero-initialised ones included, are all random."""
     args = small_args(detr, **changes)
-    detector = DETECTORS[detr](args, NUM_LOGITS, focal=detr != "vanilla", train_backbone=train_backbone)
+    detector = build(args, NUM_LOGITS, train_backbone=train_backbone)
     randomize(detector)
     return detector.eval()
+
+
+def build(
+    args: argparse.Namespace, num_logits: int, *, classification: str | None = None, train_backbone: bool = True
+) -> DETR:
+    """The detector of ``args`` as it is built; its classification is that of its record unless it is given."""
+    record = DETECTORS[args.detr]
+    classification = classification or record.classification
+    return record.build(args, num_logits, classification=classification, train_backbone=train_backbone)
 
 
 def unequal_images(*sizes: tuple[int, int]) -> NestedTensor:

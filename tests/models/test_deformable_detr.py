@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import DETECTORS
 from models.criterion import SetCriterion
 from models.deformable_transformer import DeformableTransformer
 from models.detr import DETR
@@ -13,7 +12,15 @@ from models.matcher import HungarianMatcher
 from models.supervised import SupervisedDETR
 from ops.module import MSDeformAttn
 from tests.models.detection_case import random_targets
-from tests.models.detectors import NUM_LOGITS, randomize, small_args, small_detector, unequal_images, without_gradient
+from tests.models.detectors import (
+    NUM_LOGITS,
+    build,
+    randomize,
+    small_args,
+    small_detector,
+    unequal_images,
+    without_gradient,
+)
 
 VARIANTS = {
     "multi-scale": {},
@@ -30,7 +37,7 @@ def variant(request: pytest.FixtureRequest) -> dict:
 
 
 def new_detector(**changes: object) -> DETR:
-    return DETECTORS["deformable"](small_args("deformable", **changes), NUM_LOGITS, focal=True, train_backbone=True)
+    return build(small_args("deformable", **changes), NUM_LOGITS)
 
 
 def supervised(detector: DETR) -> SupervisedDETR:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from models import DETECTORS
 from models.detr import DETR
-from models.transformer import Decoded, Memory
-from tests.models.detectors import NUM_LOGITS, small_args, small_detector, unequal_images, without_gradient
+from models.interface import Decoded, Memory
+from tests.models.detectors import NUM_LOGITS, build, small_args, small_detector, unequal_images, without_gradient
 from tests.models.public_layouts import PUBLIC_LAYOUTS
 from util.nested_tensor import NestedTensor
 
@@ -31,6 +31,9 @@ PUBLIC_MODELS |= {
 }
 
 
+QUERY_DIMS = {"vanilla": 32, "conditional": 32, "deformable": 64}
+
+
 @pytest.fixture(params=DETECTORS)
 def detr(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -41,7 +44,7 @@ def test_state_dict_has_the_public_names_and_shapes(name: str) -> None:
     kind, num_logits, changes = PUBLIC_MODELS[name]
     args = small_args(kind, **{**PUBLIC_SIZE, **changes})
     with torch.device("meta"):
-        detector = DETECTORS[kind](args, num_logits, focal=kind != "vanilla", train_backbone=True)
+        detector = build(args, num_logits)
     shapes = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
     assert shapes == PUBLIC_LAYOUTS[name]
 
@@ -66,7 +69,7 @@ def test_stages_compose_to_forward(detr: str) -> None:
     memory = encode(detector, images)
     queries = detector.queries(2)
     assert queries.shape == (2, 7, query_dim(detector))
-    assert query_dim(detector) == (64 if detr == "deformable" else 32)
+    assert query_dim(detector) == QUERY_DIMS[detr]
     composed = detector.predict(detector.decode(memory, queries))
     outputs = detector(images)
     assert outputs["pred_logits"].shape == (3, 2, 7, NUM_LOGITS)
@@ -148,12 +151,12 @@ def test_boxes_are_relative_to_the_reference() -> None:
     torch.testing.assert_close(boxes, torch.tensor([0.75, 0.5, 0.25, 0.5]).expand(2, 1, 5, 4))
 
 
-def new_conditional_detector(*, focal: bool) -> DETR:
-    return DETECTORS["conditional"](small_args("conditional"), NUM_LOGITS, focal=focal, train_backbone=True)
+def new_conditional_detector(classification: str) -> DETR:
+    return build(small_args("conditional"), NUM_LOGITS, classification=classification)
 
 
 def test_new_conditional_detector_predicts_boxes_around_its_reference_points() -> None:
-    detector = new_conditional_detector(focal=True).eval()
+    detector = new_conditional_detector("focal").eval()
     boxes = detector(unequal_images((64, 64)))["pred_boxes"]
     centres = detector.transformer.decoder.ref_point_head(detector.query_embed.weight).sigmoid()
     torch.testing.assert_close(boxes[..., :2], centres.expand(3, 1, 7, 2))
@@ -161,9 +164,9 @@ def test_new_conditional_detector_predicts_boxes_around_its_reference_points() -
 
 
 def test_focal_prior_is_one_percent() -> None:
-    focal = new_conditional_detector(focal=True)
+    focal = new_conditional_detector("focal")
     torch.testing.assert_close(focal.class_embed.bias.sigmoid(), torch.full((NUM_LOGITS,), 0.01))
-    softmax = new_conditional_detector(focal=False)
+    softmax = new_conditional_detector("softmax")
     assert softmax.class_embed.bias.abs().max() < 1
 
 

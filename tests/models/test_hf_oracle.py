@@ -13,8 +13,9 @@ from models import DETECTORS
 from models.checkpoints.hf_names import to_public
 from models.checkpoints.renaming import Renaming
 from models.detr import DETR
-from tests.models.detectors import randomize, small_args, unequal_images
+from tests.models.detectors import build, randomize, small_args, unequal_images
 from util.nested_tensor import NestedTensor
+from util.records import num_outputs
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
@@ -56,7 +57,7 @@ def hf_model(args: argparse.Namespace, *, timm_backbone: bool = False) -> torch.
         )
     else:
         resnet = HF_RESNETS[args.backbone]
-        stages = ["stage2", "stage3", "stage4"] if args.num_feature_levels > 1 else ["stage4"]
+        stages = ["stage2", "stage3", "stage4"] if getattr(args, "num_feature_levels", 1) > 1 else ["stage4"]
         backbone = transformers.ResNetConfig(embedding_size=64, out_features=stages, **resnet)
     config = getattr(transformers, f"{family}Config")(
         backbone_config=backbone,
@@ -136,9 +137,7 @@ def _hf_heads(model: torch.nn.Module, hidden: Tensor) -> Prediction:
 
 def same_detector(args: argparse.Namespace, hf: torch.nn.Module) -> DETR:
     """Our detector with the weights of ``hf``; every name must find its place."""
-    focal = args.detr != "vanilla"
-    num_logits = NUM_CLASSES if focal else NUM_CLASSES + 1
-    detector = DETECTORS[args.detr](args, num_logits, focal=focal, train_backbone=True)
+    detector = build(args, num_outputs(NUM_CLASSES, DETECTORS[args.detr].classification))
     renaming = Renaming(hf.state_dict())
     to_public(renaming)
     detector.load_state_dict(renaming.weights, strict=True)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from models.conditional_transformer import build_conditional_transformer, concatenate_heads, sine_embedding
 from models.deformable_transformer import DeformableTransformer
+from models.interface import Decoded, Memory
 from models.layers import MLP, MultiheadAttention
-from models.transformer import Decoded, Memory, Transformer, TransformerEncoderLayer, build_transformer
+from models.transformer import Transformer, TransformerEncoderLayer, build_transformer
 from tests.models.detectors import randomize, without_gradient
 
 BUILDERS = {

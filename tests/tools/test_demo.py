@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import DETECTORS
+import main_finetune
+import main_pretrain
 from tools import demo
 from util.args import finetune_parser, pretrain_parser
 from util.checkpoint import load_file, save_file
@@ -57,7 +58,7 @@ def test_renaming_checks_number_and_shapes() -> None:
 def test_pretraining_command_is_understood() -> None:
     command = demo.pretrain_command(OUT)
     assert Path(command[1]).name == "main_pretrain.py"
-    args = pretrain_parser(["imagefolder"], list(DETECTORS), ["siamese"]).parse_args(command[2:])
+    args = pretrain_parser(main_pretrain.choices()).parse_args(command[2:])
     assert (args.dataset_file, args.data_path) == ("imagefolder", "some folder/data/unlabelled")
     assert args.backbone_weights == str(demo.backbone_file(OUT))
     assert args.resume == "auto"
@@ -70,10 +71,8 @@ def test_finetuning_commands_differ_only_in_what_they_start_from() -> None:
     for folder in demo.RUNS:
         command = demo.finetune_command(OUT, folder)
         assert Path(command[1]).name == "main_finetune.py"
-        runs[folder] = vars(finetune_parser(["coco"], list(DETECTORS)).parse_args(command[2:]))
-    pretraining = vars(
-        pretrain_parser(["imagefolder"], list(DETECTORS), ["siamese"]).parse_args(demo.pretrain_command(OUT)[2:])
-    )
+        runs[folder] = vars(finetune_parser(main_finetune.choices()).parse_args(command[2:]))
+    pretraining = vars(pretrain_parser(main_pretrain.choices()).parse_args(demo.pretrain_command(OUT)[2:]))
     assert runs["siamese"]["pretrain"] == f"{pretraining['output_dir']}/checkpoint.pth"
     different = {name for name, value in runs["scratch"].items() if runs["siamese"][name] != value}
     taken_from_checkpoint = {name for name in different if runs["siamese"][name] is None}

@@ -1,31 +1,31 @@
 """The command line: recipes, what a checkpoint decides, combinations that cannot work."""
 
+import re
 import sys
 
 import pytest
 
+import main_finetune
+import main_pretrain
+from models import DETECTORS
 from util import recipes
 from util.args import finetune_parser, pretrain_parser
 from util.check_args import check_finetune, check_pretrain
 from util.errors import CheckpointError, UserError
 
 DETRS = ["vanilla", "conditional", "deformable"]
+PRETRAIN, FINETUNE = main_pretrain.choices(), main_finetune.choices()
 
 
-def pretrain(*argv):
-    parser = pretrain_parser(["imagefolder", "coco", "voc"], DETRS, ["siamese", "updetr", "detreg"])
-    args, defaults = recipes.parse(parser, ["--data_path", "images", *argv])
-    recipes.fill(args, {"dataset_file": "imagefolder", **recipes.detector_defaults(args.detr)})
-    recipes.fill(args, recipes.pretrain_recipe(args))
-    recipes.fill(args, defaults)
+def pretrain(*argv, **start_from):
+    args, defaults = recipes.parse(pretrain_parser(PRETRAIN), ["--data_path", "images", *argv], PRETRAIN)
+    recipes.complete(args, defaults, PRETRAIN, recipes.pretrain_recipe, **start_from)
     return args
 
 
-def finetune(*argv):
-    args, defaults = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--data_path", "images", *argv])
-    recipes.fill(args, {"dataset_file": "coco", **recipes.detector_defaults(args.detr)})
-    recipes.fill(args, recipes.finetune_recipe(args))
-    recipes.fill(args, defaults)
+def finetune(*argv, **start_from):
+    args, defaults = recipes.parse(finetune_parser(FINETUNE), ["--data_path", "images", *argv], FINETUNE)
+    recipes.complete(args, defaults, FINETUNE, recipes.finetune_recipe, **start_from)
     return args
 
 
@@ -45,7 +45,7 @@ def test_pretraining_recipes(dataset, detr, feature, weight, steps, drop, scales
     assert (min(args.scales), max(args.scales), args.max_size) == scales
     assert (args.set_cost_class, args.cls_loss_coef, args.bbox_loss_coef, args.giou_loss_coef) == (1, 1, 5, 2)
     assert args.lr == 1e-4
-    check_pretrain(args, world_size=1)
+    check_pretrain(args, PRETRAIN, world_size=1)
 
 
 @pytest.mark.parametrize("dataset", ["imagefolder", "coco"])
@@ -63,7 +63,7 @@ def test_recipes_of_the_baselines(detr, dataset):
         assert args.feature_loss_coef == 1
         assert args.scales == pretrain("--dataset_file", dataset).scales
         args.batch_size = 1  # there is no batch norm that needs more
-        check_pretrain(args, world_size=1)
+        check_pretrain(args, PRETRAIN, world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -80,19 +80,25 @@ def test_finetuning_recipes(detr, epochs, drop, classes, lr, from_scratch, pretr
     assert (args.set_cost_class, args.cls_loss_coef) == (classes, classes)
     assert (args.lr, args.lr_backbone) == (lr, from_scratch)
     assert (args.eval_size, args.eval_max_size) == (800, 1333)
-    check_finetune(args)
+    check_finetune(args, FINETUNE)
     assert finetune("--detr", detr, "--pretrain", "file").lr_backbone == pretrained
 
 
 @pytest.mark.parametrize(
     ("detr", "ffn", "queries", "levels"),
-    [("vanilla", 2048, 100, 1), ("conditional", 2048, 100, 1), ("deformable", 1024, 300, 4)],
+    [("vanilla", 2048, 100, None), ("conditional", 2048, 100, None), ("deformable", 1024, 300, 4)],
 )
 def test_detectors_of_the_paper(detr, ffn, queries, levels):
     args = pretrain("--detr", detr)
     assert (args.dim_feedforward, args.num_queries, args.num_feature_levels) == (ffn, queries, levels)
     assert (args.enc_layers, args.dec_layers, args.hidden_dim, args.nheads) == (6, 6, 256, 8)
-    assert (args.enc_n_points, args.dec_n_points, args.with_box_refine, args.two_stage) == (4, 4, False, False)
+    points = None if levels is None else 4  # a flag of another detector has no value
+    assert (args.enc_n_points, args.dec_n_points, args.with_box_refine, args.two_stage) == (
+        points,
+        points,
+        False,
+        False,
+    )
 
 
 def test_what_is_typed_wins():
@@ -103,22 +109,52 @@ def test_what_is_typed_wins():
 
 
 def test_the_checkpoint_decides_the_architecture():
-    args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), [])
-    recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
-    recipes.fill(args, recipes.detector_defaults(args.detr))
+    saved = {"detr": "vanilla", "hidden_dim": 64}
+    args = finetune(saved=saved, source="f.pth")
     assert (args.detr, args.hidden_dim, args.enc_layers) == ("vanilla", 64, 6)
-    args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--hidden_dim", "128"])
     with pytest.raises(CheckpointError, match=r"--hidden_dim 128 does not fit f\.pth.*--hidden_dim 64"):
-        recipes.adopt(args, recipes.ARCHITECTURE, {"detr": "vanilla", "hidden_dim": 64}, "f.pth")
-    args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--feature_stride", "32"])
-    recipes.adopt(args, recipes.ARCHITECTURE, {"feature_stride": None}, "f.pth")  # the default, typed
+        finetune("--hidden_dim", "128", saved=saved, source="f.pth")
+    finetune("--feature_stride", "32", saved={"feature_stride": None}, source="f.pth")  # the default, typed
     with pytest.raises(CheckpointError, match="--feature_stride 32 does not fit"):
-        recipes.adopt(args, recipes.ARCHITECTURE, {"feature_stride": 16}, "f.pth")
+        finetune("--feature_stride", "32", saved={"feature_stride": 16}, source="f.pth")
+
+
+def test_only_a_resumed_run_keeps_its_number_of_queries():
+    saved = {"detr": "vanilla", "num_queries": 50}
+    assert finetune(saved=saved).num_queries == 50
+    assert finetune("--num_queries", "7", saved=saved).num_queries == 7
+    with pytest.raises(CheckpointError, match="--num_queries 7 does not fit"):
+        finetune("--num_queries", "7", saved=saved, resumes=True)
+
+
+def test_arguments_are_filled_in_order():
+    """Typed, then the checkpoint's, then the recipe's, then the parser's default."""
+    saved = vars(finetune("--detr", "deformable", "--lr", "1", "--lr_backbone", "2", "--dropout", "0.3", "--seed", "8"))
+    args = finetune("--lr_backbone", "3", "--seed", "9", saved=saved, resumes=True)
+    assert (args.seed, args.lr_backbone, args.lr, args.dropout) == (9, 3, 1, 0.3)
+    args = finetune("--lr_backbone", "3", saved=saved)  # starts from the checkpoint: its architecture alone
+    assert (args.detr, args.lr_backbone, args.lr, args.dropout, args.seed) == ("deformable", 3, 2e-4, 0.1, 42)
+
+
+def test_saved_flags_of_other_detectors_are_left_behind():
+    """Earlier versions kept a value for them in every checkpoint."""
+    saved = {"detr": "vanilla", "enc_n_points": 4, "two_stage": False, "lr_linear_proj_mult": 0.1, "lr": 1.0}
+    assert recipes.without_flags_of_others(saved, DETECTORS) == {"detr": "vanilla", "lr": 1.0}
+    saved["detr"] = "deformable"
+    assert recipes.without_flags_of_others(saved, DETECTORS) == saved
+
+
+def test_every_flag_is_in_the_help_once():
+    for parser in (pretrain_parser(PRETRAIN), finetune_parser(FINETUNE)):
+        text = parser.format_help().split("options:")[1]
+        for action in parser._actions:
+            assert len(re.findall(rf"^  (-h, )?{action.option_strings[-1]}\b", text, re.M)) == 1
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--enc_n_points", "4"], "--enc_n_points goes with --detr deformable"),  # whatever the value
         (["--num_queries", "100", "--num_regions", "7"], "--num_queries 100 is not divisible by --num_regions 7"),
         (["--proposals", "edgebox"], "needs --proposal_dir"),
         (["--proposal_dir", "x"], "--proposal_dir goes with"),
@@ -139,8 +175,8 @@ def test_the_checkpoint_decides_the_architecture():
         (["--seed", "-1"], "--seed -1"),
         (["--global_loss_coef", "-1"], "--global_loss_coef"),
         (["--voc_train", "2007:train"], "--dataset_file voc"),
-        (["--num_feature_levels", "4"], "--num_feature_levels 4 goes with --detr deformable"),
-        (["--enc_n_points", "8"], "--enc_n_points 8 goes with --detr deformable, not with --detr conditional"),
+        (["--num_feature_levels", "4"], "--num_feature_levels goes with --detr deformable"),
+        (["--enc_n_points", "8"], "--enc_n_points goes with --detr deformable, not with --detr conditional"),
         (["--method", "detreg", "--focal_alpha", "1.5"], "--focal_alpha 1.5: must lie"),
         (["--focal_alpha", "0.5"], "--focal_alpha 0.5 goes with focal loss"),
         (["--method", "detreg", "--eos_coef", "0.2"], "--eos_coef 0.2 goes with softmax"),
@@ -169,14 +205,14 @@ def test_the_checkpoint_decides_the_architecture():
 )
 def test_pretraining_refuses(argv, message):
     with pytest.raises(UserError, match=message) as error:
-        check_pretrain(pretrain(*argv), world_size=1)
+        check_pretrain(pretrain(*argv), PRETRAIN, world_size=1)
     assert "\n" not in str(error.value)
 
 
 def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
-    check_pretrain(pretrain("--batch_size", "1"), world_size=2)
-    check_pretrain(pretrain("--batch_size", "1", "--no_global_loss"), world_size=1)
-    check_pretrain(pretrain("--batch_size", "1", "--global_loss_coef", "0"), world_size=1)
+    check_pretrain(pretrain("--batch_size", "1"), PRETRAIN, world_size=2)
+    check_pretrain(pretrain("--batch_size", "1", "--no_global_loss"), PRETRAIN, world_size=1)
+    check_pretrain(pretrain("--batch_size", "1", "--global_loss_coef", "0"), PRETRAIN, world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -199,14 +235,14 @@ def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
 )
 def test_finetuning_refuses(argv, message):
     with pytest.raises(UserError, match=message):
-        check_finetune(finetune(*argv))
+        check_finetune(finetune(*argv), FINETUNE)
 
 
 def test_finetuning_needs_data():
     args = finetune()
     args.data_path = None
     with pytest.raises(UserError, match="--data_path"):
-        check_finetune(args)
+        check_finetune(args, FINETUNE)
 
 
 def test_a_resumed_run_keeps_what_is_not_typed_again():
@@ -214,10 +250,7 @@ def test_a_resumed_run_keeps_what_is_not_typed_again():
     saved = vars(finetune(*typed, "--seed", "5", "--dropout", "0.3", "--tensorboard", "--eval_every", "3"))
 
     def resumed(*argv):
-        args, defaults = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--resume", "f", *argv])
-        recipes.continue_run(args, saved)
-        recipes.fill(args, defaults)
-        return args
+        return finetune("--resume", "f", *argv, saved=saved, resumes=True)
 
     args = resumed()
     assert (args.epochs, args.lr_drop, args.scales, args.lr_backbone) == (9, 8, [99], 5e-5)
@@ -227,7 +260,7 @@ def test_a_resumed_run_keeps_what_is_not_typed_again():
     args = resumed("--seed", "42", "--dropout", "0")  # typed, although the one is the default
     assert (args.seed, args.dropout) == (42, 0)
     args = resumed("--max_steps", "7")
-    assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 7, None)
+    assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 7, 6)  # the same share
     args = resumed("--lr_drop", "7")  # a place in the schedule, not another one
     assert (args.epochs, args.lr_drop) == (9, 7)
 
@@ -235,15 +268,13 @@ def test_a_resumed_run_keeps_what_is_not_typed_again():
 def test_a_resumed_run_keeps_its_image_sets():
     saved = vars(finetune("--dataset_file", "voc", "--voc_train", "2007:train", "--voc_val", "2007:val"))
     for argv, expected in ([], ["2007:train"]), (["--voc_train", "2012:train"], ["2012:train"]):
-        args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), argv)
-        recipes.continue_run(args, saved)
+        args = finetune(*argv, saved=saved, resumes=True)
         assert (args.voc_train, args.voc_val) == (expected, ["2007:val"])
-    args, _ = recipes.parse(finetune_parser(["coco", "voc"], DETRS), ["--dataset_file", "coco"])
-    recipes.continue_run(args, saved)
+    args = finetune("--dataset_file", "coco", saved=saved, resumes=True)
     assert (args.voc_train, args.voc_val) == (None, None)
 
 
 def test_tensorboard_is_looked_for_before_anything_is_built(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match="--tensorboard needs the package tensorboard: pip install tensorboard"):
-        check_finetune(finetune("--tensorboard"))
+        check_finetune(finetune("--tensorboard"), FINETUNE)

@@ -16,13 +16,13 @@ from models.checkpoints.foreign import read_checkpoint
 from models.checkpoints.load import load_origin, num_class_logits
 from models.checkpoints.origin import Origin
 from models.detr import DETR
-from tests.models.detectors import randomize, small_args, small_detector, unequal_images
+from tests.models.detectors import build, randomize, small_args, small_detector, unequal_images
 from tests.models.test_hf_oracle import NUM_CLASSES, hf_model
 from tools import convert_checkpoint
 from util.checkpoint import save_file
 from util.errors import CheckpointError, UserError
 from util.nested_tensor import NestedTensor
-from util.recipes import ARCHITECTURE
+from util.recipes import architecture_names
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -44,7 +44,7 @@ def read(path: Path, **typed: object) -> tuple[DETR, dict, str]:
     """The detector of a checkpoint as main_finetune.py builds it, the content, and what was told."""
     content, foreign = read_checkpoint(path, typed)
     args = small_args(**content["args"])
-    detector = DETECTORS[args.detr](args, num_class_logits(content["model"]), focal=False, train_backbone=True)
+    detector = build(args, num_class_logits(content["model"]))
     report = load_origin(detector, Origin(path, content, resumes=True, foreign=foreign), keep_class_head=True)
     return detector.eval(), content, report.describe(path)
 
@@ -71,7 +71,7 @@ def assert_same(detector: DETR, model: nn.Module) -> None:
 
 def save_own(detector: DETR, args: argparse.Namespace, path: Path, categories: list | None = None) -> Path:
     """A checkpoint of this project."""
-    architecture = {name: getattr(args, name) for name in ARCHITECTURE}
+    architecture = {name: value for name, value in vars(args).items() if name in architecture_names(DETECTORS)}
     save_file(
         {"model": detector.state_dict(), "args": architecture, "stage": "finetune", "categories": categories}, path
     )
@@ -87,8 +87,8 @@ def test_a_folder_that_transformers_wrote(tmp_path, name, arranged):
     model = hf_model(args) if arranged else plain_hf_model(args)
     model.save_pretrained(tmp_path)
     detector, content, told = read(tmp_path)
-    assert {key: content["args"][key] for key in ARCHITECTURE if key in content["args"]} == {
-        key: getattr(args, key) for key in ARCHITECTURE if key in content["args"]
+    assert {key: content["args"][key] for key in architecture_names(DETECTORS) if key in content["args"]} == {
+        key: getattr(args, key) for key in architecture_names(DETECTORS) if key in content["args"]
     }
     assert "left over in the file: nothing" in told
     assert "newly made: nothing" in told

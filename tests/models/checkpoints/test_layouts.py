@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from datasets.coco import COCO_CATEGORIES
-from models import DETECTORS
 from models.checkpoints import foreign
 from models.checkpoints.foreign import read_checkpoint
 from models.checkpoints.load import check_weights, load_origin, num_class_logits
 from models.checkpoints.origin import Origin
 from models.detr import DETR
-from tests.models.detectors import small_args
+from tests.models.detectors import build, small_args
 from tests.models.public_layouts import (
     DEFORMABLE,
     PRETRAINING_LAYOUTS,
@@ -56,14 +55,11 @@ def architecture(name: str) -> dict:
         "nheads": 8,
         "dim_feedforward": 2048,
         "num_queries": 100,
-        "num_feature_levels": 1,
-        "with_box_refine": False,
-        "two_stage": False,
         "feature_stride": None,
     }
     if detr == "deformable":
         expected |= {"dim_feedforward": 1024, "num_queries": 300, "num_feature_levels": 4}
-        expected |= {"enc_n_points": 4, "dec_n_points": 4}
+        expected |= {"enc_n_points": 4, "dec_n_points": 4, "with_box_refine": False, "two_stage": False}
     return expected | DIFFERENCES.get(name, {})
 
 
@@ -88,7 +84,7 @@ def empty_detector(content: dict) -> DETR:
     """The detector of a checkpoint without values, for which nothing need be drawn."""
     args = small_args(**content["args"])
     with torch.device("meta"):
-        return DETECTORS[args.detr](args, num_class_logits(content["model"]), focal=False, train_backbone=True)
+        return build(args, num_class_logits(content["model"]))
 
 
 @layouts

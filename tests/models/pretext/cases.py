@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import main_pretrain
 from datasets.pretext.one_view import OneViewBatch
-from models import DETECTORS, PRETEXT_CLASS_HEADS, PRETEXTS
+from models import PRETEXTS
 from tests.models.detectors import randomize
 from util.nested_tensor import NestedTensor
 
@@ -27,10 +27,9 @@ def build(method: str, detr: str, *argv: str) -> nn.Module:
     """The method of the command line around a small detector with random weights, in evaluation mode."""
     torch.manual_seed(0)
     args, _ = main_pretrain.parse(["--data_path", "nowhere", "--method", method, *DETECTOR, *DETRS[detr], *argv])
-    num_logits, focal = PRETEXT_CLASS_HEADS[method](args)
-    detector = DETECTORS[args.detr](args, num_logits, focal=focal, train_backbone=False)
+    detector = main_pretrain.build_detector(args, None)
     randomize(detector)
-    return PRETEXTS[method](args, detector).eval()
+    return PRETEXTS[method].build(args, detector).eval()
 
 
 def one_view_batch(*num_regions: int) -> OneViewBatch:

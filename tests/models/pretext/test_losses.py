@@ -2,8 +2,8 @@
 
 import torch
 
+from models.interface import Memory
 from models.pretext.losses import AgreementHead, feature_loss, pool_views
-from models.transformer import Memory
 
 
 def test_feature_loss_by_hand():

@@ -9,10 +9,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import roi_align
 
 from datasets.pretext.two_view import TwoViewBatch
-from models import DETECTORS, PRETEXTS
+from models import PRETEXTS
 from models.pretext import siamese
 from models.pretext.losses import pool_views
 from tests.gloo import run_processes
+from tests.models.detectors import build as build_detector
 from tests.models.detectors import without_gradient
 from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
 from util.nested_tensor import NestedTensor
@@ -38,11 +39,11 @@ def build(**changes) -> siamese.SiameseDETR:
     """A small wrapper whose zero-initialised and constant parameters are made random, so that errors show."""
     torch.manual_seed(0)
     args = small_args(**changes)
-    detector = DETECTORS[args.detr](args, siamese.NUM_LOGITS, focal=False, train_backbone=False)
+    detector = build_detector(args, siamese.NUM_CLASSES + 1, classification="softmax", train_backbone=False)
     for parameter in detector.parameters():
         if parameter.std() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
-    return PRETEXTS["siamese"](args, detector)
+    return PRETEXTS["siamese"].build(args, detector)
 
 
 def random_batch(batch_size: int = 2, num_regions: int = 3) -> TwoViewBatch:

@@ -1,0 +1,61 @@
+"""What passes between the detector and its Transformer; every Transformer here has this interface.
+
+Attributes of a Transformer: ``d_model`` (C), ``query_dim`` (width of the learned queries; None: it makes its own) and
+``has_reference`` (whether :class:`Decoded` has one). Its methods: ``encode`` (feature maps -> :class:`Memory`),
+``decode`` (memory and queries -> :class:`Decoded`), ``with_content`` (how what a region looks like enters the queries)
+and ``spread_heads``, by which it decides whether the decoder's layers share the heads. All tensors are batch first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Memory:
+    """What the encoder made of the feature maps of a batch: S positions of all levels in a row.
+
+    Attributes:
+        tokens: [B, S, C]; meaningless at padded positions.
+        mask: [B, S] bool, True at padded positions.
+        pos: [B, S, C] position encoding.
+        shapes: (height, width) of each level, in the order of its positions in S.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pos: Tensor
+    shapes: list[tuple[int, int]]
+
+
+@dataclass
+class Decoded:
+    """What every decoder layer made of the queries.
+
+    Attributes:
+        hidden: [L, B, Q, C], after the decoder's final norm.
+        reference: logits of the points (or boxes) that the box head's output is relative to, broadcastable to
+            [L, B, Q, 2 or 4] in the order cx, cy(, w, h); None where boxes are predicted outright.
+        proposals: what a two-stage encoder predicts at each of its S positions, "pred_logits" [1, B, S, K] and
+            "pred_boxes" [1, B, S, 4] (cxcywh in [0, 1]); None with one stage.
+    """
+
+    hidden: Tensor
+    reference: Tensor | None
+    proposals: dict[str, Tensor] | None = None
+
+
+def check_widths(queries: Tensor, content: Tensor, query_dim: int, content_dim: int) -> None:
+    """Whether contents fit queries: [B, Q, query_dim] and [B, Q, content_dim].
+
+    Raises:
+        ValueError: they do not; an error in the code that calls.
+    """
+    expected = (*queries.shape[:2], query_dim), (*queries.shape[:2], content_dim)
+    if (queries.shape, content.shape) != expected:
+        raise ValueError(
+            f"queries {list(queries.shape)} and contents {list(content.shape)}: must be [B, Q, {query_dim}] and "
+            f"[B, Q, {content_dim}]"
+        )
