@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,27 @@ def test_every_loss_of_every_layer_equals_transformers(classification, counts, q
     for name, values in losses.items():
         theirs = torch.stack([expected[f"loss_{name}{suffix}"] for suffix in suffixes])
         torch.testing.assert_close(values, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("classification", CLASSIFICATIONS)
+def test_a_matching_that_is_given_is_used(classification):
+    criterion = make_criterion(classification)
+    outputs = random_outputs(LAYERS, 4, 12, num_logits(classification))
+    targets = random_targets(COUNTS[0], NUM_CLASSES)
+    losses, matching = criterion(outputs, targets)
+    again, same = criterion(outputs, targets, matching)
+    assert same is matching
+    assert all(torch.equal(again[name], values) for name, values in losses.items())
+
+    # Another matching: each object keeps its layer and image, and goes to the query beside its own.
+    moved = replace(matching, query=(matching.query + 1) % 12)
+    others, used = criterion(outputs, targets, moved)
+    assert used is moved
+    boxes = torch.cat([target["boxes"] for target in targets])
+    rows = torch.tensor([0, *(len(target["boxes"]) for target in targets)]).cumsum(0)[matching.image]
+    found = outputs["pred_boxes"][moved.layer, moved.image, moved.query]
+    by_hand = (found - boxes[rows + matching.target]).abs().sum(-1).view(LAYERS, -1).sum(1) / sum(COUNTS[0])
+    torch.testing.assert_close(others["bbox"], by_hand)
 
 
 @pytest.mark.parametrize("classification", CLASSIFICATIONS)

@@ -80,6 +80,20 @@ def test_stages_compose_to_forward(detr: str) -> None:
         torch.testing.assert_close(composed[name], value)
 
 
+def test_content_enters_the_queries_as_the_detector_takes_it(detr: str) -> None:
+    """It is added to what says where to look; what the decoder starts with stays as it is learned."""
+    detector = small_detector(detr)
+    queries, content = detector.queries(2), torch.randn(2, 7, 32)
+    changed = detector.with_content(queries, content)
+    torch.testing.assert_close(changed[..., :32], queries[..., :32] + content)
+    assert torch.equal(changed[..., 32:], queries[..., 32:])
+    for wrong in (torch.randn(2, 7, 33), torch.randn(2, 7, 1), torch.randn(2, 1, 32), torch.randn(7, 32)):
+        with pytest.raises(ValueError, match=r"must be \[B, Q"):
+            detector.with_content(queries, wrong)
+    with pytest.raises(ValueError, match=r"must be \[B, Q"):
+        detector.with_content(queries[..., :-1], content)
+
+
 def test_each_image_is_asked_its_own_queries(detr: str) -> None:
     """Queries that differ between images: image b answers those of row b."""
     detector = small_detector(detr)

@@ -271,7 +271,10 @@ DAMAGES = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "without config.json"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON"),
     "other JSON": (lambda folder: (folder / "config.json").write_text("[]"), "holds a list"),
-    "other model": (lambda folder: _config(folder, model_type="bert"), "type 'bert'; supported are detr"),
+    "other model": (
+        lambda folder: _config(folder, model_type="bert"),
+        "type 'bert'; supported are conditional_detr",
+    ),
     "other heads": (lambda folder: _config(folder, decoder_attention_heads=2), "--nheads"),
     "other activation": (lambda folder: _config(folder, activation_function="gelu"), "activation_function relu"),
     "other backbone": (lambda folder: _config(folder, backbone_config={"model_type": "swin"}), "--backbone"),

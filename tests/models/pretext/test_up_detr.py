@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.pretext.base import NUM_LOGITS, REGION_LABEL
+from models.pretext.base import NUM_CLASSES, REGION_LABEL
 from tests.models.pretext.cases import DETRS, build, one_view_batch, outputs_of
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from util.nested_tensor import NestedTensor
@@ -61,7 +61,7 @@ def plain_losses(model, batch) -> dict[str, torch.Tensor]:
     for layer, (logits, boxes) in enumerate(zip(outputs["pred_logits"], outputs["pred_boxes"], strict=True)):
         targets = [{"labels": torch.full((num_regions,), REGION_LABEL), "boxes": own} for own in batch.boxes]
         found = model.criterion.matcher({"pred_logits": logits[None], "pred_boxes": boxes[None]}, targets)
-        classes = torch.full(logits.shape[:2], NUM_LOGITS - 1)
+        classes = torch.full(logits.shape[:2], NUM_CLASSES)
         classes[found.image, found.query] = REGION_LABEL
         terms = {"bbox": 0.0, "giou": 0.0, "feature": 0.0}
         for image, query, region in zip(found.image, found.query, found.target, strict=True):

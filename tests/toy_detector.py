@@ -1,0 +1,88 @@
+"""A detector in one file: DETR whose learned queries are boxes, as in DAB-DETR, and regions are what they look for."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+from models.build import build_single_scale
+from models.detr import DETR
+from models.interface import Decoded, Memory, check_widths
+from models.transformer import Transformer, TransformerDecoder, TransformerEncoder
+from util.errors import UserError
+from util.records import Classification, DetectorRecord, Finetuning, Flag, Stage
+
+
+class ToyTransformer(Transformer):
+    """Learned queries [B, Q, 4]; with the content of regions they are [B, Q, 4 + C]."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        nhead: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+        dim_feedforward: int,
+        dropout: float,
+        query_gain: float,
+    ) -> None:
+        widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
+        super().__init__(
+            d_model=d_model,
+            encoder=TransformerEncoder(num_layers=num_encoder_layers, **widths),
+            decoder=TransformerDecoder(num_layers=num_decoder_layers, **widths),
+        )
+        self.query_dim = 4
+        self.query_gain = query_gain
+        self.query_proj = nn.Linear(4, d_model)
+
+    def decode(self, memory: Memory, queries: Tensor, query_mask: Tensor | None = None) -> Decoded:
+        """As the others; ``queries`` [B, Q, 4], or what :meth:`with_content` returns."""
+        placed = self.query_gain * self.query_proj(queries[..., :4])
+        content = queries[..., 4:]
+        return super().decode(memory, placed + content if content.shape[-1] else placed, query_mask)
+
+    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
+        """Both side by side."""
+        check_widths(queries, content, 4, self.d_model)
+        return torch.cat([queries, content], dim=-1)
+
+
+def build_toy(
+    args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
+) -> DETR:
+    """The detector with random weights."""
+    return build_single_scale(
+        args,
+        lambda **widths: ToyTransformer(**widths, query_gain=args.query_gain),
+        num_logits,
+        classification=classification,
+        train_backbone=train_backbone,
+    )
+
+
+def _check(args: argparse.Namespace, stage: Stage) -> None:
+    if args.query_gain > 9:
+        raise UserError(f"--query_gain {args.query_gain}: too large")
+
+
+TOY_DETECTOR = DetectorRecord(
+    title="Toy DETR",
+    build=build_toy,
+    classification="focal",
+    finetuning=Finetuning(lr=3e-4, epochs=7, drop_at=0.5),
+    flags=(Flag(name="query_gain", help="factor of the queries", options={"type": float}, default=2.0, least=0),),
+    finetune_flags=(
+        Flag(name="lr_query_mult", help="queries learn at --lr times this", options={"type": float}, default=0.5),
+    ),
+    defaults={"num_queries": 20},
+    pretraining={"toy": {"toy_weight": 4.0}},
+    check=_check,
+    rates={"query_": "lr_query_mult"},
+    # vanilla DETR's decoder, and what only this one has
+    signs=("transformer.decoder.layers.0.multihead_attn.in_proj_weight", "transformer.query_proj.weight"),
+    public_names=[("refpoint_embed.", "query_embed.")],
+)
