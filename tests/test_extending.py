@@ -10,6 +10,7 @@ import main_finetune
 import main_pretrain
 from datasets import DATASETS
 from models import DETECTORS, PRETEXTS
+from models.checkpoints.foreign import read_checkpoint
 from tests.test_scripts import assert_equal
 from tests.tiny import COMMON, DETECTOR, write_data_set
 from tests.toy_detector import TOY_DETECTOR
@@ -78,15 +79,17 @@ def test_they_train_save_resume_and_evaluate(data, tmp_path, capsys):
 
 
 def test_the_public_form_of_its_checkpoint_is_recognised(data, tmp_path):
-    run(main_finetune, data, tmp_path / "fine", *TINY, "--max_steps", "1", "--eval_every", "0")
+    run(main_finetune, data, tmp_path / "fine", *TINY, "--query_gain", "3", "--max_steps", "1", "--eval_every", "0")
     own, public = tmp_path / "fine" / "checkpoint.pth", tmp_path / "public.pth"
     convert_checkpoint.main([str(own), str(public), "--to", "detr"])
     weights = load_file(public)["model"]
     assert "refpoint_embed.weight" in weights
+    content, _ = read_checkpoint(public, {})
+    assert (content["args"]["detr"], content["args"]["query_gain"]) == ("toy", 3.0)  # as the arguments beside it say
     torch.save(weights, tmp_path / "bare.pth")
     still = ["--lr", "0", "--lr_backbone", "0", "--max_steps", "1", "--eval_every", "0", "--nheads", "4", *COMMON]
     again = run(main_finetune, data, tmp_path / "again", "--pretrain", f"{tmp_path}/bare.pth", *still)
-    assert again["args"]["detr"] == "toy"
+    assert (again["args"]["detr"], again["args"]["query_gain"]) == ("toy", 2.0)
     queries = load_file(own)["model"]["query_embed.weight"]
     assert torch.equal(again["model"]["query_embed.weight"], queries)
     with pytest.raises(UserError, match="transformers has no detector of --detr toy"):

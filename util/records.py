@@ -101,6 +101,7 @@ class HuggingFace:
     Attributes:
         model_type: of its configuration, such as "deformable_detr".
         class_name: what its class names begin with, such as "DeformableDetr".
+        image_processor: what the name of its image processor begins with; None: the same.
         names: (theirs, ours) of its parameters; the backbone's are known.
         signs: parts of names in its files. A file is of the detector all of whose signs are found in it; of several,
             the one with the most signs.
@@ -113,6 +114,7 @@ class HuggingFace:
 
     model_type: str
     class_name: str
+    image_processor: str | None = None
     names: NamePairs
     signs: tuple[str, ...] = ()
     name_in_file: Callable[[str], str] = _as_it_is
@@ -143,7 +145,8 @@ class DetectorRecord:
             the one with the most signs.
         infer: (weights, sizes, known) -> its own flags, and other arguments where its weights tell them differently
             (None: they do not tell it). ``sizes(name)`` is the first dimension of a parameter that must be there,
-            ``known`` what the file, or the user, says beside the weights.
+            ``known`` what the file, or the user, says beside the weights; of its flags, what weights do not tell is
+            taken from there.
         public_names: (theirs, ours) of parameters whose name in the public code is another.
         tidy: (renaming, configuration of Hugging Face or None) brings what is named as here into the form that the
             detector has, in place.

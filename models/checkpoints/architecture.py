@@ -65,10 +65,12 @@ def _infer(weights: dict[str, Tensor], hints: dict[str, Any]) -> tuple[dict[str,
         "dim_feedforward": size(f"{encoder}.0.linear1.bias"),
         "feature_stride": hints.get("feature_stride"),
     }
-    known = ASSUMED | {name: hints[name] for name in ASSUMED if name in hints}
-    own = DETECTORS[detr].infer(weights, size, known)
+    record = DETECTORS[detr]
+    names = (*ASSUMED, *(flag.name for flag in record.flags))
+    known = ASSUMED | {name: hints[name] for name in names if name in hints}
+    own = record.infer(weights, size, known)
     if "num_queries" not in own:
-        own["num_queries"] = size("query_embed.weight")
+        told["num_queries"] = size("query_embed.weight")
     told |= {name: value for name, value in own.items() if value is not None}
     assumed = [name for name in ASSUMED if name not in told and name not in hints]
     return known | told, assumed

@@ -31,7 +31,7 @@ from models.checkpoints.load import num_class_logits
 from models.checkpoints.origin import Foreign
 from models.checkpoints.renaming import WRAPPER, Renaming, apply_rules, compile_rules
 from util.errors import CheckpointError
-from util.recipes import without_flags_of_others
+from util.recipes import defaults_of, without_flags_of_others
 from util.records import num_outputs
 
 OWN_KEYS = {"model", "args", "stage"}
@@ -169,7 +169,8 @@ def _hints(args: Any, config: dict[str, Any] | None, path: Path) -> dict[str, An
     if config is not None:
         return hints_of_config(config, path)
     saved = _saved(args)
-    kinds = {name: type(value) for name, value in ASSUMED.items()} | {"feature_stride": int}
+    own = {name: value for record in DETECTORS.values() for name, value in defaults_of(record.flags).items()}
+    kinds = {name: type(value) for name, value in (ASSUMED | own).items()} | {"feature_stride": int}
     hints = {name: saved[name] for name, kind in kinds.items() if type(saved.get(name)) is kind}
     if str(saved.get("backbone")).startswith("timm:"):  # weights tell the others, and projects differ in their names
         hints["backbone"] = saved["backbone"]

@@ -110,8 +110,9 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
 
 def make_preprocessor_config(args: dict[str, Any], eval_size: tuple[int, int]) -> dict[str, Any]:
     """How images are prepared at evaluation: resized to this short side, and at most this long one, in pixels."""
+    theirs = of_detector(args["detr"])
     return {
-        "image_processor_type": f"{of_detector(args['detr']).class_name}ImageProcessor",
+        "image_processor_type": f"{theirs.image_processor or theirs.class_name}ImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
         "size": {"shortest_edge": eval_size[0], "longest_edge": eval_size[1]},
