@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import MLP, full_precision, widen
+from models.layers import MLP, full_precision, to_float32
 from models.transformer import Decoded, Memory
 from util.nested_tensor import NestedTensor
 
@@ -63,7 +63,7 @@ class DETR(nn.Module):
             # Training starts from boxes centred on the reference points.
             nn.init.zeros_(bbox_embed.layers[-1].weight)
             nn.init.zeros_(bbox_embed.layers[-1].bias)
-        self.class_embed, self.bbox_embed = transformer.spread_heads(class_embed, bbox_embed)
+        self.class_embed, self.bbox_embed = transformer.make_heads(class_embed, bbox_embed)
 
     def features(self, images: NestedTensor) -> list[NestedTensor]:
         """Feature maps of the backbone, finest first: [B, K_l, H_l, W_l] and masks [B, H_l, W_l]."""
@@ -108,7 +108,7 @@ class DETR(nn.Module):
             at each of its S positions, "pred_logits" [1, B, S, K] and "pred_boxes" [1, B, S, 4].
         """
         with full_precision(decoded.hidden.device.type):
-            hidden = widen(decoded.hidden)
+            hidden = to_float32(decoded.hidden)
             boxes = self.bbox_embed(hidden)
             if decoded.reference is not None:
                 located = decoded.reference.shape[-1]  # the centre, or centre and size

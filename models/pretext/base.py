@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.criterion import SetCriterion
 from models.detr import DETR
-from models.frozen_backbone import fold_frozen_batch_norms
-from models.layers import MLP, widen
+from models.fast.frozen_backbone import fold_frozen_batch_norms
+from models.layers import MLP, to_float32
 from models.matcher import Matching
 from models.pretext.losses import feature_loss
 from models.transformer import Decoded
@@ -114,7 +114,7 @@ def pooled_features(backbone: Backbone, pictures: Tensor) -> Tensor:
     """Pictures [N, 3, s, s], normalised -> means of their maps, those of all strides side by side: [N, K]."""
     no_padding = torch.zeros(len(pictures), *pictures.shape[-2:], dtype=torch.bool, device=pictures.device)
     maps = backbone(NestedTensor(pictures, no_padding))
-    return torch.cat([widen(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
+    return torch.cat([to_float32(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
 
 
 def add_to_queries(learned: Tensor, content: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from datasets.pretext.one_view import OneViewBatch
 from models.backbone import Backbone, build_crop_encoder
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
-from models.frozen_backbone import fold_frozen_batch_norms
+from models.fast.frozen_backbone import fold_frozen_batch_norms
 from models.layers import MLP
 from models.pretext.base import PretextTask, as_targets, pooled_features
 from models.pretext.losses import embedding_loss

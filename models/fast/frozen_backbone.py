@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbone import Backbone
-from models.normed_conv import replace_by_plain
+from models.fast.normed_conv import replace_by_plain
 
 
 def fold_frozen_batch_norms(backbone: Backbone) -> Backbone:
