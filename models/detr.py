@@ -33,7 +33,7 @@ class DETR(nn.Module):
         transformer: see ``models/transformer.py``.
         num_logits: K.
         num_queries: Q.
-        focal_prior: set the class head's bias for the focal loss.
+        focal_prior: initialise the class head's bias for the focal loss.
     """
 
     def __init__(
@@ -84,18 +84,18 @@ class DETR(nn.Module):
         )
 
     def queries(self, batch_size: int) -> Tensor | None:
-        """The learned queries for every image: [B, Q, C or 2C], a view of one copy; None: there are none."""
+        """The learned queries for every image, a view [B, Q, C or 2C]; None: the Transformer makes its own."""
         return None if self.query_embed is None else self.query_embed.weight.expand(batch_size, -1, -1)
 
     def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
-        """Decode queries of any origin.
+        """Decode queries, learned or of any other origin.
 
         Args:
             memory: from :meth:`encode`.
-            queries: as :meth:`queries`: [B, Q, C], or [B, Q, 2C] where the second half is what the decoder starts
-                with, or None; image b's queries look into image b's memory.
-            query_mask: bool [Q, Q], True where the query of the row may not attend to that of the column. No row
-                may be all True.
+            queries: as :meth:`queries` returns them: [B, Q, C]; or [B, Q, 2C], where the second half is the content
+                that the decoder starts with; or None. Queries of image b attend to the memory of image b.
+            query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
+                True.
         """
         return self.transformer.decode(memory, queries, query_mask)
 
@@ -104,8 +104,8 @@ class DETR(nn.Module):
 
         Returns:
             "pred_logits" [L, B, Q, K] and "pred_boxes" [L, B, Q, 4], cxcywh in [0, 1] of each image's own
-            (unpadded) size; layer L - 1 is the final one. Two stages: also "enc_outputs", what the encoder proposes
-            at each of its S positions, "pred_logits" [1, B, S, K] and "pred_boxes" [1, B, S, 4].
+            (unpadded) size; layer L - 1 is the final one. With two stages also "enc_outputs", the encoder's proposals
+            at each of its S positions: "pred_logits" [1, B, S, K] and "pred_boxes" [1, B, S, 4].
         """
         with full_precision(decoded.hidden.device.type):
             hidden = to_float32(decoded.hidden)

@@ -50,7 +50,7 @@ def test_gradients_are_those_of_finite_differences(training: bool, monkeypatch: 
 
     def output(x: Tensor, *parameters: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return feed_forward._FeedForward.apply(x, *parameters, layer.dropout)
+        return feed_forward._FeedForward.apply(x, *parameters, layer.dropout, True)
 
     x = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(output, (x, *(layer.get_parameter(name) for name in NAMES)))
