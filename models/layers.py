@@ -66,21 +66,17 @@ class ProjectedAttention(nn.Module):
             [B, Q, value_dim].
         """
         query, key, value = (x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in (query, key, value))
-        may_attend = _may_attend(key_padding_mask, attn_mask)
-        mixed = scaled_dot_product_attention(query, key, value, may_attend, self.weight_dropout)
+        blocked = _join_masks(key_padding_mask, attn_mask)
+        mixed = scaled_dot_product_attention(query, key, value, blocked, self.weight_dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B, heads, Q, V] -> [B, Q, value_dim]
 
 
-def _may_attend(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
-    """The masks of ``nn.MultiheadAttention`` as the one of ``F.scaled_dot_product_attention``, which is its opposite.
-
-    Returns:
-        bool, [B, 1, 1, S], [Q, S] or [B, 1, Q, S]: True where a query may attend to a key. None: everywhere.
-    """
-    blocked = None if key_padding_mask is None else key_padding_mask[:, None, None, :]
-    if attn_mask is not None:
-        blocked = attn_mask if blocked is None else blocked | attn_mask
-    return None if blocked is None else ~blocked
+def _join_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
+    """Where a query may not attend to a key: bool [B, 1, 1, S], [Q, S] or [B, 1, Q, S]; None: nowhere."""
+    if key_padding_mask is None:
+        return attn_mask
+    padding = key_padding_mask[:, None, None, :]
+    return padding if attn_mask is None else padding | attn_mask
 
 
 class MultiheadAttention(ProjectedAttention):

@@ -9,7 +9,7 @@ from models.fast.dropout import Dropout, on_eager_cpu
 
 
 def scaled_dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor | None, dropout: Dropout
+    query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None, dropout: Dropout
 ) -> Tensor:
     """``dropout(softmax(query key^T / sqrt(E))) value``, head by head.
 
@@ -19,8 +19,8 @@ def scaled_dot_product_attention(
         query: [B, heads, Q, E].
         key: [B, heads, S, E].
         value: [B, heads, S, V].
-        may_attend: PyTorch's mask for this function: bool, broadcastable to [B, heads, Q, S], True where a query may
-            attend to a key.
+        blocked: bool, broadcastable to [B, heads, Q, S], True where a query may not attend to a key. PyTorch's
+            function of this name takes the opposite; this is the only place that converts.
         dropout: of the attention weights.
 
     Returns:
@@ -28,8 +28,9 @@ def scaled_dot_product_attention(
     """
     p = dropout.p if dropout.training else 0.0
     if p == 0 or not on_eager_cpu(query):
+        may_attend = None if blocked is None else ~blocked
         return F.scaled_dot_product_attention(query, key, value, attn_mask=may_attend, dropout_p=p)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # [B, heads, Q, S]
-    if may_attend is not None:
-        scores = scores.masked_fill_(~may_attend, float("-inf"))
+    if blocked is not None:
+        scores = scores.masked_fill_(blocked, float("-inf"))
     return dropout(scores.softmax(dim=-1)) @ value
