@@ -10,7 +10,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from models.normed_conv import absorb_norms
+from models.fast.normed_conv import absorb_norms
 from models.timm_body import build_timm_body, timm_normalization
 from util.errors import UserError
 from util.nested_tensor import NestedTensor

@@ -1,8 +1,8 @@
 """The Transformer of Conditional DETR (arXiv 2108.06152): DETR's encoder, and a decoder whose cross-attention
-matches content with content and position with position.
+compares content with content and position with position.
 
-Names in the paper: a query's reference point s = sigmoid(ref_point_head(query)), its sine embedding p_s, and
-the transformation T = query_scale(decoder embedding) that turns it into the spatial query p_q = T p_s.
+Names in the paper: a query's reference point is s = sigmoid(ref_point_head(query)) and p_s its sine embedding. The
+transformation T = query_scale(decoder embedding) turns it into the spatial query p_q = T p_s.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from torch import Tensor, nn
 from models.build import build_single_scale
 from models.checkpoints.hf_shared import SINGLE_SCALE
 from models.detr import DETR
-from models.feed_forward import FeedForwardLayer
 from models.interface import Decoded, Memory
-from models.layers import MLP, ProjectedAttention, full_precision
+from models.layers import MLP, ProjectedAttention, TransformerLayer, full_precision
 from models.position_encoding import sine_waves
-from models.transformer import Transformer, TransformerEncoder, may_attend
+from models.transformer import Transformer, TransformerEncoder
 from util.records import Classification, DetectorRecord, Finetuning, HuggingFace
 
 
 def sine_embedding(points: Tensor, num_features: int) -> Tensor:
     """Points (x, y) in [0, 1], [..., 2] -> [..., num_features]: the first half encodes y, the second x.
 
-    The frequencies are those of the sine position encoding, so that a point's embedding is comparable with
+    The frequencies are those of the sine position encoding, so that attention can compare a point's embedding with
     the encoding of the memory positions.
     """
     return sine_waves(2 * math.pi * points.flip(-1), num_features // 2).flatten(-2)
@@ -40,17 +39,18 @@ def concatenate_heads(content: Tensor, position: Tensor, nhead: int) -> Tensor:
     return torch.cat(parts, dim=-1).flatten(-2)
 
 
-class ConditionalDecoderLayer(FeedForwardLayer):
-    """Self-attention of the queries, conditional cross-attention, feed-forward; post-norm.
+class ConditionalDecoderLayer(TransformerLayer):
+    """Self-attention of the queries, conditional cross-attention, feed-forward (figure 3 of the paper).
 
     Args:
-        is_first: in the first layer the decoder embedding holds nothing yet, so that the query and the
-            position encoding also join the content part of the cross-attention; only this layer has
-            ``ca_qpos_proj``.
+        is_first: in the first layer the content ``tgt`` is still empty, so that ``query_pos`` and the position
+            encoding also join the content part of the cross-attention; only this layer has ``ca_qpos_proj``.
     """
 
-    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float, is_first: bool) -> None:
-        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
+    def __init__(
+        self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float, pre_norm: bool, is_first: bool
+    ) -> None:
+        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm)
         self.nhead = nhead
         self.sa_qcontent_proj = nn.Linear(d_model, d_model)
         self.sa_qpos_proj = nn.Linear(d_model, d_model)
@@ -72,49 +72,39 @@ class ConditionalDecoderLayer(FeedForwardLayer):
         self.norm3 = nn.LayerNorm(d_model)
 
     def forward(
-        self,
-        target: Tensor,
-        queries: Tensor,
-        spatial_queries: Tensor,
-        memory: Memory,
-        allowed: Tensor,
-        queries_allowed: Tensor | None,
+        self, tgt: Tensor, query_pos: Tensor, query_sine: Tensor, memory: Memory, query_mask: Tensor | None
     ) -> Tensor:
         """One layer.
 
         Args:
-            target: [B, Q, C] decoder embeddings.
-            queries: [B, Q, C].
-            spatial_queries: [B, Q, C], p_q of the paper.
-            memory: of the encoder.
-            allowed: bool [B, 1, 1, S], the positions that are no padding.
-            queries_allowed: bool [Q, Q], the queries (columns) that a query (row) may attend to; None: all.
+            tgt: [B, Q, C], decoder embeddings: what the layers before made of the queries.
+            query_pos: [B, Q, C], the learned queries.
+            query_sine: [B, Q, C], the spatial queries p_q.
+            memory: of the encoder, S positions.
+            query_mask: see :meth:`Transformer.decode`.
 
         Returns:
             [B, Q, C].
         """
-        attended = self._attend_to_queries(target, queries, queries_allowed)
-        target = self.norm1(target + self.dropout(attended))
-        attended = self._attend_to_memory(target, queries, spatial_queries, memory, allowed)
-        return self.after_attention(target, attended, self.norm2, self.norm3)
+        tgt = self.sublayer(tgt, self.norm1, lambda x: self._self_attention(x, query_pos, query_mask))
+        tgt = self.sublayer(tgt, self.norm2, lambda x: self._cross_attention(x, query_pos, query_sine, memory))
+        return self.sublayer(tgt, self.norm3, self.feed_forward)
 
-    def _attend_to_queries(self, target: Tensor, queries: Tensor, allowed: Tensor | None) -> Tensor:
-        query = self.sa_qcontent_proj(target) + self.sa_qpos_proj(queries)
-        key = self.sa_kcontent_proj(target) + self.sa_kpos_proj(queries)
-        return self.self_attn(query, key, self.sa_v_proj(target), allowed)
+    def _self_attention(self, x: Tensor, query_pos: Tensor, query_mask: Tensor | None) -> Tensor:
+        q = self.sa_qcontent_proj(x) + self.sa_qpos_proj(query_pos)
+        k = self.sa_kcontent_proj(x) + self.sa_kpos_proj(query_pos)
+        return self.self_attn(q, k, self.sa_v_proj(x), attn_mask=query_mask)
 
-    def _attend_to_memory(
-        self, target: Tensor, queries: Tensor, spatial_queries: Tensor, memory: Memory, allowed: Tensor
-    ) -> Tensor:
-        query = self.ca_qcontent_proj(target)
-        key = self.ca_kcontent_proj(memory.tokens)
-        key_position = self.ca_kpos_proj(memory.pos)
+    def _cross_attention(self, x: Tensor, query_pos: Tensor, query_sine: Tensor, memory: Memory) -> Tensor:
+        q = self.ca_qcontent_proj(x)  # [B, Q, C]
+        k = self.ca_kcontent_proj(memory.tokens)  # [B, S, C]
+        k_pos = self.ca_kpos_proj(memory.pos)
         if self.ca_qpos_proj is not None:
-            query = query + self.ca_qpos_proj(queries)
-            key = key + key_position
-        query = concatenate_heads(query, self.ca_qpos_sine_proj(spatial_queries), self.nhead)
-        key = concatenate_heads(key, key_position, self.nhead)
-        return self.cross_attn(query, key, self.ca_v_proj(memory.tokens), allowed)
+            q = q + self.ca_qpos_proj(query_pos)
+            k = k + k_pos
+        q = concatenate_heads(q, self.ca_qpos_sine_proj(query_sine), self.nhead)  # [B, Q, 2C]
+        k = concatenate_heads(k, k_pos, self.nhead)  # [B, S, 2C]
+        return self.cross_attn(q, k, self.ca_v_proj(memory.tokens), key_padding_mask=memory.mask)
 
 
 class ConditionalDecoder(nn.Module):
@@ -122,41 +112,36 @@ class ConditionalDecoder(nn.Module):
 
     has_reference = True
 
-    def __init__(self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float, pre_norm: bool
+    ) -> None:
         super().__init__()
+        shared = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward}
+        shared |= {"dropout": dropout, "pre_norm": pre_norm}
         self.layers = nn.ModuleList(
-            ConditionalDecoderLayer(
-                d_model=d_model,
-                nhead=nhead,
-                dim_feedforward=dim_feedforward,
-                dropout=dropout,
-                is_first=index == 0,
-            )
-            for index in range(num_layers)
+            ConditionalDecoderLayer(**shared, is_first=index == 0) for index in range(num_layers)
         )
         self.norm = nn.LayerNorm(d_model)
         self.query_scale = MLP(d_model, d_model, d_model, 2)
         self.ref_point_head = MLP(d_model, d_model, 2, 2)
 
-    def forward(self, memory: Memory, queries: Tensor, query_mask: Tensor | None) -> Decoded:
+    def forward(self, memory: Memory, query_pos: Tensor, query_mask: Tensor | None) -> Decoded:
         """See :meth:`Transformer.decode`; the reference is [B, Q, 2]."""
-        reference, point_embedding = self._reference(queries)
-        allowed = may_attend(memory.mask)
-        queries_allowed = None if query_mask is None else ~query_mask
-        target = torch.zeros_like(queries)
+        reference, point_embedding = self._reference(query_pos)  # [B, Q, 2], [B, Q, C]
+        tgt = torch.zeros_like(query_pos)  # [B, Q, C]
         outputs = []
         for index, layer in enumerate(self.layers):
-            # The first layer has no decoder embedding to derive a transformation from.
-            spatial_queries = point_embedding if index == 0 else point_embedding * self.query_scale(target)
-            target = layer(target, queries, spatial_queries, memory, allowed, queries_allowed)
-            outputs.append(target)
-        return Decoded(hidden=self.norm(torch.stack(outputs)), reference=reference)
+            # p_q = T p_s; in the first layer T = 1, because the decoder embedding is still empty.
+            query_sine = point_embedding if index == 0 else point_embedding * self.query_scale(tgt)
+            tgt = layer(tgt, query_pos, query_sine, memory, query_mask)
+            outputs.append(tgt)
+        return Decoded(hidden=self.norm(torch.stack(outputs)), reference=reference)  # [L, B, Q, C]
 
-    def _reference(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _reference(self, query_pos: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the reference points [B, Q, 2] and the sine embedding of the points [B, Q, C]."""
-        with full_precision(queries.device.type):
-            reference = self.ref_point_head(queries.to(self.norm.weight.dtype))
-            return reference, sine_embedding(reference.sigmoid(), queries.shape[-1])
+        with full_precision(query_pos.device.type):
+            reference = self.ref_point_head(query_pos.to(self.norm.weight.dtype))
+            return reference, sine_embedding(reference.sigmoid(), query_pos.shape[-1])
 
 
 def build_conditional_transformer(
@@ -167,13 +152,18 @@ def build_conditional_transformer(
     num_decoder_layers: int,
     dim_feedforward: int,
     dropout: float,
+    pre_norm: bool = False,
 ) -> Transformer:
-    """The Transformer of Conditional DETR."""
-    widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
+    """The Transformer of Conditional DETR.
+
+    The public code has ``pre_norm`` in the encoder only; here the decoder has it as well, as in DETR.
+    """
+    shared = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward}
+    shared |= {"dropout": dropout, "pre_norm": pre_norm}
     return Transformer(
         d_model=d_model,
-        encoder=TransformerEncoder(num_layers=num_encoder_layers, **widths),
-        decoder=ConditionalDecoder(num_layers=num_decoder_layers, **widths),
+        encoder=TransformerEncoder(num_layers=num_encoder_layers, **shared),
+        decoder=ConditionalDecoder(num_layers=num_decoder_layers, **shared),
     )
 
 

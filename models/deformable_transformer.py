@@ -1,9 +1,9 @@
 """The Transformer of Deformable DETR (arXiv 2010.04159), over one or several levels of feature maps.
 
-Every attention to a map looks at a few points around a reference: the encoder's are the positions themselves, the
-decoder's are points or boxes that belong to the queries. Two variants of the paper (section 4.2): iterative box
-refinement, where the box that a decoder layer predicts is the next layer's reference, and two stages, where the
-encoder's best guesses are the first references and make the queries.
+Attention to the maps looks at a few points around a reference. In the encoder each position is its own reference; in
+the decoder each query has a point or a box. The paper has two variants (section 4.2). With iterative box refinement,
+the box that a decoder layer predicts is the next layer's reference. With two stages, the encoder's best boxes are the
+first references, and the queries are made from them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from models.build import backbone_of, positions_of, widths_of
 from models.checkpoints.deformable import DECIDING_FLAGS, HUGGING_FACE, infer, tidy
 from models.detr import DETR
-from models.feed_forward import FeedForwardLayer
 from models.input_projection import NORM_GROUPS, LevelProjection
 from models.interface import Decoded, Memory, check_widths
-from models.layers import MLP, LayerHeads, MultiheadAttention, full_precision, inverse_sigmoid
+from models.layers import MLP, LayerHeads, MultiheadAttention, TransformerLayer, full_precision, inverse_sigmoid
 from models.position_encoding import sine_waves
 from ops.module import MSDeformAttn
 from util.errors import UserError
@@ -31,17 +30,17 @@ PIXEL_CENTRE = 0.5
 """What Deformable DETR subtracts from rows and columns counted from 1; the others subtract nothing."""
 
 PROPOSAL_SIZE = 0.05
-"""Side of the box that a position of the finest level proposes before the box head changes it, of the image's."""
+"""Side of the box that a position of the finest level starts from, relative to the image; it doubles per level."""
 
 PROPOSAL_LIMITS = (0.01, 0.99)
-"""Positions whose box has a coordinate outside propose nothing."""
+"""A position proposes nothing if a coordinate of its first box lies outside these limits."""
 
 INITIAL_SIZE_LOGIT = -2.0
 """Without proposals, boxes start small: width and height of sigmoid(-2) = 0.12."""
 
 
-class DeformableEncoderLayer(FeedForwardLayer):
-    """Deformable self-attention of all positions, feed-forward; post-norm."""
+class DeformableEncoderLayer(TransformerLayer):
+    """Deformable self-attention of all positions, feed-forward."""
 
     def __init__(
         self, *, d_model: int, nhead: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float
@@ -52,11 +51,11 @@ class DeformableEncoderLayer(FeedForwardLayer):
         self.norm2 = nn.LayerNorm(d_model)
 
     def forward(
-        self, tokens: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
+        self, src: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """tokens and pos [B, S, C], reference [B, S, levels, 2], mask [B, S] (True = padding) -> [B, S, C]."""
-        attended = self.self_attn(tokens + pos, reference, tokens, mask, shapes)
-        return self.after_attention(tokens, attended, self.norm1, self.norm2)
+        """src and pos [B, S, C], reference [B, S, levels, 2], mask [B, S] (True = padding) -> [B, S, C]."""
+        src = self.sublayer(src, self.norm1, lambda x: self.self_attn(x + pos, reference, x, mask, shapes))
+        return self.sublayer(src, self.norm2, self.feed_forward)
 
 
 class DeformableEncoder(nn.Module):
@@ -67,16 +66,19 @@ class DeformableEncoder(nn.Module):
         self.layers = nn.ModuleList(DeformableEncoderLayer(**widths) for _ in range(num_layers))
 
     def forward(
-        self, tokens: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
+        self, src: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
     ) -> Tensor:
         """As the layers: -> [B, S, C]."""
         for layer in self.layers:
-            tokens = layer(tokens, pos, reference, mask, shapes)
-        return tokens
+            src = layer(src, pos, reference, mask, shapes)
+        return src
 
 
-class DeformableDecoderLayer(FeedForwardLayer):
-    """Self-attention of the queries, deformable attention to the memory, feed-forward; post-norm."""
+class DeformableDecoderLayer(TransformerLayer):
+    """Self-attention of the queries, deformable attention to the memory, feed-forward.
+
+    In the public checkpoints ``norm2`` belongs to the self-attention and ``norm1`` to the cross-attention.
+    """
 
     def __init__(
         self, *, d_model: int, nhead: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float
@@ -89,33 +91,39 @@ class DeformableDecoderLayer(FeedForwardLayer):
         self.norm3 = nn.LayerNorm(d_model)
 
     def forward(
-        self, target: Tensor, queries: Tensor, reference: Tensor, memory: Memory, queries_allowed: Tensor | None
+        self, tgt: Tensor, query_pos: Tensor, reference: Tensor, memory: Memory, query_mask: Tensor | None
     ) -> Tensor:
         """One layer.
 
         Args:
-            target: [B, Q, C] what the layers before made of the queries.
-            queries: [B, Q, C], added wherever ``target`` asks or is asked.
-            reference: [B, Q, levels, 2 or 4], relative to the padded maps.
+            tgt: [B, Q, C], the queries' content so far: what the layers before made of them.
+            query_pos: [B, Q, C], the queries' positions, added to ``tgt`` in queries and keys, never in values.
+            reference: [B, Q, levels, 2 or 4], points or boxes relative to the padded maps.
             memory: of the encoder.
-            queries_allowed: bool [Q, Q], the queries (columns) that a query (row) may attend to; None: all.
+            query_mask: see :meth:`DeformableTransformer.decode`.
 
         Returns:
             [B, Q, C].
         """
-        placed = target + queries
-        attended = self.self_attn(placed, placed, target, queries_allowed)
-        target = self.norm2(target + self.dropout(attended))
-        attended = self.cross_attn(target + queries, reference, memory.tokens, memory.mask, memory.shapes)
-        return self.after_attention(target, attended, self.norm1, self.norm3)
+
+        def self_attention(x: Tensor) -> Tensor:
+            q = k = x + query_pos
+            return self.self_attn(q, k, x, attn_mask=query_mask)
+
+        def cross_attention(x: Tensor) -> Tensor:
+            return self.cross_attn(x + query_pos, reference, memory.tokens, memory.mask, memory.shapes)
+
+        tgt = self.sublayer(tgt, self.norm2, self_attention)
+        tgt = self.sublayer(tgt, self.norm1, cross_attention)
+        return self.sublayer(tgt, self.norm3, self.feed_forward)
 
 
 class DeformableDecoder(nn.Module):
     """A stack of deformable decoder layers without a final norm.
 
     Attributes:
-        bbox_embed: the detector's box heads, one a layer, where they refine the references; else None.
-        class_embed: the detector's class heads where it has two stages; else None.
+        bbox_embed: the detector's box heads, one per layer, if they refine the references; else None.
+        class_embed: the detector's class heads with two stages; else None.
     """
 
     def __init__(self, *, num_layers: int, **widths: int | float) -> None:
@@ -125,50 +133,47 @@ class DeformableDecoder(nn.Module):
         self.class_embed: nn.ModuleList | None = None
 
     def forward(
-        self, memory: Memory, target: Tensor, queries: Tensor, reference: Tensor, query_mask: Tensor | None
+        self, memory: Memory, tgt: Tensor, query_pos: Tensor, reference: Tensor, query_mask: Tensor | None
     ) -> Decoded:
-        """Let the queries look into the memory.
+        """Decode the queries; the outputs of all layers are returned.
 
         Args:
             memory: of the encoder.
-            target: [B, Q, C], what the decoder starts with.
-            queries: [B, Q, C], the queries' position embeddings.
-            reference: [B, Q, 2 or 4] in [0, 1] of the unpadded image.
+            tgt: [B, Q, C], the content that the first layer starts with.
+            query_pos: [B, Q, C], the queries' position embeddings.
+            reference: [B, Q, 2 or 4], points or boxes in [0, 1] of the unpadded image.
             query_mask: see :meth:`DeformableTransformer.decode`.
         """
         ratios = valid_ratios(memory.mask, memory.shapes, reference.dtype)[:, None]  # [B, 1, levels, 2]
-        queries_allowed = None if query_mask is None else ~query_mask
         hidden, references = [], []
         for index, layer in enumerate(self.layers):
-            located = reference.shape[-1]
-            target = layer(
-                target, queries, reference[:, :, None] * ratios.repeat(1, 1, 1, located // 2), memory, queries_allowed
-            )
-            hidden.append(target)
+            in_padded_maps = reference[:, :, None] * ratios.repeat(1, 1, 1, reference.shape[-1] // 2)
+            tgt = layer(tgt, query_pos, in_padded_maps, memory, query_mask)
+            hidden.append(tgt)
             references.append(inverse_sigmoid(reference))
             if self.bbox_embed is not None:
-                reference = self._refine(self.bbox_embed[index], target, references[-1])
+                reference = self._refine(self.bbox_embed[index], tgt, references[-1])
         if self.bbox_embed is None:
             return Decoded(hidden=torch.stack(hidden), reference=references[0])
         return Decoded(hidden=torch.stack(hidden), reference=torch.stack([_as_box_logits(x) for x in references]))
 
     @staticmethod
     @torch.no_grad()
-    def _refine(box_head: nn.Module, target: Tensor, reference: Tensor) -> Tensor:
-        """The box [B, Q, 4] in [0, 1] that a layer's ``target`` predicts from a reference's logits; no gradient."""
-        with full_precision(target.device.type):
-            return (box_head(target.to(reference.dtype)) + _as_box_logits(reference)).sigmoid()
+    def _refine(box_head: nn.Module, tgt: Tensor, reference: Tensor) -> Tensor:
+        """A layer's boxes [B, Q, 4] in [0, 1], from its output and the logits of its references; no gradient."""
+        with full_precision(tgt.device.type):
+            return (box_head(tgt.to(reference.dtype)) + _as_box_logits(reference)).sigmoid()
 
 
 class DeformableTransformer(nn.Module):
     """An encoder and a decoder that see one or several feature maps; see ``models/interface.py``.
 
     Args:
-        num_levels: feature maps.
-        enc_n_points, dec_n_points: points that a head looks at on each map.
-        with_box_refine: each decoder layer starts from the box that the one before predicts.
-        num_proposals: two stages: queries are made from so many positions of the memory, and :meth:`decode` takes
-            none. None: one stage.
+        num_levels: number of feature maps.
+        enc_n_points, dec_n_points: points per head and map.
+        with_box_refine: each decoder layer starts from the box that the layer before predicts.
+        num_proposals: with two stages, the number of queries made from the memory; :meth:`decode` then takes none.
+            None: one stage.
     """
 
     has_reference = True
@@ -218,17 +223,17 @@ class DeformableTransformer(nn.Module):
             nn.init.zeros_(self.reference_points.bias)
         nn.init.normal_(self.level_embed)
 
-    def spread_heads(self, class_embed: nn.Linear, bbox_embed: MLP) -> tuple[LayerHeads, LayerHeads]:
-        """One class and one box head for each decoder layer, and with two stages one more for the encoder.
+    def make_heads(self, class_embed: nn.Linear, bbox_embed: MLP) -> tuple[LayerHeads, LayerHeads]:
+        """One class head and one box head per decoder layer, and with two stages one more for the encoder.
 
-        With refinement they are independent, and those the decoder needs are also registered there, as in the public
-        checkpoints; without it all are the same module.
+        With refinement the heads are independent. The decoder registers those that it needs under its own name, too, as
+        in the public checkpoints. Without refinement all heads are the same module.
         """
         num_heads = len(self.decoder.layers) + (1 if self.num_proposals else 0)
         if self.with_box_refine:
             class_embed = LayerHeads(copy.deepcopy(class_embed) for _ in range(num_heads))
             bbox_embed = LayerHeads(copy.deepcopy(bbox_embed) for _ in range(num_heads))
-            # Later layers start from what the first predicts; proposals have a size already.
+            # Later layers start from the box of the first; proposals already have a size.
             if not self.num_proposals:
                 nn.init.constant_(bbox_embed[0].layers[-1].bias.data[2:], INITIAL_SIZE_LOGIT)
             self.decoder.bbox_embed = bbox_embed
@@ -244,43 +249,47 @@ class DeformableTransformer(nn.Module):
         """Encode the feature maps of a batch of images.
 
         Args:
-            maps: [B, C, H, W] a level, finest first. What stands at padded positions is of no influence.
-            masks: [B, H, W] bool a level, True at padded positions; the top left corner never is.
-            pos: [B, C, H, W] position encoding a level.
+            maps: per level [B, C, H, W], finest first. Values at padded positions do not matter.
+            masks: per level [B, H, W] bool, True at padded positions; the top left corner never is.
+            pos: per level [B, C, H, W], position encoding.
+
+        Returns:
+            The memory of S positions, the sum of all H * W.
         """
         shapes = [(level.shape[-2], level.shape[-1]) for level in maps]
-        mask = torch.cat([level.flatten(1) for level in masks], dim=1)
+        mask = torch.cat([level.flatten(1) for level in masks], dim=1)  # [B, S]
         positions = torch.cat(
             [level.flatten(2).transpose(1, 2) + embed for level, embed in zip(pos, self.level_embed, strict=True)],
             dim=1,
-        )
-        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
-        # Padding is never sampled, but the gradient of a projection is 0 times it, which may be NaN: hence the zeros.
-        tokens = tokens.masked_fill(mask[..., None], 0.0)
+        )  # [B, S, C]
+        src = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)  # [B, S, C]
+        # Padding is never sampled, but a projection's gradient holds 0 times its values, which may be NaN: so padding
+        # becomes 0.
+        src = src.masked_fill(mask[..., None], 0.0)
         ratios = valid_ratios(mask, shapes, self.level_embed.dtype)
         centres = torch.cat(_pixel_centres(ratios, shapes), dim=1)
         reference = centres[:, :, None] * ratios[:, None]  # [B, S, levels, 2]
-        return Memory(self.encoder(tokens, positions, reference, mask, shapes), mask, positions, shapes)
+        return Memory(self.encoder(src, positions, reference, mask, shapes), mask, positions, shapes)
 
     def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
-        """Let the queries look into the memory; all decoder layers are returned.
+        """Decode the queries; the outputs of all decoder layers are returned.
 
         Args:
             memory: from :meth:`encode`.
-            queries: [B, Q, 2C], first the position embedding, which also decides the reference point, then what the
-                decoder starts with. Two stages: None, queries are made from the memory.
-            query_mask: bool [Q, Q], True where the query of the row may not attend to that of the column. No row
-                may be all True.
+            queries: [B, Q, 2C]: first ``query_pos``, which also decides the reference point, then ``tgt``, the content
+                that the first layer starts with. With two stages None: the queries are made from the memory.
+            query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
+                True. None: every query attends to all.
         """
         proposals = None
         if queries is None:
             queries, reference, proposals = self._propose(memory)
-            position, target = queries.chunk(2, dim=-1)
+            query_pos, tgt = queries.chunk(2, dim=-1)
         else:
-            position, target = queries.chunk(2, dim=-1)
+            query_pos, tgt = queries.chunk(2, dim=-1)
             with full_precision(queries.device.type):
-                reference = self.reference_points(position.to(self.level_embed.dtype)).sigmoid()
-        decoded = self.decoder(memory, target, position, reference, query_mask)
+                reference = self.reference_points(query_pos.to(self.level_embed.dtype)).sigmoid()
+        decoded = self.decoder(memory, tgt, query_pos, reference, query_mask)
         decoded.proposals = proposals
         return decoded
 
@@ -297,11 +306,11 @@ class DeformableTransformer(nn.Module):
         return torch.cat([position + content, target], dim=-1)
 
     def _propose(self, memory: Memory) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The first stage: every position proposes a box, the best become queries.
+        """The first stage: every position proposes a box, and the best boxes become queries.
 
         Returns:
             Queries [B, Q, 2C], their boxes [B, Q, 4] cxcywh in [0, 1] without gradient, and all proposals as
-            ``pred_logits`` [1, B, S, K] and ``pred_boxes`` [1, B, S, 4]. Q is num_proposals, or S if that is less.
+            ``pred_logits`` [1, B, S, K] and ``pred_boxes`` [1, B, S, 4]. Q is num_proposals, or S if S is smaller.
         """
         with full_precision(memory.tokens.device.type):
             anchors, usable = _anchors(memory.mask, memory.shapes, self.level_embed.dtype)
@@ -309,7 +318,7 @@ class DeformableTransformer(nn.Module):
             tokens = self.enc_output_norm(self.enc_output(tokens))
             logits = self.decoder.class_embed[-1](tokens)
             box_logits = self.decoder.bbox_embed[-1](tokens) + anchors
-            # Class 0 alone stands for "object" here, as in the encoder's loss.
+            # Here class 0 alone means "object", as in the encoder's loss.
             best = logits[..., 0].topk(min(self.num_proposals, logits.shape[1]), dim=1).indices
             boxes = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
             embedding = sine_waves(2 * math.pi * boxes, self.d_model // 2).flatten(-2)  # [B, Q, 2C]
@@ -318,7 +327,7 @@ class DeformableTransformer(nn.Module):
 
 
 def valid_ratios(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> Tensor:
-    """Mask [B, S] (True = padding) -> the share of each level's width and height that is no padding, [B, levels, 2]."""
+    """The share of each level's width and height that is not padding: mask [B, S] -> [B, levels, 2]."""
     ratios = []
     for level in _split(mask, shapes):
         width, height = (~level[:, 0]).sum(1).to(dtype), (~level[:, :, 0]).sum(1).to(dtype)
@@ -327,13 +336,13 @@ def valid_ratios(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype
 
 
 def _split(mask: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Mask [B, S] -> of each level [B, H, W]."""
+    """Mask [B, S] -> per level [B, H, W]."""
     parts = mask.split([height * width for height, width in shapes], dim=1)
     return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _pixel_centres(ratios: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """(x, y) of each level's positions, 0 and 1 being the unpadded image's edges: [B, H * W, 2] a level."""
+    """(x, y) of each level's positions, per level [B, H * W, 2]; 0 and 1 are the edges of the unpadded image."""
     centres = []
     for level, (height, width) in enumerate(shapes):
         x = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
@@ -346,9 +355,9 @@ def _pixel_centres(ratios: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor
 
 
 def _anchors(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The boxes that proposals start from: logits [B, S, 4] of cxcywh, and which positions [B, S] propose anything.
+    """The boxes that proposals start from: logits [B, S, 4] of cxcywh, and the positions [B, S] that propose a box.
 
-    The others have infinite logits, hence boxes of ones whatever the head says.
+    The other positions have infinite logits: whatever the box head adds, their boxes are ones.
     """
     centres = _pixel_centres(valid_ratios(mask, shapes, dtype), shapes)
     boxes = torch.cat(

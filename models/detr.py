@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.interface import Decoded, Memory
-from models.layers import MLP, full_precision, widen
+from models.layers import MLP, full_precision, to_float32
 from util.nested_tensor import NestedTensor
 from util.records import Classification
 
@@ -66,7 +66,7 @@ class DETR(nn.Module):
             # Training starts from boxes centred on the reference points.
             nn.init.zeros_(bbox_embed.layers[-1].weight)
             nn.init.zeros_(bbox_embed.layers[-1].bias)
-        self.class_embed, self.bbox_embed = transformer.spread_heads(class_embed, bbox_embed)
+        self.class_embed, self.bbox_embed = transformer.make_heads(class_embed, bbox_embed)
 
     def features(self, images: NestedTensor) -> list[NestedTensor]:
         """Feature maps of the backbone, finest first: [B, K_l, H_l, W_l] and masks [B, H_l, W_l]."""
@@ -87,18 +87,18 @@ class DETR(nn.Module):
         )
 
     def queries(self, batch_size: int) -> Tensor | None:
-        """The learned queries for every image: [B, Q, D], a view of one copy; None: there are none."""
+        """The learned queries for every image, a view [B, Q, D]; None: the Transformer makes its own."""
         return None if self.query_embed is None else self.query_embed.weight.expand(batch_size, -1, -1)
 
     def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
-        """Decode queries of any origin.
+        """Decode queries, learned or of any other origin.
 
         Args:
             memory: from :meth:`encode`.
-            queries: as :meth:`queries`, or with the content of regions, see :meth:`with_content`; image b's queries
-                look into image b's memory.
-            query_mask: bool [Q, Q], True where the query of the row may not attend to that of the column. No row
-                may be all True.
+            queries: [B, Q, D] as :meth:`queries` returns them, or with the content of regions (:meth:`with_content`);
+                or None. Queries of image b attend to the memory of image b.
+            query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
+                True.
         """
         return self.transformer.decode(memory, queries, query_mask)
 
@@ -117,11 +117,11 @@ class DETR(nn.Module):
 
         Returns:
             "pred_logits" [L, B, Q, K] and "pred_boxes" [L, B, Q, 4], cxcywh in [0, 1] of each image's own
-            (unpadded) size; layer L - 1 is the final one. Two stages: also "enc_outputs", what the encoder proposes
-            at each of its S positions, "pred_logits" [1, B, S, K] and "pred_boxes" [1, B, S, 4].
+            (unpadded) size; layer L - 1 is the final one. With two stages also "enc_outputs", the encoder's proposals
+            at each of its S positions: "pred_logits" [1, B, S, K] and "pred_boxes" [1, B, S, 4].
         """
         with full_precision(decoded.hidden.device.type):
-            hidden = widen(decoded.hidden)
+            hidden = to_float32(decoded.hidden)
             boxes = self.bbox_embed(hidden)
             if decoded.reference is not None:
                 located = decoded.reference.shape[-1]  # the centre, or centre and size

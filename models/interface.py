@@ -2,8 +2,9 @@
 
 Attributes of a Transformer: ``d_model`` (C), ``query_dim`` (width of the learned queries; None: it makes its own) and
 ``has_reference`` (whether :class:`Decoded` has one). Its methods: ``encode`` (feature maps -> :class:`Memory`),
-``decode`` (memory and queries -> :class:`Decoded`), ``with_content`` (how what a region looks like enters the queries)
-and ``spread_heads``, by which it decides whether the decoder's layers share the heads. All tensors are batch first.
+``decode`` (memory and queries -> :class:`Decoded`), ``with_content`` (how the content of a region enters the queries)
+and ``make_heads`` (whether the decoder layers share the heads). All tensors are batch first. A mask is True at padding,
+or where a query may not attend, as in ``nn.MultiheadAttention``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor
 
 @dataclass
 class Memory:
-    """What the encoder made of the feature maps of a batch: S positions of all levels in a row.
+    """The encoder's output for a batch: S positions, all levels one after the other.
 
     Attributes:
-        tokens: [B, S, C]; meaningless at padded positions.
+        tokens: [B, S, C]; values at padded positions mean nothing.
         mask: [B, S] bool, True at padded positions.
         pos: [B, S, C] position encoding.
         shapes: (height, width) of each level, in the order of its positions in S.
@@ -32,12 +33,12 @@ class Memory:
 
 @dataclass
 class Decoded:
-    """What every decoder layer made of the queries.
+    """The decoder's output: what every layer made of the queries.
 
     Attributes:
         hidden: [L, B, Q, C], after the decoder's final norm.
-        reference: logits of the points (or boxes) that the box head's output is relative to, broadcastable to
-            [L, B, Q, 2 or 4] in the order cx, cy(, w, h); None where boxes are predicted outright.
+        reference: logits of the points (or boxes) that the box head's output is added to, broadcastable to
+            [L, B, Q, 2 or 4] in the order cx, cy(, w, h); None: the box head predicts the whole box.
         proposals: what a two-stage encoder predicts at each of its S positions, "pred_logits" [1, B, S, K] and
             "pred_boxes" [1, B, S, 4] (cxcywh in [0, 1]); None with one stage.
     """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dropout import Dropout, on_eager_cpu
+from models.fast.attention import scaled_dot_product_attention
+from models.fast.dropout import Dropout
+from models.fast.feed_forward import feed_forward
 
 
 class MLP(nn.Module):
@@ -41,31 +44,39 @@ class ProjectedAttention(nn.Module):
         self.out_proj = nn.Linear(value_dim, value_dim)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Attend, head by head, and mix the heads.
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attend, head by head, and mix the heads. The masks are those of ``nn.MultiheadAttention``.
 
         Args:
             query: [B, Q, E], the heads one after the other; E may differ from value_dim.
             key: [B, S, E].
             value: [B, S, value_dim].
-            allowed: bool, broadcastable to [B, heads, Q, S]; True where a query may attend to a key.
+            key_padding_mask: bool [B, S], True at keys that are padding.
+            attn_mask: bool [Q, S], True where a query (row) may not attend to a key (column).
 
         Returns:
             [B, Q, value_dim].
         """
         query, key, value = (x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in (query, key, value))
-        dropout = self.weight_dropout.p if self.training else 0.0
-        if dropout and on_eager_cpu(query):  # the library has no faster form either
-            mixed = self._mix(query, key, value, allowed)
-        else:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        blocked = _join_masks(key_padding_mask, attn_mask)
+        mixed = scaled_dot_product_attention(query, key, value, blocked, self.weight_dropout)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B, heads, Q, V] -> [B, Q, value_dim]
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        if allowed is not None:
-            scores = scores.masked_fill_(~allowed, float("-inf"))
-        return self.weight_dropout(scores.softmax(dim=-1)) @ value
+
+def _join_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
+    """Where a query may not attend to a key: bool [B, 1, 1, S], [Q, S] or [B, 1, Q, S]; None: nowhere."""
+    if key_padding_mask is None:
+        return attn_mask
+    padding = key_padding_mask[:, None, None, :]
+    return padding if attn_mask is None else padding | attn_mask
 
 
 class MultiheadAttention(ProjectedAttention):
@@ -80,31 +91,62 @@ class MultiheadAttention(ProjectedAttention):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """query [B, Q, C], key and value [B, S, C] -> [B, Q, C]; ``allowed`` as in the base class."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **masks: Tensor | None) -> Tensor:
+        """query [B, Q, C], key and value [B, S, C] -> [B, Q, C]; masks as in the base class."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        return super().forward(*map(F.linear, (query, key, value), weights, biases), allowed)
+        return super().forward(*map(F.linear, (query, key, value), weights, biases), **masks)
+
+
+class TransformerLayer(nn.Module):
+    """What the layers of all Transformers share: the feed-forward, the dropout, and where the norms stand.
+
+    Subclasses add attention and norms. ``linear1`` and ``linear2`` lie directly in the layer, where the public
+    checkpoints have them.
+
+    Args:
+        d_model: C, the width of the tokens.
+        dim_feedforward: hidden units of the feed-forward.
+        dropout: of the hidden units and of what each sublayer adds.
+        pre_norm: norm what goes into a sublayer (True) or the sum that comes out of it (False, as in the paper).
+    """
+
+    def __init__(self, *, d_model: int, dim_feedforward: int, dropout: float, pre_norm: bool = False) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.dropout = Dropout(dropout)
+
+    def sublayer(self, x: Tensor, norm: nn.LayerNorm, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add to x [B, N, C] what ``f``, attention or feed-forward, makes of it, with a norm before or after."""
+        if self.pre_norm:
+            return x + self.dropout(f(norm(x)))
+        return norm(x + self.dropout(f(x)))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> dim_feedforward hidden units per token -> [B, N, C]."""
+        return feed_forward(x, self.linear1, self.linear2, self.dropout)
 
 
 class LayerHeads(nn.ModuleList):
-    """A head for each decoder layer, which may all be the same one; more heads than layers may follow."""
+    """One head per decoder layer; they may all be the same module. There may be more heads than layers."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Outputs of the layers [L, ...] -> [L, ...]."""
+        """Outputs of the layers [L, ..., C] -> [L, ..., K], each by its own head."""
         return torch.stack([head(layer) for head, layer in zip(self, hidden, strict=False)])
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logits of probabilities, within +- log(1 / eps); ``eps`` is that of the public code."""
+    """Logits of probabilities, limited to +- log(1 / eps); ``eps`` is that of the public code."""
     x = x.clamp(min=0, max=1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 def full_precision(device_type: str) -> torch.autocast:
-    """Context without autocast, for what must not be rounded to 16 bit: coordinates and the final heads."""
+    """Context without autocast, for what must not be rounded to 16 bits: coordinates and the final heads."""
     return torch.autocast(device_type, enabled=False)
 
 
-def widen(x: Tensor) -> Tensor:
-    """16-bit floating point -> float32, for sums and normalisations; anything wider stays as it is."""
+def to_float32(x: Tensor) -> Tensor:
+    """16-bit floating point -> float32, for sums and normalisations; float32 and float64 stay as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -10,56 +10,58 @@ from torch import Tensor, nn
 from models.build import build_single_scale
 from models.checkpoints.hf_shared import SINGLE_SCALE
 from models.detr import DETR
-from models.feed_forward import FeedForwardLayer
 from models.interface import Decoded, Memory, check_widths
-from models.layers import MLP, MultiheadAttention
+from models.layers import MLP, MultiheadAttention, TransformerLayer
 from util.records import Classification, DetectorRecord, Finetuning, HuggingFace
 
 
-def may_attend(mask: Tensor) -> Tensor:
-    """Padding [B, S] (True = padding) -> the keys that attention may use, bool [B, 1, 1, S]."""
-    return ~mask[:, None, None, :]
+class TransformerEncoderLayer(TransformerLayer):
+    """Self-attention and feed-forward (figure 10 of the paper)."""
 
-
-class TransformerEncoderLayer(FeedForwardLayer):
-    """Self-attention and feed-forward, each followed by a norm ("post-norm")."""
-
-    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
-        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
+    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm)
         self.self_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
 
-    def forward(self, tokens: Tensor, pos: Tensor, allowed: Tensor) -> Tensor:
-        """tokens and pos [B, S, C] -> [B, S, C]; ``allowed`` bool [B, 1, 1, S]."""
-        placed = tokens + pos
-        attended = self.self_attn(placed, placed, tokens, allowed)
-        return self.after_attention(tokens, attended, self.norm1, self.norm2)
+    def forward(self, src: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
+        """src and pos [B, S, C], mask [B, S] (True = padding) -> [B, S, C]."""
+
+        def self_attention(x: Tensor) -> Tensor:
+            q = k = x + pos
+            return self.self_attn(q, k, x, key_padding_mask=mask)
+
+        src = self.sublayer(src, self.norm1, self_attention)
+        return self.sublayer(src, self.norm2, self.feed_forward)
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of encoder layers; the position encoding enters each of them."""
+    """A stack of encoder layers; the position encoding enters each of them.
 
-    def __init__(self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float) -> None:
+    Attributes:
+        norm: the final norm of a stack with pre-norm, whose last sum no layer norms; None with post-norm.
+    """
+
+    def __init__(
+        self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float, pre_norm: bool
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerEncoderLayer(d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward, dropout=dropout)
-            for _ in range(num_layers)
-        )
+        widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
+        self.layers = nn.ModuleList(TransformerEncoderLayer(**widths, pre_norm=pre_norm) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(d_model) if pre_norm else None
 
-    def forward(self, tokens: Tensor, mask: Tensor, pos: Tensor) -> Tensor:
-        """tokens [B, S, C], mask [B, S] (True = padding), pos [B, S, C] -> [B, S, C]."""
-        allowed = may_attend(mask)
+    def forward(self, src: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
+        """src and pos [B, S, C], mask [B, S] (True = padding) -> [B, S, C]."""
         for layer in self.layers:
-            tokens = layer(tokens, pos, allowed)
-        return tokens
+            src = layer(src, pos, mask)
+        return src if self.norm is None else self.norm(src)
 
 
-class TransformerDecoderLayer(FeedForwardLayer):
-    """Self-attention of the queries, cross-attention to the memory, feed-forward; post-norm."""
+class TransformerDecoderLayer(TransformerLayer):
+    """Self-attention of the queries, cross-attention to the memory, feed-forward (figure 10 of the paper)."""
 
-    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
-        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
+    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm)
         self.self_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
         self.multihead_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
         self.norm1 = nn.LayerNorm(d_model)
@@ -67,58 +69,55 @@ class TransformerDecoderLayer(FeedForwardLayer):
         self.norm3 = nn.LayerNorm(d_model)
 
     def forward(
-        self,
-        target: Tensor,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        allowed: Tensor,
-        queries_allowed: Tensor | None,
+        self, tgt: Tensor, query_pos: Tensor, memory: Memory, memory_key: Tensor, query_mask: Tensor | None
     ) -> Tensor:
         """One layer.
 
         Args:
-            target: [B, Q, C] what the layers before made of the queries.
-            queries: [B, Q, C], added wherever ``target`` asks or is asked.
-            keys: [B, S, C] memory with its position encoding added.
-            values: [B, S, C] memory.
-            allowed: bool [B, 1, 1, S], the positions that are no padding.
-            queries_allowed: bool [Q, Q], the queries (columns) that a query (row) may attend to; None: all.
+            tgt: [B, Q, C], the queries' content so far: what the layers before made of them.
+            query_pos: [B, Q, C], the queries' positions, added to ``tgt`` in queries and keys, never in values.
+            memory: of the encoder, S positions.
+            memory_key: [B, S, C], the memory with its position encoding added.
+            query_mask: see :meth:`Transformer.decode`.
 
         Returns:
             [B, Q, C].
         """
-        placed = target + queries
-        attended = self.self_attn(placed, placed, target, queries_allowed)
-        target = self.norm1(target + self.dropout(attended))
-        attended = self.multihead_attn(target + queries, keys, values, allowed)
-        return self.after_attention(target, attended, self.norm2, self.norm3)
+
+        def self_attention(x: Tensor) -> Tensor:
+            q = k = x + query_pos
+            return self.self_attn(q, k, x, attn_mask=query_mask)
+
+        def cross_attention(x: Tensor) -> Tensor:
+            return self.multihead_attn(x + query_pos, memory_key, memory.tokens, key_padding_mask=memory.mask)
+
+        tgt = self.sublayer(tgt, self.norm1, self_attention)
+        tgt = self.sublayer(tgt, self.norm2, cross_attention)
+        return self.sublayer(tgt, self.norm3, self.feed_forward)
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of decoder layers, and the norm that each layer's output goes through before the heads."""
+    """A stack of decoder layers, and the norm between each layer's output and the heads."""
 
     has_reference = False
 
-    def __init__(self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float, pre_norm: bool
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerDecoderLayer(d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward, dropout=dropout)
-            for _ in range(num_layers)
-        )
+        widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
+        self.layers = nn.ModuleList(TransformerDecoderLayer(**widths, pre_norm=pre_norm) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, memory: Memory, queries: Tensor, query_mask: Tensor | None) -> Decoded:
+    def forward(self, memory: Memory, query_pos: Tensor, query_mask: Tensor | None) -> Decoded:
         """See :meth:`Transformer.decode`."""
-        keys = memory.tokens + memory.pos
-        allowed = may_attend(memory.mask)
-        queries_allowed = None if query_mask is None else ~query_mask
-        target = torch.zeros_like(queries)
+        memory_key = memory.tokens + memory.pos  # [B, S, C], once for all layers
+        tgt = torch.zeros_like(query_pos)  # [B, Q, C]
         outputs = []
         for layer in self.layers:
-            target = layer(target, queries, keys, memory.tokens, allowed, queries_allowed)
-            outputs.append(target)
-        return Decoded(hidden=self.norm(torch.stack(outputs)), reference=None)
+            tgt = layer(tgt, query_pos, memory, memory_key, query_mask)
+            outputs.append(tgt)
+        return Decoded(hidden=self.norm(torch.stack(outputs)), reference=None)  # [L, B, Q, C]
 
 
 class Transformer(nn.Module):
@@ -126,7 +125,7 @@ class Transformer(nn.Module):
 
     Args:
         d_model: C, the width of tokens and queries.
-        encoder: (tokens, mask, pos) -> tokens.
+        encoder: (src, pos, mask) -> tokens.
         decoder: (memory, queries, query_mask) -> :class:`Decoded`, with ``has_reference``.
     """
 
@@ -140,33 +139,36 @@ class Transformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def spread_heads(self, class_embed: nn.Linear, bbox_embed: MLP) -> tuple[nn.Module, nn.Module]:
-        """The heads as they are: all decoder layers share them."""
+    def make_heads(self, class_embed: nn.Linear, bbox_embed: MLP) -> tuple[nn.Module, nn.Module]:
+        """The heads as they are, because all decoder layers share them."""
         return class_embed, bbox_embed
 
     def encode(self, maps: list[Tensor], masks: list[Tensor], pos: list[Tensor]) -> Memory:
         """Encode the feature maps of a batch of images; this Transformer takes exactly one level.
 
         Args:
-            maps: [B, C, H, W] a level. What stands at padded positions is of no influence.
-            masks: [B, H, W] bool a level, True at padded positions.
-            pos: [B, C, H, W] position encoding a level.
+            maps: per level [B, C, H, W]. Values at padded positions do not matter.
+            masks: per level [B, H, W] bool, True at padded positions.
+            pos: per level [B, C, H, W], position encoding.
+
+        Returns:
+            The memory of S = H * W positions.
         """
         (level,), (level_mask,), (level_pos,) = maps, masks, pos
-        mask = level_mask.flatten(1)
-        positions = level_pos.flatten(2).transpose(1, 2)
-        # Attention weighs padding with 0, but 0 times an overflow is NaN: hence the zeros.
-        tokens = level.flatten(2).transpose(1, 2).masked_fill(mask[..., None], 0.0)
-        return Memory(self.encoder(tokens, mask, positions), mask, positions, [tuple(level.shape[-2:])])
+        mask = level_mask.flatten(1)  # [B, S]
+        positions = level_pos.flatten(2).transpose(1, 2)  # [B, S, C]
+        # Padding gets attention weights of 0, but 0 times infinity is NaN: so padding becomes 0, too.
+        src = level.flatten(2).transpose(1, 2).masked_fill(mask[..., None], 0.0)  # [B, S, C]
+        return Memory(self.encoder(src, positions, mask), mask, positions, [tuple(level.shape[-2:])])
 
     def decode(self, memory: Memory, queries: Tensor, query_mask: Tensor | None = None) -> Decoded:
-        """Let the queries look into the memory; all decoder layers are returned.
+        """Decode the queries; the outputs of all decoder layers are returned.
 
         Args:
             memory: from :meth:`encode`.
-            queries: [B, Q, C].
-            query_mask: bool [Q, Q], True where the query of the row may not attend to that of the column. No row
-                may be all True.
+            queries: [B, Q, C], added as positions in every layer; the first layer's content is zeros.
+            query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
+                True. None: every query attends to all.
         """
         return self.decoder(memory, queries, query_mask)
 
@@ -188,13 +190,15 @@ def build_transformer(
     num_decoder_layers: int,
     dim_feedforward: int,
     dropout: float,
+    pre_norm: bool = False,
 ) -> Transformer:
-    """The Transformer of vanilla DETR."""
-    widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
+    """The Transformer of vanilla DETR; ``pre_norm`` is that of DETR and UP-DETR (see ``TransformerLayer``)."""
+    shared = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward}
+    shared |= {"dropout": dropout, "pre_norm": pre_norm}
     return Transformer(
         d_model=d_model,
-        encoder=TransformerEncoder(num_layers=num_encoder_layers, **widths),
-        decoder=TransformerDecoder(num_layers=num_decoder_layers, **widths),
+        encoder=TransformerEncoder(num_layers=num_encoder_layers, **shared),
+        decoder=TransformerDecoder(num_layers=num_decoder_layers, **shared),
     )
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.criterion import SetCriterion
 from models.detr import DETR
-from models.frozen_backbone import fold_frozen_batch_norms
+from models.fast.frozen_backbone import fold_frozen_batch_norms
 from models.interface import Decoded
-from models.layers import MLP, widen
+from models.layers import MLP, to_float32
 from models.matcher import Matching
 from models.pretext.losses import feature_loss
 from util.errors import UserError
@@ -115,7 +115,7 @@ def pooled_features(backbone: Backbone, pictures: Tensor) -> Tensor:
     """Pictures [N, 3, s, s], normalised -> means of their maps, those of all strides side by side: [N, K]."""
     no_padding = torch.zeros(len(pictures), *pictures.shape[-2:], dtype=torch.bool, device=pictures.device)
     maps = backbone(NestedTensor(pictures, no_padding))
-    return torch.cat([widen(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
+    return torch.cat([to_float32(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
 
 
 def add_to_queries(detector: DETR, learned: Tensor, content: Tensor) -> Tensor:

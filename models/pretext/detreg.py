@@ -13,7 +13,7 @@ from datasets.pretext.one_view import OneViewBatch, OneViewDataset, ProposalTran
 from models.backbone import Backbone, build_crop_encoder
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
-from models.frozen_backbone import fold_frozen_batch_norms
+from models.fast.frozen_backbone import fold_frozen_batch_norms
 from models.layers import MLP
 from models.pretext.base import FEATURE_LOSS_FLAGS, PretextTask, as_targets, feature_loss_coef, pooled_features
 from models.pretext.losses import embedding_loss

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.layers import widen
+from models.layers import to_float32
 from util import distributed
 
 
@@ -38,7 +38,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """[N, C] -> [N, C]."""
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
-        x = widen(x)
+        x = to_float32(x)
         count = len(x) * distributed.world_size()
         mean = _SumOverProcesses.apply(x.sum(0)) / count
         centred = x - mean

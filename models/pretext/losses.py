@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.interface import Memory
-from models.layers import widen
+from models.layers import to_float32
 from models.pretext.global_batch_norm import GlobalBatchNorm1d
 from util.distributed import all_reduce_mean, world_size
 
@@ -25,8 +25,8 @@ def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: i
     Returns:
         [L], in [0, 4].
     """
-    predicted = F.normalize(widen(predicted), dim=-1)
-    target = F.normalize(widen(target), dim=-1)
+    predicted = F.normalize(to_float32(predicted), dim=-1)
+    target = F.normalize(to_float32(target), dim=-1)
     distance = (predicted - target).square().sum(-1)
     return distance.new_zeros(num_layers).index_add(0, layer, distance) / num_regions
 
@@ -41,7 +41,7 @@ def embedding_loss(predicted: Tensor, target: Tensor, num_layers: int) -> Tensor
     Returns:
         [L]. The number of pairs is averaged over processes, as the criterion's divisors are; at least one is counted.
     """
-    distance = F.l1_loss(widen(predicted), widen(target), reduction="none").mean(-1)
+    distance = F.l1_loss(to_float32(predicted), to_float32(target), reduction="none").mean(-1)
     by_layer = distance.view(num_layers, len(distance) // num_layers)
     num_pairs = torch.tensor(float(by_layer.shape[1])).to(distance.device, non_blocking=True)
     return by_layer.sum(1) / all_reduce_mean(num_pairs).clamp(min=1 / world_size())
@@ -56,7 +56,7 @@ def pool_views(memory: Memory, num_levels: int) -> Tensor:
         [B, num_levels * C], float32 under autocast, too.
     """
     sizes = [height * width for height, width in memory.shapes]
-    tokens = widen(memory.tokens).split(sizes, dim=1)[:num_levels]
+    tokens = to_float32(memory.tokens).split(sizes, dim=1)[:num_levels]
     masks = memory.mask.split(sizes, dim=1)[:num_levels]
     pooled = []
     for level, padding in zip(tokens, masks, strict=True):
@@ -96,5 +96,5 @@ class AgreementHead(nn.Module):
         return 0.5 * self._distance(projected1, projected2) + 0.5 * self._distance(projected2, projected1)
 
     def _distance(self, online: Tensor, target: Tensor) -> Tensor:
-        cosine = F.cosine_similarity(widen(self.predictor(online)), widen(target).detach(), dim=-1)
+        cosine = F.cosine_similarity(to_float32(self.predictor(online)), to_float32(target).detach(), dim=-1)
         return (2 - 2 * cosine).mean()

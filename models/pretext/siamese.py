@@ -14,7 +14,7 @@ from torchvision.ops import roi_align
 from datasets.pretext.two_view import TwoViewBatch, TwoViewDataset, TwoViewTransform, collate_two_view
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
-from models.layers import widen
+from models.layers import to_float32
 from models.pretext.base import (
     FEATURE_LOSS_FLAGS,
     NUM_CLASSES,
@@ -117,9 +117,9 @@ class SiameseDETR(RegionQueryTask):
         if self.training and self.query_jitter:
             boxes = jitter_boxes(boxes, sizes, self.query_jitter)
         pooled = [
-            roi_align(widen(level.tensors), list(boxes), ROI_SIZE, spatial_scale=1 / stride, sampling_ratio=-1).mean(
-                (-2, -1)
-            )
+            roi_align(
+                to_float32(level.tensors), list(boxes), ROI_SIZE, spatial_scale=1 / stride, sampling_ratio=-1
+            ).mean((-2, -1))
             for level, stride in zip(features, self.strides, strict=True)
         ]
         return torch.cat(pooled, dim=-1).unflatten(0, boxes.shape[:2])

@@ -87,12 +87,15 @@ def _random_like(name: str, value: Tensor) -> Tensor:
     return 0.1 * torch.randn_like(value)
 
 
-def without_gradient(name: str) -> bool:
+def without_gradient(name: str, *, pre_norm: bool = False) -> bool:
     """Whether the gradient of a parameter of a Transformer is 0 by construction.
 
     The decoder embeddings start as zeros, so that the values of the first self-attention are all equal: whatever
-    chooses among them does nothing. And a constant added to all keys does nothing to a softmax.
+    chooses among them does nothing. A norm in front of them multiplies zeros. And a constant added to all keys does
+    nothing to a softmax.
     """
+    if pre_norm and name == "decoder.layers.0.norm1.weight":
+        return True
     first_self_attention = (
         "decoder.layers.0.self_attn.in_proj_weight",
         "decoder.layers.0.sa_q",

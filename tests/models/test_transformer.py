@@ -11,12 +11,14 @@ from models.conditional_transformer import build_conditional_transformer, concat
 from models.deformable_transformer import DeformableTransformer
 from models.interface import Decoded, Memory
 from models.layers import MLP, MultiheadAttention
-from models.transformer import Transformer, TransformerEncoderLayer, build_transformer
+from models.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer, build_transformer
 from tests.models.detectors import randomize, without_gradient
 
 BUILDERS = {
     "vanilla": build_transformer,
+    "vanilla pre-norm": partial(build_transformer, pre_norm=True),
     "conditional": build_conditional_transformer,
+    "conditional pre-norm": partial(build_conditional_transformer, pre_norm=True),
     "deformable": partial(DeformableTransformer, num_levels=1, enc_n_points=3, dec_n_points=2),
 }
 WIDTH, QUERIES, HEIGHT, WIDE = 16, 5, 3, 4
@@ -80,19 +82,38 @@ def test_attention_equals_torch_with_the_same_state_dict(masked: bool) -> None:
     query, key, value = torch.randn(2, 5, WIDTH), torch.randn(2, 7, WIDTH), torch.randn(2, 7, WIDTH)
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 4:] = masked
-    expected, _ = theirs(query, key, value, key_padding_mask=padding)
-    allowed = ~padding[:, None, None] if masked else None
-    torch.testing.assert_close(ours(query, key, value, allowed), expected, atol=1e-6, rtol=0)
+    attn_mask = torch.rand(5, 7) < 0.4
+    attn_mask[:, 0] = False
+    masks = {"key_padding_mask": padding, "attn_mask": attn_mask} if masked else {}
+    expected, _ = theirs(query, key, value, **masks)
+    torch.testing.assert_close(ours(query, key, value, **masks), expected, atol=1e-6, rtol=0)
+    for name, mask in masks.items():
+        expected, _ = theirs(query, key, value, **{name: mask})
+        torch.testing.assert_close(ours(query, key, value, **{name: mask}), expected, atol=1e-6, rtol=0)
 
 
-def test_encoder_layer_without_positions_equals_torch() -> None:
-    ours = TransformerEncoderLayer(d_model=WIDTH, nhead=4, dim_feedforward=24, dropout=0.0)
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_encoder_layer_without_positions_equals_torch(pre_norm: bool) -> None:
+    ours = TransformerEncoderLayer(d_model=WIDTH, nhead=4, dim_feedforward=24, dropout=0.0, pre_norm=pre_norm)
     randomize(ours)
-    theirs = nn.TransformerEncoderLayer(WIDTH, 4, 24, dropout=0.0, batch_first=True)
+    theirs = nn.TransformerEncoderLayer(WIDTH, 4, 24, dropout=0.0, batch_first=True, norm_first=pre_norm)
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    tokens = torch.randn(2, 7, WIDTH)
-    allowed = torch.ones(2, 1, 1, 7, dtype=torch.bool)
-    torch.testing.assert_close(ours(tokens, torch.zeros(()), allowed), theirs(tokens), atol=1e-5, rtol=0)
+    src, padding = torch.randn(2, 7, WIDTH), torch.arange(7) >= torch.tensor([[7], [4]])
+    expected = theirs(src, src_key_padding_mask=padding)
+    torch.testing.assert_close(ours(src, torch.zeros(()), padding), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_decoder_layer_without_positions_equals_torch(pre_norm: bool) -> None:
+    ours = TransformerDecoderLayer(d_model=WIDTH, nhead=4, dim_feedforward=24, dropout=0.0, pre_norm=pre_norm)
+    randomize(ours)
+    theirs = nn.TransformerDecoderLayer(WIDTH, 4, 24, dropout=0.0, batch_first=True, norm_first=pre_norm)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    tgt, tokens = torch.randn(2, QUERIES, WIDTH), torch.randn(2, 7, WIDTH)
+    padding, query_mask = torch.arange(7) >= torch.tensor([[7], [4]]), torch.ones(QUERIES, QUERIES).triu(1).bool()
+    memory = Memory(tokens, padding, torch.zeros_like(tokens), [(1, 7)])
+    expected = theirs(tgt, tokens, tgt_mask=query_mask, memory_key_padding_mask=padding)
+    torch.testing.assert_close(ours(tgt, torch.zeros(()), memory, tokens, query_mask), expected, atol=1e-5, rtol=0)
 
 
 def test_sine_embedding_by_hand() -> None:
@@ -141,7 +162,7 @@ def test_valid_positions_do_matter(transformer: Transformer) -> None:
     queries = random_queries(transformer)
     memory, decoded = run(transformer, level, mask, pos, queries)
     changed = level.clone()
-    changed[1, :, 1, 2] += 1
+    changed[1, :, 1, 2] += torch.randn(WIDTH, dtype=torch.float64)  # a constant would vanish in pre-norm
     changed_memory, changed_decoded = run(transformer, changed, mask, pos, queries)
     assert (changed_memory.tokens[1, 0] - memory.tokens[1, 0]).abs().max() > 1e-3
     assert (changed_decoded.hidden[-1, 1] - decoded.hidden[-1, 1]).abs().max() > 1e-3
@@ -179,7 +200,9 @@ def test_decoding_subset_of_layers_is_a_prefix() -> None:
         assert (decoded.hidden[1] - decoded.hidden[2]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize(("detr", "layers"), [("vanilla", 2), ("conditional", 2), ("deformable", 1)])
+@pytest.mark.parametrize(
+    ("detr", "layers"), [*((name, 2) for name in BUILDERS if name != "deformable"), ("deformable", 1)]
+)
 def test_query_mask_blocks_exactly_what_it_says(detr: str, layers: int) -> None:
     """Query i depends on j iff it may attend to it, once the queries were mixed.
 
@@ -216,7 +239,7 @@ def test_open_query_mask_is_no_mask(transformer: Transformer) -> None:
     torch.testing.assert_close(opened.hidden, decoded.hidden, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("detr", ["conditional", "deformable"])
+@pytest.mark.parametrize("detr", ["conditional", "conditional pre-norm", "deformable"])
 def test_reference_depends_on_own_query_alone(detr: str) -> None:
     transformer = small_transformer(detr)
     level, mask, pos = padded_level()
@@ -239,7 +262,7 @@ def test_gradients_reach_every_parameter(transformer: Transformer) -> None:
     assert (level.grad.abs().amax(dim=1) > 1e-8).equal(~mask)
     for name, parameter in transformer.named_parameters():
         assert parameter.grad is not None, name
-        if not without_gradient(name):
+        if not without_gradient(name, pre_norm="encoder.norm.weight" in transformer.state_dict()):
             assert parameter.grad.abs().max() > 1e-8, name
 
 

@@ -6,22 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import feed_forward
-from models.feed_forward import FeedForwardLayer
+from models.fast import feed_forward
+from models.layers import TransformerLayer
 
 NAMES = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
 
 
-def _layer(dropout: float) -> FeedForwardLayer:
+def _layer(dropout: float) -> TransformerLayer:
     torch.manual_seed(0)
-    return FeedForwardLayer(d_model=6, dim_feedforward=10, dropout=dropout).double()
+    return TransformerLayer(d_model=6, dim_feedforward=10, dropout=dropout).double()
 
 
-def _as_defined(layer: FeedForwardLayer, x: Tensor) -> Tensor:
+def _as_defined(layer: TransformerLayer, x: Tensor) -> Tensor:
     return layer.linear2(layer.dropout(torch.relu(layer.linear1(x))))
 
 
-def _results(function: Callable[[Tensor], Tensor], layer: FeedForwardLayer, x: Tensor) -> list[Tensor]:
+def _results(function: Callable[[Tensor], Tensor], layer: TransformerLayer, x: Tensor) -> list[Tensor]:
     torch.manual_seed(1)
     output = function(x)
     loss = (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum()
@@ -36,7 +36,7 @@ def test_output_and_gradients_are_those_of_the_definition(
     monkeypatch.setattr(feed_forward, "TOKENS_AT_ONCE", piece)
     layer = _layer(dropout)
     x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
-    actual = _results(layer._feed_forward, layer, x)
+    actual = _results(layer.feed_forward, layer, x)
     expected = _results(lambda x: _as_defined(layer, x), layer, x)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)
@@ -50,7 +50,7 @@ def test_gradients_are_those_of_finite_differences(training: bool, monkeypatch: 
 
     def output(x: Tensor, *parameters: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return feed_forward._FeedForward.apply(x, *parameters, layer.dropout)
+        return feed_forward._FeedForward.apply(x, *parameters, layer.dropout, True)
 
     x = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(output, (x, *(layer.get_parameter(name) for name in NAMES)))
@@ -59,28 +59,26 @@ def test_gradients_are_those_of_finite_differences(training: bool, monkeypatch: 
 def test_every_piece_draws_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_forward, "TOKENS_AT_ONCE", 2)
     layer = _layer(0.5)
-    first, second = layer._feed_forward(torch.ones(1, 4, 6, dtype=torch.float64)).split(2, dim=1)
+    first, second = layer.feed_forward(torch.ones(1, 4, 6, dtype=torch.float64)).split(2, dim=1)
     assert not torch.equal(first, second)
 
 
-def test_a_whole_layer_is_the_same_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gradients_the_output_is_that_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_forward, "TOKENS_AT_ONCE", 3)
     layer = _layer(0.3).eval()
-    norms = [torch.nn.LayerNorm(6, dtype=torch.float64) for _ in range(2)]
-    x, attended = torch.randn(2, 2, 7, 6, dtype=torch.float64)
-    expected = layer.after_attention(x, attended, *norms)
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(layer.after_attention(x, attended, *norms), expected)
+        torch.testing.assert_close(layer.feed_forward(x), _as_defined(layer, x))
 
 
 def test_without_tokens_nothing_comes_out() -> None:
     layer = _layer(0.1)
-    assert layer._feed_forward(torch.empty(1, 0, 6, dtype=torch.float64)).shape == (1, 0, 6)
+    assert layer.feed_forward(torch.empty(1, 0, 6, dtype=torch.float64)).shape == (1, 0, 6)
 
 
 @pytest.mark.parametrize("frozen", NAMES)
 def test_a_frozen_parameter_gets_no_gradient(frozen: str) -> None:
     layer = _layer(0.1)
     layer.get_parameter(frozen).requires_grad_(False)
-    layer._feed_forward(torch.randn(1, 5, 6, dtype=torch.float64)).sum().backward()
+    layer.feed_forward(torch.randn(1, 5, 6, dtype=torch.float64)).sum().backward()
     assert {name for name in NAMES if layer.get_parameter(name).grad is not None} == set(NAMES) - {frozen}

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.normed_conv import AbsorbedNorm, NormedConv2d, absorb_norms, replace_by_plain
+from models.fast.normed_conv import AbsorbedNorm, NormedConv2d, absorb_norms, replace_by_plain
 from tests.models.detectors import randomize
 
 

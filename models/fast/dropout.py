@@ -1,4 +1,4 @@
-"""Dropout, with random numbers that are cheap on a CPU, and little memory kept for the backward pass."""
+"""Dropout whose random numbers are cheap on a CPU, and which keeps little memory for the backward pass."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ STEPS = 2**16
 class Dropout(nn.Module):
     """In training, zeroes each element with probability ``p`` and divides the others by 1 - p, as ``nn.Dropout``.
 
-    That class draws a random number of 64 bits for each element, on a CPU one after the other: a fifth of the step of
-    a small detector. Here 16 bits decide, from a faster generator, which torch's seeds anew for every call, so that a
-    restored random state still gives the same numbers.
+    On a CPU ``nn.Dropout`` draws one random number of 64 bits per element, one after the other: a fifth of the step
+    of a small detector. Here 16 bits decide. They come from a faster generator, which PyTorch's generator seeds anew
+    for every call, so that the same random state always gives the same numbers.
     """
 
     def __init__(self, p: float) -> None:
@@ -35,12 +35,12 @@ class Dropout(nn.Module):
         return _Drop.apply(x, self._draw(x.shape), self.scale)
 
     def drop_(self, x: Tensor) -> Tensor:
-        """The same in place, for a CPU and where no gradient is recorded."""
-        return _thin_out(x, self._draw(x.shape), self.scale, out=x) if self.training and self.p else x
+        """The same in place, on a CPU and where no gradient is recorded."""
+        return apply_mask(x, self._draw(x.shape), self.scale, out=x) if self.training and self.p else x
 
     @property
     def scale(self) -> float:
-        """What the elements that are kept are multiplied by."""
+        """The factor of the elements that are kept."""
         return STEPS / (STEPS - self._threshold) if self.training else 1.0
 
     @property
@@ -48,35 +48,35 @@ class Dropout(nn.Module):
         return min(round(self.p * STEPS), STEPS - 1)
 
     def _draw(self, shape: torch.Size) -> Tensor:
-        """Which elements are kept: ones among zeros, of 8 bits."""
+        """Which elements are kept: 1 or 0, uint8."""
         # Not bool: PyTorch's loops over it are not vectorised and take five times as long.
         kept = torch.empty(shape, dtype=torch.uint8)
         return torch.ge(_random_numbers(shape), self._threshold - STEPS // 2, out=kept)
 
 
 class _Drop(torch.autograd.Function):
-    """Keeps one byte an element, where products with a mask would keep the mask as floating point."""
+    """Keeps one byte per element; a product with a mask would keep the mask in floating point."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return _thin_out(x, kept, scale)
+        return apply_mask(x, kept, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _thin_out(grad, *ctx.saved_tensors, ctx.scale), None, None
+        return apply_mask(grad, *ctx.saved_tensors, ctx.scale), None, None
 
 
-def _thin_out(x: Tensor, kept: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    """x where ``kept`` is 1, times ``scale``."""
+def apply_mask(x: Tensor, kept: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """``x * scale`` where ``kept`` is 1, and 0 where it is 0; written to ``out`` if given."""
     factors = kept.to(x.dtype)
     return torch.mul(x, factors, out=factors if out is None else out).mul_(scale)
 
 
 def on_eager_cpu(x: Tensor) -> bool:
-    """Whether ``x`` is on a CPU and no compiler has to see through what is done to it."""
+    """Whether ``x`` is on a CPU and no compiler traces the code."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

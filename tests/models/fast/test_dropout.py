@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.dropout import Dropout
+from models.fast.dropout import Dropout
 from models.layers import ProjectedAttention
 
 N = 1_000_003  # not a multiple of four
@@ -90,9 +90,9 @@ def test_attention_drops_weights_and_leaves_padding_out() -> None:
     nn.init.eye_(attention.out_proj.weight)
     query, key = torch.randn(batch, 500, 8, dtype=torch.float64), torch.randn(batch, keys, 8, dtype=torch.float64)
     value = torch.eye(keys, dtype=torch.float64).expand(batch, -1, -1)
-    allowed = torch.arange(keys) < torch.tensor([[keys], [5]])  # the second image ends after five positions
-    weights = attention(query, key, value, allowed[:, None, None])
-    scores = (query @ key.mT / math.sqrt(8)).masked_fill(~allowed[:, None], -math.inf)
+    padding = torch.arange(keys) >= torch.tensor([[keys], [5]])  # the second image ends after five positions
+    weights = attention(query, key, value, key_padding_mask=padding)
+    scores = (query @ key.mT / math.sqrt(8)).masked_fill(padding[:, None], -math.inf)
     expected = scores.softmax(-1)
     kept = weights != 0
     torch.testing.assert_close(weights[kept], expected[kept] / (1 - p))

@@ -15,21 +15,21 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbone import Backbone
-from models.normed_conv import replace_by_plain
+from models.fast.normed_conv import replace_by_plain
 
 
 def fold_frozen_batch_norms(backbone: Backbone) -> Backbone:
-    """A copy for inference: the same maps within rounding, one pass over memory less for every batch norm.
+    """A copy for inference: the same maps within rounding, and one pass over memory less per batch norm.
 
-    A frozen batch norm is an affine map of each channel, and so is part of the convolution before it. Folded are
-    the norms whose input is a convolution's output that nothing else reads. Which these are is seen in one
-    forward pass over a small image, for a model's Python code can be anything; others stay as they are.
+    A frozen batch norm scales and shifts each channel, so the convolution before it can do that as well. This folds
+    the norms whose input is the output of a convolution that nothing else reads. One forward pass over a small image
+    finds them, because the Python code of a model can do anything. All other norms stay as they are.
 
-    The copy is in evaluation mode, requires no gradients, computes and returns its maps in the channels-last
-    memory format, and lacks the folded names in its state dict. Later changes of ``backbone`` do not reach it.
+    The copy is in evaluation mode, requires no gradients, and computes and returns its maps in the channels-last memory
+    format. Its state dict lacks the folded norms. Later changes of ``backbone`` do not reach it.
 
     Args:
-        backbone: with frozen batch norms, weights loaded; left as it is.
+        backbone: with frozen batch norms and loaded weights; it is not changed.
     """
     folded = copy.deepcopy(backbone).requires_grad_(False).eval()
     replace_by_plain(folded.body)
@@ -40,7 +40,7 @@ def fold_frozen_batch_norms(backbone: Backbone) -> Backbone:
 
 
 def _find_pairs(body: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
-    """Convolutions and the norms that alone read their outputs, each called once in a forward pass."""
+    """Pairs of a convolution and the only norm that reads its output, both called once per forward pass."""
     watch = _Watch()
     handles = [handle for module in body.modules() for handle in watch.attach(module)]
     weight = next(body.parameters())
@@ -64,8 +64,8 @@ class _Watch(TorchFunctionMode):
 
     Attributes:
         maker: tensor -> the convolution that returned it.
-        readers: tensor -> how many operations take it; a norm, whatever it does inside, counts as one.
-        norm_inputs: each call of a norm and the tensor that it read.
+        readers: tensor -> number of operations that read it; a norm counts as one, whatever it does inside.
+        norm_inputs: for each call of a norm, the norm and the tensor that it read.
         calls: module -> number of its calls.
     """
 
@@ -115,23 +115,23 @@ class _Watch(TorchFunctionMode):
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:
-    """Torchvision's frozen batch norm, or timm's, which has an activation behind it."""
+    """Torchvision's frozen batch norm, or timm's, which includes an activation."""
     return isinstance(module, (FrozenBatchNorm2d, _timm_class("FrozenBatchNormAct2d")))
 
 
 def _is_plain_convolution(module: nn.Module) -> bool:
-    """No subclass that computes its weight (weight standardisation); timm's Conv2dSame only pads."""
+    """Not a subclass that computes its weight (weight standardisation); timm's Conv2dSame only pads."""
     return type(module) is nn.Conv2d or isinstance(module, _timm_class("Conv2dSame"))
 
 
 def _timm_class(name: str) -> type | tuple[()]:
-    """A layer of timm; nothing is an instance of ``()``, and where timm is not imported no layer is timm's."""
+    """A class of ``timm.layers``; if timm is not imported ``()``, of which nothing is an instance."""
     return getattr(sys.modules.get("timm.layers"), name, ())
 
 
 @torch.no_grad()
 def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
-    """Give ``convolution`` the weight and bias that make it do what ``norm`` did after it."""
+    """Give ``convolution`` the weight and bias that make it do the work of ``norm`` as well."""
     weight, bias = fuse_conv_bn_weights(
         convolution.weight,
         convolution.bias,

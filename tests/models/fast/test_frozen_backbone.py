@@ -9,7 +9,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbone import Backbone, build_backbone
 from models.backbone_weights import load_backbone_weights
-from models.frozen_backbone import fold_frozen_batch_norms
+from models.fast.frozen_backbone import fold_frozen_batch_norms
 from tests.models.detectors import randomize, unequal_images
 
 LITE0 = "timm:tf_efficientnet_lite0"
