@@ -32,7 +32,7 @@ class ToyTransformer(Transformer):
         widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
         super().__init__(
             d_model=d_model,
-            encoder=TransformerEncoder(num_layers=num_encoder_layers, **widths),
+            encoder=TransformerEncoder(num_layers=num_encoder_layers, pre_norm=False, **widths),
             decoder=TransformerDecoder(num_layers=num_decoder_layers, **widths),
         )
         self.query_dim = 4
