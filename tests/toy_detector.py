@@ -33,7 +33,7 @@ class ToyTransformer(Transformer):
         super().__init__(
             d_model=d_model,
             encoder=TransformerEncoder(num_layers=num_encoder_layers, pre_norm=False, **widths),
-            decoder=TransformerDecoder(num_layers=num_decoder_layers, **widths),
+            decoder=TransformerDecoder(num_layers=num_decoder_layers, pre_norm=False, **widths),
         )
         self.query_dim = 4
         self.query_gain = query_gain
