@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,22 @@ def resume(training: Training, origin: Origin | None, args: argparse.Namespace) 
     if was != training.steps_per_epoch:
         say(f"an epoch has {training.steps_per_epoch} steps instead of {was}: going on in epoch {training.epoch}")
     tell_changes(args, origin.content["args"], DATASETS)
+
+
+def param_groups(module: nn.Module, rates: Mapping[str, float], group_of: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The parameters to train, in groups that have learning rates of their own; no group is empty.
+
+    Args:
+        rates: name of a group -> its rate; the first is that of all other parameters.
+        group_of: part of a parameter's name -> its group.
+    """
+    groups = {name: {"params": [], "lr": rate} for name, rate in rates.items()}
+    usual = next(iter(groups))
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            group = next((group for part, group in group_of.items() if part in name), usual)
+            groups[group]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def parameters_to_train(module: nn.Module) -> list[nn.Parameter]:

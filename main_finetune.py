@@ -184,20 +184,15 @@ def make_criterion(args: argparse.Namespace, detector: DETR) -> Any:
 
 
 def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any]]:
-    """The backbone, and what the detector's record names, learn at rates of their own; no group is empty."""
+    """Groups of parameters with rates of their own.
+
+    The backbone learns at ``--lr_backbone``, and so do learned positions, which are part of it in DETR's code
+    (``backbone.1``). What the detector's record names learns at a multiple of ``--lr``.
+    """
     multipliers = DETECTORS[args.detr].rates
     rates = {"rest": args.lr, "backbone": args.lr_backbone}
     rates |= {flag: args.lr * getattr(args, flag) for flag in multipliers.values()}
-    groups = {kind: {"params": [], "lr": rate} for kind, rate in rates.items()}
-    for name, parameter in detector.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("backbone.0."):
-            kind = "backbone"
-        else:
-            kind = next((flag for part, flag in multipliers.items() if part in name), "rest")
-        groups[kind]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+    return engine.param_groups(detector, rates, {"backbone.": "backbone", **multipliers})
 
 
 def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLoader:

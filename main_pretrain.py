@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 import engine
@@ -66,10 +68,16 @@ def build(args: argparse.Namespace, origin: Origin | None, device: torch.device)
         say(f"warning: {warning}")
     detector = build_detector(args, origin)
     method = task.build(args, detector).to(device)
-    groups = [{"params": engine.parameters_to_train(method)}]
-    training = engine.make_training(args, method, groups, device, len(loader))
+    training = engine.make_training(args, method, param_groups(args, method), device, len(loader))
     engine.resume(training, origin, args)
     return training, loader
+
+
+def param_groups(args: argparse.Namespace, method: nn.Module) -> list[dict[str, Any]]:
+    """What the detector's record names learns at a multiple of ``--lr``; a multiple of 1 makes no group."""
+    multipliers = {part: flag for part, flag in DETECTORS[args.detr].rates.items() if getattr(args, flag) != 1}
+    rates = {"rest": args.lr} | {flag: args.lr * getattr(args, flag) for flag in multipliers.values()}
+    return engine.param_groups(method, rates, multipliers)
 
 
 def build_dataset(args: argparse.Namespace) -> PretextDataset:

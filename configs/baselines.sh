@@ -8,18 +8,20 @@ set -euo pipefail
 method="${1:-}"
 detr="${2:-}"
 case "$method" in
-    up_detr) flags=(--method updetr) ;;
-    detreg) flags=(--method detreg --proposals selective_search --proposal_dir "${PROPOSALS:-}" --epochs 5) ;;
+    up_detr) flags=(--method updetr --batch_size 32) ;;
+    detreg) flags=(--method detreg --proposals selective_search --proposal_dir "${PROPOSALS:-}" --batch_size 24) ;;
     scratch) flags=() ;;
     *) echo "usage: $0 up_detr|detreg|scratch vanilla|conditional|deformable" >&2; exit 2 ;;
 esac
+images=2  # finetuned on, for each GPU
+[ "$detr" != deformable ] || images=4
 start=(--detr "$detr" --backbone resnet50 --backbone_weights "$SWAV")
 if [ "$method" != scratch ]; then
     python -m torch.distributed.run --nproc_per_node=8 main_pretrain.py \
         --dataset_file imagefolder --data_path "$IMAGENET/train" "${start[@]}" "${flags[@]}" \
-        --batch_size 32 --num_workers 8 --amp bf16 --resume auto --output_dir "out/${method}_$detr"
+        --num_workers 8 --amp bf16 --resume auto --output_dir "out/${method}_$detr"
     start=(--pretrain "out/${method}_$detr/checkpoint.pth")
 fi
 python -m torch.distributed.run --nproc_per_node=8 main_finetune.py \
     --dataset_file coco --data_path "$COCO" "${start[@]}" \
-    --batch_size 4 --num_workers 8 --resume auto --output_dir "out/${method}_${detr}_coco"
+    --batch_size "$images" --num_workers 8 --resume auto --output_dir "out/${method}_${detr}_coco"

@@ -9,4 +9,4 @@ python -m torch.distributed.run --nproc_per_node=8 main_pretrain.py \
     --output_dir out/coco_conditional
 python -m torch.distributed.run --nproc_per_node=8 main_finetune.py \
     --dataset_file voc --data_path "$VOC" --pretrain out/coco_conditional/checkpoint.pth \
-    --batch_size 4 --num_workers 8 --resume auto --output_dir out/coco_conditional_voc
+    --batch_size 2 --num_workers 8 --resume auto --output_dir out/coco_conditional_voc

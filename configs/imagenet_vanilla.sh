@@ -9,4 +9,4 @@ python -m torch.distributed.run --nproc_per_node=8 main_pretrain.py \
     --output_dir out/imagenet_vanilla
 python -m torch.distributed.run --nproc_per_node=8 main_finetune.py \
     --dataset_file coco --data_path "$COCO" --pretrain out/imagenet_vanilla/checkpoint.pth \
-    --batch_size 4 --num_workers 8 --resume auto --output_dir out/imagenet_vanilla_coco
+    --batch_size 2 --num_workers 8 --resume auto --output_dir out/imagenet_vanilla_coco

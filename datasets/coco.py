@@ -271,5 +271,5 @@ COCO = DataRecord(
     scales=DETECTION_SCALES,
     max_size=1333,
     max_steps=120_000,
-    pretraining={"siamese": {"feature_loss_coef": 3.0, "global_loss_coef": 0.3}},
+    pretraining={"siamese": {"feature_loss_coef": 3.0, "global_loss_coef": 0.3}, "detreg": {"epochs": 50}},
 )

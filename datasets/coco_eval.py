@@ -16,6 +16,9 @@ from torch import Tensor
 from datasets.voc_eval import BoxTable, ground_truth_table, voc_average_precision
 from util.distributed import all_gather_object
 
+DIFFICULT = "counted in AP, AP50, ... and per_class; ignored in voc"
+"""What becomes of objects marked ``difficult``: the papers score VOC by COCO's code, the devkit by its own."""
+
 COCO_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
 
@@ -91,12 +94,14 @@ class DetectionEvaluator:
 
         Returns:
             COCO's AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 and ``per_class: {name: {AP, AP50}}``. For VOC
-            data sets also ``voc: {mAP50, mAP50_11point, per_class: {name: {AP50, AP50_11point}}}``.
+            data sets also the devkit's ``voc: {mAP50, mAP50_11point, per_class: {name: {AP50, AP50_11point}}}``, and
+            ``difficult``: :data:`DIFFICULT`.
         """
         detections = self._detection_table()
         summary = self._coco_summary(detections)
         if self._metric == "voc":
             summary["voc"] = self._voc_summary(detections)
+            summary["difficult"] = DIFFICULT
         return summary
 
     @staticmethod
@@ -107,7 +112,9 @@ class DetectionEvaluator:
         rows += [[name, *map(_percent, scores.values())] for name, scores in summary["per_class"].items()]
         if "voc" in summary:
             voc = summary["voc"]
+            headline += "  (difficult objects count)"
             headline += f"\nVOC mAP50 {_percent(voc['mAP50'])}  11-point {_percent(voc['mAP50_11point'])}"
+            headline += "  (difficult objects are ignored)"
             rows[0] += ["VOC AP50", "11-point"]
             for row in rows[1:]:
                 row += map(_percent, voc["per_class"][row[0]].values())

@@ -81,7 +81,9 @@ class DetectionDataset(Dataset):
 
     @cached_property
     def coco(self) -> COCO:
-        """The usable boxes as pycocotools' evaluation wants them: bbox xywh in pixels, difficult boxes as crowds.
+        """The usable boxes as pycocotools' evaluation wants them: bbox xywh in pixels.
+
+        Objects marked ``difficult`` count as all others in COCO's scores; the devkit's ignore them.
 
         Annotations are numbered anew from 1, since that evaluation takes the id 0 for "unmatched".
         """
@@ -116,7 +118,7 @@ class DetectionDataset(Dataset):
                     "category_id": id_of_label[int(records.labels[row])],
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": float(records.areas[row]),
-                    "iscrowd": int(records.crowd[row] or records.difficult[row]),
+                    "iscrowd": int(records.crowd[row]),
                     "difficult": int(records.difficult[row]),
                 }
             )

@@ -63,8 +63,8 @@ class DetectionRecords:
         boxes: [N, 4] float32, xyxy in pixels, inside the image, of positive width and height.
         labels: [N] int64.
         areas: [N] float64, of the object (COCO: of its segmentation), in square pixels.
-        crowd: [N] bool, groups of objects: not trained on, ignored in evaluations.
-        difficult: [N] bool, trained on, ignored in evaluations.
+        crowd: [N] bool, groups of objects: not trained on, ignored by the devkit's scores.
+        difficult: [N] bool, trained on, ignored by the devkit's scores.
         dropped: what was left out.
     """
 

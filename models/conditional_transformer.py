@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from models.detr import DETR
 from models.interface import Decoded, Memory
 from models.layers import MLP, ProjectedAttention, TransformerLayer, full_precision
 from models.position_encoding import sine_waves
-from models.transformer import Transformer, TransformerEncoder
+from models.transformer import PRE_NORM, Transformer, TransformerEncoder, infer_norms, only_post_norm
 from util.records import Classification, DetectorRecord, Finetuning, HuggingFace
 
 
@@ -171,9 +172,8 @@ def build_conditional(
     args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
 ) -> DETR:
     """Conditional DETR with random weights."""
-    return build_single_scale(
-        args, build_conditional_transformer, num_logits, classification=classification, train_backbone=train_backbone
-    )
+    make = partial(build_conditional_transformer, pre_norm=args.pre_norm)
+    return build_single_scale(args, make, num_logits, classification=classification, train_backbone=train_backbone)
 
 
 _ATTENTION_IN_MEMORY = re.compile(
@@ -200,7 +200,9 @@ CONDITIONAL = DetectorRecord(
     finetuning=Finetuning(epochs=50, drop_at=0.8),
     pretraining={"siamese": {"feature_loss_coef": 5.0}},
     leaves_unused=lambda args: args.dec_layers == 1,  # query_scale serves the layers after the first
+    flags=(PRE_NORM,),
     signs=("transformer.decoder.layers.0.sa_qcontent_proj.weight",),
+    infer=infer_norms,
     hugging_face=HuggingFace(
         model_type="conditional_detr",
         class_name="ConditionalDetr",
@@ -216,5 +218,6 @@ CONDITIONAL = DetectorRecord(
         ],
         signs=("model.decoder.query_scale.",),
         name_in_file=_name_in_file,
+        config=only_post_norm,
     ),
 )

@@ -144,10 +144,9 @@ class SetCriterion(nn.Module):
                 "object" - objects |; softmax: largest logit is not "no object"; focal: a probability above 0.5.
         """
         logits = outputs["pred_logits"][-1].float()
-        last = slice(len(matching) - len(matching) // len(outputs["pred_logits"]), None)
+        last = matching.of_last_layer(len(outputs["pred_logits"]))
         labels, _ = pad_targets(targets)
-        guesses = logits[matching.image[last], matching.query[last]].argmax(-1)
-        wrong = guesses != labels[matching.image[last], matching.target[last]]
+        wrong = logits[last.image, last.query].argmax(-1) != labels[last.image, last.target]
 
         if self.classification == "softmax":
             says_object = logits.argmax(-1) != self.num_logits - 1

@@ -445,13 +445,17 @@ _FLAGS = (
         default=False,
     ),
 )
-_SLOWER = Flag(
-    name="lr_linear_proj_mult",
-    help="reference points and sampling offsets learn at --lr times this",
-    options={"type": float},
-    default=0.1,
-    least=0,
-)
+
+
+def _slower(default: float) -> Flag:
+    return Flag(
+        name="lr_linear_proj_mult",
+        help="reference points and sampling offsets learn at --lr times this",
+        options={"type": float},
+        default=default,
+        least=0,
+    )
+
 
 DEFORMABLE = DetectorRecord(
     title="Deformable DETR (arXiv 2010.04159)",
@@ -459,10 +463,11 @@ DEFORMABLE = DetectorRecord(
     classification="focal",
     finetuning=Finetuning(lr=2e-4, lr_backbone_pretrained=2e-5, lr_backbone_scratch=2e-5, epochs=50, drop_at=0.8),
     flags=_FLAGS,
-    finetune_flags=(_SLOWER,),
+    training_flags={"pretrain": (_slower(1.0),), "finetune": (_slower(0.1),)},
     defaults={"dim_feedforward": 1024, "num_queries": 300},
     check=_check,
-    rates={"reference_points": _SLOWER.name, "sampling_offsets": _SLOWER.name},
+    pretraining={"detreg": {"lr": 2e-4, "lr_linear_proj_mult": 0.1}},
+    rates={"reference_points": "lr_linear_proj_mult", "sampling_offsets": "lr_linear_proj_mult"},
     signs=("transformer.decoder.layers.0.cross_attn.sampling_offsets.weight",),
     infer=infer,
     tidy=tidy,

@@ -31,6 +31,11 @@ class Matching:
     def __len__(self) -> int:
         return len(self.layer)
 
+    def of_last_layer(self, num_layers: int) -> Matching:
+        """The pairs of the last of so many layers."""
+        first = len(self) - len(self) // num_layers
+        return Matching(self.layer[first:], self.image[first:], self.query[first:], self.target[first:])
+
 
 def pad_targets(targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
     """Labels [B, T] int64 and boxes [B, T, 4] of B images, zeros behind the objects of images with fewer than T."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +15,8 @@ from models.checkpoints.hf_shared import SINGLE_SCALE
 from models.detr import DETR
 from models.interface import Decoded, Memory, check_widths
 from models.layers import MLP, MultiheadAttention, TransformerLayer
-from util.records import Classification, DetectorRecord, Finetuning, HuggingFace
+from util.errors import UserError
+from util.records import Classification, DetectorRecord, Finetuning, Flag, HuggingFace
 
 
 class TransformerEncoderLayer(TransformerLayer):
@@ -202,13 +206,38 @@ def build_transformer(
     )
 
 
+PRE_NORM = Flag(
+    name="pre_norm",
+    help="norm what enters attention and feed-forward, not the sum that leaves them, as UP-DETR's checkpoints do",
+    options={"action": "store_true"},
+    default=False,
+)
+ENCODER_NORM = "transformer.encoder.norm.weight"
+"""A parameter that only encoders with pre-norm have."""
+
+
+def infer_norms(weights: dict[str, Any], sizes: Callable[[str], int], known: dict[str, Any]) -> dict[str, Any]:
+    """``--pre_norm`` of a state dict."""
+    return {PRE_NORM.name: ENCODER_NORM in weights}
+
+
+def only_post_norm(args: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of Hugging Face as it is.
+
+    Raises:
+        UserError: the detector has pre-norm, for which transformers has no option.
+    """
+    if args.get(PRE_NORM.name):
+        raise UserError(f"--to hf: transformers has no --pre_norm for --detr {args['detr']}; --to detr can hold it")
+    return config
+
+
 def build_vanilla(
     args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
 ) -> DETR:
     """DETR with random weights."""
-    return build_single_scale(
-        args, build_transformer, num_logits, classification=classification, train_backbone=train_backbone
-    )
+    make = partial(build_transformer, pre_norm=args.pre_norm)
+    return build_single_scale(args, make, num_logits, classification=classification, train_backbone=train_backbone)
 
 
 VANILLA = DetectorRecord(
@@ -216,7 +245,11 @@ VANILLA = DetectorRecord(
     build=build_vanilla,
     classification="softmax",
     finetuning=Finetuning(epochs=150, drop_at=2 / 3),
+    pretraining={"detreg": {"epochs": 60, "lr_drop": 200}},
+    flags=(PRE_NORM,),
     signs=("transformer.decoder.layers.0.multihead_attn.in_proj_weight",),
+    infer=infer_norms,
+    deciding_flags=((r"transformer\.encoder\.norm", "--pre_norm"),),
     hugging_face=HuggingFace(
         model_type="detr",
         class_name="Detr",
@@ -224,5 +257,6 @@ VANILLA = DetectorRecord(
             *SINGLE_SCALE,
             ("model.decoder.layers.*.encoder_attn.", "transformer.decoder.layers.*.multihead_attn."),
         ],
+        config=only_post_norm,
     ),
 )

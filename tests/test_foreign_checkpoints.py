@@ -14,10 +14,13 @@ import torch
 import main_finetune
 import main_pretrain
 from datasets.coco import COCO_CATEGORIES
+from models.transformer import VANILLA
+from tests.models.public_layouts import PRE_NORM_PRETRAINING_LAYOUTS
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
 from tools import convert_checkpoint
+from util import recipes
 from util.checkpoint import load_file, save_file
-from util.errors import CheckpointError, DataError
+from util.errors import CheckpointError, DataError, UserError
 
 pytest.importorskip("safetensors")
 
@@ -203,6 +206,61 @@ def test_what_cannot_be_resumed_or_evaluated(conditional, coco, data, tmp_path):
     torch.save({"model": weights, "args": argparse.Namespace(dataset_file="voc")}, elsewhere)
     with pytest.raises(CheckpointError, match="does not say which categories"):
         evaluate(coco, tmp_path / "out", elsewhere)
+
+
+TINY = {"backbone": "resnet18", "enc_layers": 1, "dec_layers": 2, "hidden_dim": 32, "dim_feedforward": 64}
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("published", marks=pytest.mark.slow)])
+def up_detr_file(request, tmp_path_factory) -> Path:
+    """What UP-DETR's published command writes, random: DETR with pre-norm, of the paper's size or tiny."""
+    changes = {"pre_norm": True, "dropout": 0.0} | (TINY if request.param == "tiny" else {})
+    args = argparse.Namespace(**recipes.architecture_defaults(VANILLA) | changes)
+    torch.manual_seed(0)
+    detector = VANILLA.build(args, 3, classification="softmax", train_backbone=False)
+    patches = torch.nn.Linear(detector.backbone[0].num_channels[-1], args.hidden_dim).state_dict()
+    weights = detector.state_dict() | {f"patch2query.{name}": value for name, value in patches.items()}
+    path = tmp_path_factory.mktemp("up_detr") / "up-detr-pre-training-60ep.pth"
+    torch.save({"model": weights, "args": argparse.Namespace(nheads=8, dilation=False, pre_norm=True)}, path)
+    layout = PRE_NORM_PRETRAINING_LAYOUTS["up-detr-r50-pre-norm-pretrain"]
+    assert request.param == "tiny" or {name: tuple(value.shape) for name, value in weights.items()} == layout
+    return path
+
+
+def test_pre_norm_of_up_detr_is_kept_on_all_ways(up_detr_file, data, tmp_path, capsys):
+    """Pretrained elsewhere -> finetuned -> evaluated -> converted -> finetuned again, with rates of 0."""
+    still = ["--lr", "0", "--lr_backbone", "0", "--max_steps", "1"]
+    weights = {n: v for n, v in load_file(up_detr_file)["model"].items() if not n.startswith(("class_", "patch2query"))}
+    finetuned = finetune(data, tmp_path / "own", "--pretrain", up_detr_file, *still)
+    told = capsys.readouterr().out
+    assert "recognised as UP-DETR's pretraining" in told
+    assert "newly made: class_embed" in told
+    assert finetuned["args"]["pre_norm"]
+    assert all(torch.equal(finetuned["model"][name], value) for name, value in weights.items())
+
+    own = tmp_path / "own" / "checkpoint.pth"
+    scores = json.loads((tmp_path / "own" / "eval.json").read_text())
+    assert evaluate(data, tmp_path / "eval", own) == scores
+    convert_checkpoint.main([str(own), str(tmp_path / "public.pth"), "--to", "detr"])
+    public = load_file(tmp_path / "public.pth")
+    assert evaluate(data, tmp_path / "eval", tmp_path / "public.pth") == scores
+    again = finetune(data, tmp_path / "again", "--pretrain", tmp_path / "public.pth", *still)
+    for content in (public, again):
+        assert content["model"].keys() == finetuned["model"].keys()
+        assert all(torch.equal(value, finetuned["model"][name]) for name, value in content["model"].items())
+    assert again["args"]["pre_norm"]
+    with pytest.raises(UserError, match="transformers has no --pre_norm for --detr vanilla; --to detr") as error:
+        convert_checkpoint.main([str(own), str(tmp_path / "hf"), "--to", "hf"])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "hf").exists()
+    with pytest.raises(CheckpointError, match="--detr conditional does not fit"):
+        finetune(data, tmp_path / "other", "--pretrain", up_detr_file, "--detr", "conditional")
+
+
+def test_pre_norm_has_to_be_in_the_weights(conditional, data, tmp_path):
+    public = public_file(conditional, tmp_path / "public.pth")
+    with pytest.raises(CheckpointError, match=r"--pre_norm True does not fit .*public\.pth"):
+        finetune(data, tmp_path / "out", "--pretrain", public, "--pre_norm")
 
 
 def body_of(checkpoint: Path) -> dict[str, torch.Tensor]:

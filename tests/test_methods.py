@@ -14,6 +14,7 @@ from util.errors import CheckpointError
 
 DETRS = {
     "vanilla": ["--detr", "vanilla"],
+    "pre-norm": ["--detr", "vanilla", "--pre_norm"],
     "conditional": ["--detr", "conditional"],
     "deformable": ["--detr", "deformable"],
     "single-scale": ["--detr", "deformable", "--num_feature_levels", "1"],

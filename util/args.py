@@ -41,6 +41,10 @@ def describe(flag: Flag, owners: Mapping[str, Record], choices: Choices) -> str:
             for owner, recipe in getattr(record, "pretraining", {}).items():
                 if owner in told and flag.name in recipe:
                     told[owner] += f" (--{option} {name} {show(recipe[flag.name])})"
+    for owner, record in owners.items():
+        for method, recipe in getattr(record, "pretraining", {}).items():
+            if owner in told and method in choices.pretexts and flag.name in recipe:
+                told[owner] += f" (--method {method} {show(recipe[flag.name])})"
     if not told:
         return flag.help
     same = len(set(told.values())) == 1
@@ -61,6 +65,20 @@ def with_exceptions(usual: Any, detectors: Mapping[str, DetectorRecord], get: Ca
     """The usual value, and in brackets the detectors that have another: ``2048 (deformable 1024)``."""
     others = {name: show(get(record)) for name, record in detectors.items() if get(record) != usual}
     return f"{show(usual)} ({by_name(others)})" if others else show(usual)
+
+
+def pretraining_default(name: str, usual: str, choices: Choices) -> str:
+    """The usual default of a flag in words, and in brackets the tasks and detectors that have another."""
+    others = {
+        f"--method {task}": record.defaults[name]
+        for task, record in choices.pretexts.items()
+        if name in record.defaults
+    }
+    for detr, record in choices.detectors.items():
+        for task, recipe in record.pretraining.items():
+            if name in recipe:
+                others[f"--method {task} --detr {detr}"] = recipe[name]
+    return f"{usual} ({by_name({owner: show(value) for owner, value in others.items()})})" if others else usual
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> argparse._ArgumentGroup:
@@ -131,14 +149,13 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimizer_arguments(
-    parser: argparse.ArgumentParser, *, batch_size: int, lr: str, drop: str
+    parser: argparse.ArgumentParser, *, batch_size: str, lr: str, drop: str
 ) -> argparse._ArgumentGroup:
     """Optimizer and schedule; a schedule counts either epochs or steps.
 
     Args:
-        batch_size: the default.
-        lr: the default learning rate, in words.
-        drop: the share of the schedule after which it drops by default, in words.
+        batch_size, lr: the defaults, in words.
+        drop: the share of the schedule after which the learning rate drops by default, in words.
     """
     group = parser.add_argument_group("optimization")
     group.add_argument("--lr", type=float, help=f"default: {lr}")
@@ -206,7 +223,10 @@ def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
     add_detector_arguments(parser, choices)
     add_pretext_arguments(parser, choices)
     add_loss_arguments(parser)
-    add_optimizer_arguments(parser, batch_size=8, lr=show(FIRST_LR), drop="2/3")
+    usual = {"batch_size": "8", "lr": show(FIRST_LR)}
+    words = {name: pretraining_default(name, value, choices) for name, value in usual.items()}
+    drop = pretraining_default("lr_drop", "2/3", choices).replace("(", "(after a fixed number: ")
+    add_optimizer_arguments(parser, **words, drop=drop)
     add_run_arguments(parser)
     return parser
 
@@ -231,7 +251,7 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
     recipes = {name: record.finetuning for name, record in choices.detectors.items()}
     optimization = add_optimizer_arguments(
         parser,
-        batch_size=2,
+        batch_size="2",
         lr=with_exceptions(FIRST_LR, choices.detectors, lambda record: record.finetuning.lr),
         drop=by_name({name: f"{recipe.drop_at:.2g}" for name, recipe in recipes.items()}),
     )

@@ -111,9 +111,13 @@ def without_flags_of_others(saved: dict[str, Any], detectors: Mapping[str, Detec
     chosen = detectors.get(saved.get("detr", ""))
     if chosen is None:
         return saved
-    own = {flag.name for flag in chosen.flags_in("finetune")}
-    of_any = {flag.name for record in detectors.values() for flag in record.flags_in("finetune")}
+    own = _flag_names(chosen)
+    of_any = set().union(*map(_flag_names, detectors.values()))
     return {name: value for name, value in saved.items() if name not in of_any - own}
+
+
+def _flag_names(record: DetectorRecord) -> set[str]:
+    return {flag.name for stage in ("pretrain", "finetune") for flag in record.flags_in(stage)}
 
 
 def defaults_of(flags: Sequence[Flag]) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def places(datasets: Mapping[str, DataRecord]) -> set[str]:
 def pretrain_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any]:
     """Values of the papers' pretraining for this task, detector and data.
 
-    For flags of the task, the data have the last word, then the detector, then the task.
+    The data have the last word, then the detector, then the task.
     """
     data, detector = choices.datasets[args.dataset_file], choices.detectors[args.detr]
     task = choices.pretexts[args.method]
@@ -141,12 +145,15 @@ def pretrain_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any
         "batch_size": 8,
         "amp": "none",
         **_class_weights(task.classification or detector.classification),
+        **defaults_of(detector.training_flags.get("pretrain", ())),
         **defaults_of(task.flags),
         **task.defaults,
         **detector.pretraining.get(args.method, {}),
         **data.pretraining.get(args.method, {}),
     }
-    return recipe | _schedule_of(args, {"max_steps": data.max_steps}, drop_at=2 / 3)
+    epochs, lr_drop = recipe.pop("epochs", None), recipe.pop("lr_drop", None)
+    length = {"max_steps": data.max_steps} if epochs is None else {"epochs": epochs}
+    return recipe | _schedule_of(args, length, drop_at=2 / 3, lr_drop=lr_drop)
 
 
 def finetune_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def finetune_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any
         "amp": "none",
         "eval_size": max(args.scales or DETECTION_SCALES),
         "eval_max_size": args.max_size or 1333,
-        **defaults_of(record.finetune_flags),
+        **defaults_of(record.training_flags.get("finetune", ())),
     }
     return recipe | _schedule_of(args, {"epochs": finetuning.epochs}, drop_at=finetuning.drop_at)
 
@@ -175,12 +182,20 @@ def _class_weights(classification: Classification) -> dict[str, float]:
     return {"set_cost_class": 1.0, "cls_loss_coef": 1.0, "eos_coef": 0.1}
 
 
-def _schedule_of(args: argparse.Namespace, default: dict[str, int], *, drop_at: float) -> dict[str, int]:
-    """The length that was typed, else the default one, and lr dropping at this share of it."""
+def _schedule_of(
+    args: argparse.Namespace, default: dict[str, int], *, drop_at: float, lr_drop: int | None = None
+) -> dict[str, int]:
+    """The length that was typed, else the default one, and where lr drops.
+
+    That is the share ``drop_at`` of the length, or after ``lr_drop`` epochs, however many there are.
+    """
     length = {name: getattr(args, name) for name in ("epochs", "max_steps") if getattr(args, name) is not None}
     drops = {"epochs": "lr_drop", "max_steps": "lr_drop_step"}
     length = length or default
-    return length | {drops[name]: round(drop_at * value) for name, value in length.items()}
+    shares = {drops[name]: round(drop_at * value) for name, value in length.items()}
+    if "lr_drop" in shares and lr_drop is not None:
+        shares["lr_drop"] = lr_drop
+    return length | shares
 
 
 def fill(args: argparse.Namespace, values: dict[str, Any]) -> None:

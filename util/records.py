@@ -8,7 +8,7 @@ knows neither models nor data sets: what a record builds and reads is a plain fu
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -24,8 +24,8 @@ NamePairs = Sequence[tuple[str, str]]
 DETECTION_SCALES = tuple(range(480, 801, 32))
 """Short sides in pixels that DETR trains with."""
 
-SMALL_SCALES = tuple(range(320, 481, 16))
-"""Short sides in pixels for pretraining on ImageNet, as in UP-DETR and Siamese DETR."""
+SMALL_SCALES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
+"""Short sides in pixels for pretraining on ImageNet, as in UP-DETR, DETReg and Siamese DETR: none of them has 384."""
 
 
 def num_outputs(num_classes: int, classification: Classification) -> int:
@@ -135,9 +135,10 @@ class DetectorRecord:
         classification: of finetuning, and of pretext tasks that have none of their own.
         finetuning: its recipe.
         flags: its own flags that say what it is; checkpoints keep them.
-        finetune_flags: its own flags of main_finetune.py alone.
+        training_flags: its own flags of how it is trained, by script; each may have a default of its own there.
         defaults: the architecture where it differs from :data:`util.recipes.COMMON_ARCHITECTURE`.
-        pretraining: name of a pretext task -> values of that task's flags with this detector.
+        pretraining: name of a pretext task -> recipe of that task where it is another with this detector: values of
+            flags, among them ``lr``, ``batch_size``, and ``epochs`` with ``lr_drop`` where the schedule counts epochs.
         check: (args, stage) raises UserError for values of its flags that do not go together.
         rates: part of a parameter's name -> name of the flag by which ``--lr`` is multiplied for it.
         leaves_unused: args -> whether a training step may leave some of its parameters without a gradient.
@@ -159,7 +160,7 @@ class DetectorRecord:
     classification: Classification
     finetuning: Finetuning
     flags: tuple[Flag, ...] = ()
-    finetune_flags: tuple[Flag, ...] = ()
+    training_flags: Mapping[Stage, tuple[Flag, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     pretraining: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     check: Callable[[argparse.Namespace, Stage], None] = _no_check
@@ -174,7 +175,7 @@ class DetectorRecord:
 
     def flags_in(self, stage: Stage) -> tuple[Flag, ...]:
         """Its own flags in this script."""
-        return self.flags + (self.finetune_flags if stage == "finetune" else ())
+        return self.flags + self.training_flags.get(stage, ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +191,12 @@ class PretextRecord:
         build_transform: (args, options that all transforms share) -> what the data set makes samples with.
         collate: list of samples -> batch.
         flags: its own flags.
-        defaults: values of its flags where they differ from the flags' own defaults.
+        defaults: its recipe where it differs from the usual one and from the flags' own defaults, whatever the
+            detector; see ``pretraining`` of :class:`DetectorRecord`.
         check: (args, number of processes) raises UserError for values of its flags that do not go together.
         warning: args -> what the user should know before training starts; None: nothing.
-        foreign_kind: what a checkpoint that another project made with this task is called.
-        foreign_signs: beginnings of names; one of them says that a checkpoint is of that kind.
+        foreign_kind: names in a checkpoint of another project -> what it is called if this task made it, else None.
+            The first task that knows it has the say.
         heads: beginnings of the names of parameters that are the task's and not the detector's.
         public_name: a name in such a checkpoint -> the public name.
     """
@@ -210,8 +212,7 @@ class PretextRecord:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[argparse.Namespace, int], None] = _no_check
     warning: Callable[[argparse.Namespace], str | None] = lambda args: None
-    foreign_kind: str = ""
-    foreign_signs: tuple[str, ...] = ()
+    foreign_kind: Callable[[Collection[str]], str | None] = lambda names: None
     heads: tuple[str, ...] = ()
     public_name: Callable[[str], str] = _as_it_is
 
@@ -234,7 +235,7 @@ class DataRecord:
         check: (args, splits that will be read) raises UserError where its flags do not say where the labelled data is;
             None: ``--data_path`` must.
         scales, max_size, max_steps: image sizes in pixels and length of pretraining.
-        pretraining: name of a pretext task -> values of that task's flags on these data, whatever the detector.
+        pretraining: name of a pretext task -> its recipe where it is another on these data, whatever the detector.
     """
 
     title: str

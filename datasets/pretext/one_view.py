@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.images import load_image
-from datasets.pixels.photometric import Normalisation, Photometric, change, draw_photometric
+from datasets.pixels.photometric import Normalisation, change, draw_photometric
 from datasets.pixels.resample import resample
 from datasets.pretext.samples import PretextDataset
 from datasets.pretext.two_view import as_planes
@@ -36,7 +36,7 @@ class OneViewSample:
     Attributes:
         view: [3, H, W] float32, normalised by channel.
         boxes: [R, 4] float32, cxcywh normalised by (W, H); R may be 0.
-        crops: [R, 3, s, s] float32, what is in the boxes, normalised likewise.
+        crops: [R, 3, s, s] float32, what is in the regions, colours changed, normalised likewise.
     """
 
     view: Tensor
@@ -56,25 +56,22 @@ class OneViewTransform:
         self.crop_size = crop_size
         self.normalise = Normalisation(mean, std)
 
-    def sample(
-        self, view: Image.Image, boxes: np.ndarray, photometrics: Sequence[Photometric] | None = None
-    ) -> OneViewSample:
-        """A view with boxes [R, 4] (xyxy in its pixels); their R crops change as ``photometrics`` say, if at all."""
-        pixels = np.array(view)
+    def cut(self, picture: Image.Image, boxes: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """What is in the boxes [R, 4] (xyxy in pixels of the picture), each with its colours changed: [R, 3, s, s]."""
+        pixels = np.array(picture)
         crops = np.empty((len(boxes), self.crop_size, self.crop_size, 3), dtype=np.uint8)
         for crop, box in zip(crops, boxes, strict=True):
             crop[:] = resample(pixels, box, (self.crop_size, self.crop_size))
-        planes = as_planes(crops)
+        return self.normalise(change(as_planes(crops), [draw_photometric(rng) for _ in boxes]))
+
+    def sample(self, view: Image.Image, boxes: np.ndarray, crops: Tensor) -> OneViewSample:
+        """A view with boxes [R, 4] (xyxy in its pixels) and their crops."""
         normalised = box_xyxy_to_cxcywh(torch.from_numpy(boxes / np.tile(view.size, 2)))
-        return OneViewSample(
-            view=self.normalise(as_planes(pixels)),
-            boxes=normalised.float(),
-            crops=self.normalise(change(planes, photometrics) if photometrics else planes),
-        )
+        return OneViewSample(view=self.normalise(as_planes(np.array(view))), boxes=normalised.float(), crops=crops)
 
 
 class PatchTransform(OneViewTransform):
-    """Image -> :class:`OneViewSample` with random patches, the crops of which have colours changed independently.
+    """Image -> :class:`OneViewSample` with random patches of the view.
 
     Args:
         scales: short sides of the view to draw from, in pixels; max_size: limit of its long side.
@@ -95,14 +92,16 @@ class PatchTransform(OneViewTransform):
         self.num_regions = num_regions
 
     def __call__(self, image: Image.Image, proposals: np.ndarray, rng: np.random.Generator) -> OneViewSample:
-        """Draw a sample; ``rng`` alone decides which, ``proposals`` are of no influence."""
+        """Draw a sample; ``rng`` alone decides which. ``proposals`` are not used."""
         view, _ = self.resize(image, {"boxes": np.empty((0, 4), dtype=np.float32)}, rng)
         boxes = random_patches(rng, view.size, self.num_regions)
-        return self.sample(view, boxes, [draw_photometric(rng) for _ in boxes])
+        return self.sample(view, boxes, self.cut(view, boxes, rng))
 
 
 class ProposalTransform(OneViewTransform):
     """Image and proposals -> :class:`OneViewSample`, augmented as for the training of a detector.
+
+    The crops come from the original image, as in DETReg's code: neither flipped nor cut off where the view ends.
 
     Args:
         scales: short sides of the view to draw from, in pixels; max_size: limit of its long side.
@@ -135,11 +134,12 @@ class ProposalTransform(OneViewTransform):
         """
         if self.random:
             proposals = random_boxes(rng, np.array([0.0, 0.0, *image.size]), self.num_proposals)
-        boxes = best_boxes(proposals, image.size, self.num_proposals)
-        target = {"boxes": boxes.astype(np.float32), "labels": np.zeros(len(boxes), dtype=np.int64)}
+        regions = usable_boxes(proposals, image.size)[0][: self.num_proposals]
+        # as labels the numbers of the regions, which tell whose boxes are left in the view
+        target = {"boxes": regions.astype(np.float32), "labels": np.arange(len(regions))}
         view, target = self.augment(image, target, rng)
-        boxes = best_boxes(target["boxes"], view.size, self.num_proposals)
-        return self.sample(view, boxes)
+        boxes, rows = usable_boxes(target["boxes"], view.size)
+        return self.sample(view, boxes, self.cut(image, regions[target["labels"][rows]], rng))
 
 
 def random_patches(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.ndarray:
@@ -154,14 +154,18 @@ def random_patches(rng: np.random.Generator, size: tuple[int, int], count: int) 
     return np.concatenate([corners, corners + sides], axis=1).astype(np.float64)
 
 
-def best_boxes(boxes: np.ndarray, size: tuple[int, int], most: int) -> np.ndarray:
-    """The first ``most`` boxes [N, 4] (xyxy) that are usable, clipped to a picture of (width, height); float64.
+def usable_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [N, 4] (xyxy) clipped to a picture of (width, height), without those that are of no use there.
 
     Left out are those with NaN or infinite coordinates and those less than MIN_REGION wide or high in the picture.
+
+    Returns:
+        The boxes [M, 4] float64, and their rows [M] among the N.
     """
-    boxes = boxes[np.isfinite(boxes).all(axis=1)].astype(np.float64)
-    boxes = clip_boxes(boxes, np.array([0.0, 0.0, *size]))
-    return boxes[((boxes[:, 2:] - boxes[:, :2]) >= MIN_REGION).all(axis=1)][:most]
+    rows = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+    clipped = clip_boxes(boxes[rows].astype(np.float64), np.array([0.0, 0.0, *size]))
+    large = ((clipped[:, 2:] - clipped[:, :2]) >= MIN_REGION).all(axis=1)
+    return clipped[large], rows[large]
 
 
 class OneViewDataset(PretextDataset):

@@ -47,11 +47,12 @@ _META = {"version": int, "method": str, "parameters": dict, "num_images": int, "
 
 
 def random_boxes(rng: np.random.Generator, within: np.ndarray, count: int) -> np.ndarray:
-    """``count`` boxes [count, 4] float64 inside the box ``within`` [4], both xyxy.
+    """``count`` boxes [count, 4] float64 inside the box ``within`` [4], both xyxy, drawn as Siamese DETR's authors do.
 
-    Sides are uniform up to those of ``within``, centres uniform where the box then fits. Boxes with less than MIN_AREA
-    of its area, or an aspect ratio beyond 1/8..8 and that of ``within`` itself (a strip allows little else), are
-    drawn again.
+    The top-left corner is uniform in ``within`` and the height uniform in what is left below it. The width is uniform
+    between the one that gives the least area, MIN_AREA of ``within``, and what is left to the right. Boxes with no such
+    width, or with an aspect ratio beyond 1/8..8 and that of ``within`` itself (a strip allows little else), are drawn
+    again. Boxes cover 0.13 of ``within`` on average (median 0.095), a little more where it is wide.
 
     Raises:
         ValueError: ``within`` has no area.
@@ -63,12 +64,15 @@ def random_boxes(rng: np.random.Generator, within: np.ndarray, count: int) -> np
     shape = width / height
     boxes = np.empty((0, 4))  # in fractions of ``within``
     while len(boxes) < count:
-        sides = 1 - rng.random((2 * count, 2))  # in (0, 1]
-        corners = rng.random((2 * count, 2)) * (1 - sides)
-        aspect = shape * sides[:, 0] / sides[:, 1]
+        left, top, across, down = rng.random((4, 2 * count))
+        heights = (1 - down) * (1 - top)  # never 0
+        least = MIN_AREA / heights
+        widths = least + across * (1 - left - least)
+        aspect = shape * widths / heights
         good = (aspect >= min(1 / MAX_ASPECT, shape)) & (aspect <= max(MAX_ASPECT, shape))
-        good &= sides.prod(axis=1) >= MIN_AREA
-        boxes = np.concatenate([boxes, np.concatenate([corners, corners + sides], axis=1)[good]])
+        good &= left + least <= 1
+        drawn = np.stack([left, top, left + widths, top + heights], axis=1)
+        boxes = np.concatenate([boxes, drawn[good]])
     return np.clip(low + boxes[:count] * (high - low), low, high)
 
 

@@ -121,10 +121,7 @@ def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> 
         _tidy(renaming, config)
         return "Hugging Face"
     if any(name.startswith("transformer.decoder.layers.") for name in names):
-        signs = {task.foreign_kind: task.foreign_signs for task in PRETEXTS.values() if task.foreign_signs}
-        kind = next(
-            (kind for kind in signs if any(name.startswith(signs[kind]) for name in names)), "public DETR family"
-        )
+        kinds = [kind for task in PRETEXTS.values() if (kind := task.foreign_kind(names))]
         for task in PRETEXTS.values():
             renaming.rename(task.public_name)
         detr = detector_of(names)
@@ -132,7 +129,7 @@ def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> 
             rules = compile_rules(DETECTORS[detr].public_names)
             renaming.rename(lambda name: apply_rules(rules, name))
         _tidy(renaming, config)
-        return kind
+        return kinds[0] if kinds else "public DETR family"
     for prefix in _BARE_BODIES:
         if f"{prefix}conv1.weight" in names and resnet_of(dict.fromkeys(names), prefix):
             body = re.compile(rf"{re.escape(prefix)}(?=conv1\.|bn1\.|layer[1-4]\.)")

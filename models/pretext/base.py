@@ -57,7 +57,12 @@ class PretextTask(nn.Module):
         targets: list[dict[str, Tensor]],
         matching: Matching,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The criterion's losses and the feature loss [L] (None: there is none) in one.
+        """The criterion's losses and the feature loss in one.
+
+        Args:
+            losses: [L] each.
+            feature: [L], or [1] where only the last decoder layer has such a loss; None: there is none.
+            outputs, targets, matching: the criterion's.
 
         Returns:
             The weighted sum over terms and decoder layers (scalar), and scalars for the log: each term unweighted at

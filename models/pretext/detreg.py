@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from models.backbone import Backbone, build_crop_encoder
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
 from models.fast.frozen_backbone import fold_frozen_batch_norms
+from models.interface import Decoded
 from models.layers import MLP
+from models.matcher import Matching
 from models.pretext.base import FEATURE_LOSS_FLAGS, PretextTask, as_targets, feature_loss_coef, pooled_features
 from models.pretext.losses import embedding_loss
 from util.records import Flag, PretextRecord
@@ -62,13 +65,20 @@ class DETReg(PretextTask):
         targets = as_targets(batch.boxes, OBJECT_LABEL)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
-            feature = None
-            if self.feature_embed is not None:
-                hidden = decoded.hidden[matching.layer, matching.image, matching.query]
-                crop = batch.first_crops()[matching.image] + matching.target
-                feature = embedding_loss(self.feature_embed(hidden), wanted[crop], len(decoded.hidden))
+            feature = None if wanted is None else self.embedding_term(decoded, matching, batch.first_crops(), wanted)
             total, logs = self.sum_up(losses, feature, outputs, targets, matching)
         return total, {"loss": total, **logs}
+
+    def embedding_term(self, decoded: Decoded, matching: Matching, first_crop: Tensor, wanted: Tensor) -> Tensor:
+        """The embedding loss [1], unweighted: of the last decoder layer alone, as the authors' code has it.
+
+        Args:
+            first_crop: [B] int64, the index of each image's first crop.
+            wanted: [sum of R_i, E], the embeddings of all crops.
+        """
+        last = matching.of_last_layer(len(decoded.hidden))
+        guess = self.feature_embed(decoded.hidden[-1, last.image, last.query])
+        return embedding_loss(guess, wanted[first_crop[last.image] + last.target])[None]
 
 
 def build_detreg(args: argparse.Namespace, detector: DETR) -> DETReg:
@@ -94,6 +104,10 @@ def _warning(args: argparse.Namespace) -> str | None:
     return "DETReg on random boxes, which are no objects: make some by tools/make_proposals.py (--proposals)"
 
 
+def _foreign_kind(names: Collection[str]) -> str | None:
+    return "DETReg's pretraining" if any(name.startswith("feature_embed.") for name in names) else None
+
+
 DETREG = PretextRecord(
     title="DETReg (arXiv 2106.04550)",
     build=build_detreg,
@@ -112,8 +126,8 @@ DETREG = PretextRecord(
         ),
         *FEATURE_LOSS_FLAGS,
     ),
+    defaults={"batch_size": 4, "epochs": 5, "lr_drop": 40},
     warning=_warning,
-    foreign_kind="DETReg's pretraining",
-    foreign_signs=("feature_embed.",),
+    foreign_kind=_foreign_kind,
     heads=("feature_embed.",),
 )

@@ -31,20 +31,19 @@ def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: i
     return distance.new_zeros(num_layers).index_add(0, layer, distance) / num_regions
 
 
-def embedding_loss(predicted: Tensor, target: Tensor, num_layers: int) -> Tensor:
-    """Mean absolute difference over the matched pairs of each decoder layer and over the channels.
+def embedding_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference over the matched pairs of one decoder layer, and over the channels.
 
     Args:
-        predicted, target: [M, E]; the pairs are sorted by layer and equally many in each, perhaps none.
-        num_layers: L.
+        predicted, target: [M, E]; M may be 0.
 
     Returns:
-        [L]. The number of pairs is averaged over processes, as the criterion's divisors are; at least one is counted.
+        Scalar. The number of pairs is averaged over processes, as the criterion's divisors are; at least one is
+        counted.
     """
     distance = F.l1_loss(to_float32(predicted), to_float32(target), reduction="none").mean(-1)
-    by_layer = distance.view(num_layers, len(distance) // num_layers)
-    num_pairs = torch.tensor(float(by_layer.shape[1])).to(distance.device, non_blocking=True)
-    return by_layer.sum(1) / all_reduce_mean(num_pairs).clamp(min=1 / world_size())
+    num_pairs = torch.tensor(float(len(distance))).to(distance.device, non_blocking=True)
+    return distance.sum() / all_reduce_mean(num_pairs).clamp(min=1 / world_size())
 
 
 def pool_views(memory: Memory, num_levels: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -210,6 +211,22 @@ def _public_name(name: str) -> str:
     return plain if plain.startswith(("class_embed.", "bbox_embed.")) else name
 
 
+def _foreign_kind(names: Collection[str]) -> str | None:
+    """By the heads; what the authors' tool converts keeps ``patch2query`` alone of them, as does UP-DETR.
+
+    The tool drops the class head, or gives each layer of Deformable DETR a copy of it; UP-DETR has a single one.
+    """
+
+    def holds(beginning: str) -> bool:
+        return any(name.startswith(beginning) for name in names)
+
+    if holds("pred_head."):
+        return "Siamese DETR in the layout of its training"
+    if holds("patch2query.") and not any(map(holds, ("class_embed.weight", "feature_align.", "head."))):
+        return "Siamese DETR, converted by its authors' tool"
+    return None
+
+
 SIAMESE = PretextRecord(
     title="Siamese DETR (arXiv 2303.18144)",
     build=build_siamese,
@@ -256,8 +273,7 @@ SIAMESE = PretextRecord(
     ),
     defaults={"feature_loss_coef": 3.0},
     check=_check,
-    foreign_kind="Siamese DETR in the layout of its training",
-    foreign_signs=("pred_head.", "backbone.layer"),
+    foreign_kind=_foreign_kind,
     heads=("patch2query.", "pred_head.", "enc_head.", "feature_align."),
     public_name=_public_name,
 )

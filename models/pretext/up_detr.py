@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -118,6 +119,22 @@ def _check(args: argparse.Namespace, world_size: int) -> None:
         raise UserError(f"--proposals {args.proposals}: the patches of --method {args.method} are random; leave it out")
 
 
+_HEAD_OF_SIAMESE_DETR = "head."
+"""What Siamese DETR's code, which has a UP-DETR of its own, puts before the names of its heads."""
+
+
+def _foreign_kind(names: Collection[str]) -> str | None:
+    if any(name.startswith(_HEAD_OF_SIAMESE_DETR) for name in names):
+        return "UP-DETR in the layout of Siamese DETR's code"
+    return "UP-DETR's pretraining" if any(name.startswith("patch2query.") for name in names) else None
+
+
+def _public_name(name: str) -> str:
+    """The public name of a tensor in that layout; public names stay."""
+    plain = name.removeprefix(_HEAD_OF_SIAMESE_DETR)
+    return plain if plain.startswith(("class_embed.", "bbox_embed.")) else name
+
+
 UP_DETR = PretextRecord(
     title="UP-DETR (arXiv 2011.09094)",
     build=build_up_detr,
@@ -143,7 +160,7 @@ UP_DETR = PretextRecord(
         *FEATURE_LOSS_FLAGS,
     ),
     check=_check,
-    foreign_kind="UP-DETR's pretraining",
-    foreign_signs=("patch2query.",),
-    heads=("patch2query.", "feature_align."),
+    foreign_kind=_foreign_kind,
+    heads=("patch2query.", "feature_align.", "head."),
+    public_name=_public_name,
 )

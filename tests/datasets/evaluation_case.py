@@ -36,8 +36,6 @@ def make_coco(boxes, image_ids=IMAGE_IDS):
     for number, (image_id, category_id, box, *flags) in enumerate(boxes, start=1):
         x0, y0, x1, y1 = map(float, box)
         flags = {"iscrowd": 0, **(flags[0] if flags else {})}
-        if flags.get("difficult"):
-            flags["iscrowd"] = 1
         annotations.append(
             {
                 "id": number,

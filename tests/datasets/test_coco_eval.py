@@ -8,7 +8,7 @@ import pytest
 import torch
 from pycocotools.cocoeval import COCOeval
 
-from datasets.coco_eval import COCO_STATISTICS, DetectionEvaluator
+from datasets.coco_eval import COCO_STATISTICS, DIFFICULT, DetectionEvaluator
 from tests.datasets.evaluation_case import (
     CATEGORIES,
     IMAGE_IDS,
@@ -163,6 +163,7 @@ def test_summary_is_plain_numbers():
 
     coco, results = random_case(1)
     summary = evaluate(LabelledSet(coco, metric="voc"), results)
+    assert summary.pop("difficult") == DIFFICULT
     assert {type(number) for number in numbers(summary)} == {float}
 
 
@@ -172,13 +173,15 @@ def test_table():
     text = DetectionEvaluator.table(evaluate(LabelledSet(coco, metric="voc"), results))
     lines = text.splitlines()
     assert lines[0].startswith("AP 35.0  AP50 50.0")
-    assert lines[1] == "VOC mAP50 50.0  11-point 50.0"
+    assert lines[0].endswith("(difficult objects count)")
+    assert lines[1] == "VOC mAP50 50.0  11-point 50.0  (difficult objects are ignored)"
     assert [line.split("  ")[0].strip() for line in lines[3:]] == ["class", "cat", "dog", "traffic light"]
     assert lines[4].split() == ["cat", "70.0", "100.0", "100.0", "100.0"]
     assert lines[5].split() == ["dog", "-", "-", "-", "-"]
     assert len({len(line) for line in lines[3:]}) == 1  # aligned
     coco_only = DetectionEvaluator.table(evaluate(LabelledSet(coco), results))
     assert "VOC" not in coco_only
+    assert "difficult" not in coco_only
 
 
 # Images of each of two processes; one image comes twice, the second time with other detections.

@@ -89,7 +89,7 @@ def test_coco_object(records, capsys):
         (70, 5, [5, 5, 10, 10], 100),
         (71, 5, [0, 0, 20, 10], 200),
     ]
-    assert [a["iscrowd"] for a in coco.dataset["annotations"]] == [0, 1, 1, 0]
+    assert [a["iscrowd"] for a in coco.dataset["annotations"]] == [0, 1, 0, 0]
     assert [a["difficult"] for a in coco.dataset["annotations"]] == [0, 0, 1, 0]
     assert coco.cats == {3: {"id": 3, "name": "cat"}, 5: {"id": 5, "name": "dog"}}
 

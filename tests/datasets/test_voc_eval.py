@@ -9,6 +9,7 @@ from datasets.coco_eval import DetectionEvaluator
 from datasets.detection import DetectionDataset
 from datasets.voc import read_voc, voc_sets
 from tests.datasets.evaluation_case import CATEGORIES, LabelledSet, as_result, make_coco, random_case
+from tests.datasets.test_voc import box, write, xml
 
 A, B, FAR = (0, 0, 100, 100), (200, 200, 300, 300), [500.0, 400, 520, 420]
 
@@ -71,6 +72,32 @@ def test_categories_without_ground_truths_that_count_are_left_out_of_the_mean():
     voc = evaluator.summarize()["voc"]
     assert voc["per_class"]["dog"] == voc["per_class"]["traffic light"] == {"AP50": -1.0, "AP50_11point": -1.0}
     assert voc["mAP50"] == voc["mAP50_11point"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("found", "ap50", "devkit"),
+    [
+        ([], 0.0, 0.0),
+        ([(0.9, A)], 51 / 101, 1.0),  # COCO: recall 1/2, which 51 of the 101 recall points reach; devkit: recall 1
+        ([(0.9, A), (0.8, B)], 1.0, 1.0),
+        ([(0.9, B), (0.8, A)], 1.0, 1.0),
+        ([(0.9, FAR), (0.8, B)], 51 / 101 / 2, 0.0),  # COCO: precision 1/2 at recall 1/2; devkit: a false one alone
+    ],
+)
+def test_cocos_scores_count_difficult_objects_and_the_devkits_ignore_them(tmp_path, found, ap50, devkit):
+    """An image with an ordinary object A and a difficult one B, read from XML."""
+    objects = [box("cat", 1, 1, 100, 100), box("cat", 201, 201, 300, 300, "<difficult>1</difficult>")]
+    size = "<size><width>640</width><height>480</height></size>"
+    write(tmp_path, {"a": xml(*objects, size=size)}, test=["a"])
+    dataset = DetectionDataset(read_voc(tmp_path, voc_sets(tmp_path, ["test"], train=False)), transforms=None, seed=0)
+    label = next(category["label"] for category in dataset.categories if category["name"] == "cat")
+    evaluator = DetectionEvaluator(dataset)
+    evaluator.update([0], [as_result([(label, score, [float(x) for x in place]) for score, place in found])])
+    summary = evaluator.summarize()
+    assert summary["AP50"] == summary["AP"] == pytest.approx(ap50)
+    assert summary["AR100"] == pytest.approx(sum(place in (A, B) for _, place in found) / 2)
+    assert summary["per_class"]["cat"]["AP50"] == pytest.approx(ap50)
+    assert summary["voc"]["mAP50"] == pytest.approx(devkit)
 
 
 def devkit_average_precisions(truths, detections):

@@ -16,6 +16,11 @@ def detr_layout(blocks: tuple[int, int, int, int]) -> Layout:
     return layout
 
 
+def with_pre_norm(detector: Layout) -> Layout:
+    """The same with ``--pre_norm``: the encoder has a norm behind its layers, too."""
+    return detector | _norm("transformer.encoder.norm", WIDTH)
+
+
 def conditional_detr_layout(blocks: tuple[int, int, int, int]) -> Layout:
     """Conditional DETR with 300 queries."""
     layout = _shared(blocks, num_logits=91, num_queries=300)
@@ -147,8 +152,8 @@ def detreg_layout(detector: Layout) -> Layout:
     return detector | _linear("feature_embed.layers.0", WIDTH, WIDTH) | _linear("feature_embed.layers.1", WIDTH, 512)
 
 
-def siamese_training_layout(detector: Layout, num_features: int) -> Layout:
-    """The authors' pretraining of a detector whose backbone's maps have so many channels together."""
+def training_layout(detector: Layout, num_features: int, head: str) -> Layout:
+    """What both pretrainings in the code of Siamese DETR share; the backbone's maps have so many channels together."""
     layout = {}
     for name, shape in detector.items():
         if name == "query_embed.weight":
@@ -159,8 +164,13 @@ def siamese_training_layout(detector: Layout, num_features: int) -> Layout:
             layout[name.replace("backbone.0.body.", "backbone.")] = shape
     heads = _box_head("bbox_embed") | _linear("class_embed", WIDTH, 3)
     heads |= _linear("feature_align.layers.0", WIDTH, WIDTH) | _linear("feature_align.layers.1", WIDTH, num_features)
-    layout |= {f"pred_head.{name}": shape for name, shape in heads.items()} | {"pred_head.criterion.empty_weight": (3,)}
-    layout |= _linear("patch2query", num_features, WIDTH)
+    layout |= {f"{head}.{name}": shape for name, shape in heads.items()} | {f"{head}.criterion.empty_weight": (3,)}
+    return layout | _linear("patch2query", num_features, WIDTH)
+
+
+def siamese_training_layout(detector: Layout, num_features: int) -> Layout:
+    """The authors' pretraining of a detector."""
+    layout = training_layout(detector, num_features, "pred_head")
     pooled = WIDTH if num_features == 2048 else 3 * WIDTH
     for head, inputs, norms in (("projector", pooled, (1, 4, 7)), ("predictor", WIDTH, (1,))):
         for index in norms:
@@ -186,6 +196,8 @@ R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
 PUBLIC_LAYOUTS = {
     "detr-r50": detr_layout(R50),
     "detr-r50-dc5": detr_layout(R50),
+    "detr-r50-pre-norm": with_pre_norm(detr_layout(R50)),
+    "conditional-detr-r50-pre-norm": with_pre_norm(conditional_detr_layout(R50)),
     "detr-r101": detr_layout(R101),
     "conditional-detr-r50": conditional_detr_layout(R50),
     "deformable-detr-r50": deformable_detr_layout(R50),
@@ -205,4 +217,15 @@ PRETRAINING_LAYOUTS = {
     "siamese-detr-deformable-single-scale-r50-training": siamese_training_layout(SINGLE_SCALE, 2048),
     "siamese-detr-deformable-multi-scale-r50-training": siamese_training_layout(DEFORMABLE, 512 + 1024 + 2048),
 }
+PRE_NORM_PRETRAINING_LAYOUTS = {
+    "up-detr-r50-pre-norm-pretrain": with_pre_norm(PRETRAINING_LAYOUTS["up-detr-r50-pretrain"]),
+    "detreg-detr-r50-pre-norm-pretrain": with_pre_norm(PRETRAINING_LAYOUTS["detreg-detr-r50-pretrain"]),
+}
+"""As the commands that UP-DETR and DETReg publish leave them."""
+UP_DETR_TRAINING_LAYOUTS = {
+    "up-detr-vanilla-r50-training": training_layout(DETR_R50, 2048, "head"),
+    "up-detr-conditional-r50-training": training_layout(CONDITIONAL_100, 2048, "head"),
+    "up-detr-deformable-multi-scale-r50-training": training_layout(DEFORMABLE, 512 + 1024 + 2048, "head"),
+}
+"""UP-DETR as the authors of Siamese DETR pretrain it."""
 SWAV_LAYOUT = swav_layout()

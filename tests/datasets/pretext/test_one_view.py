@@ -9,7 +9,7 @@ from PIL import Image
 
 from datasets.pixels.photometric import Photometric
 from datasets.pretext import one_view
-from datasets.pretext.one_view import PatchTransform, ProposalTransform, best_boxes, collate_one_view, random_patches
+from datasets.pretext.one_view import PatchTransform, ProposalTransform, collate_one_view, random_patches, usable_boxes
 
 FINISH = {"crop_size": 16, "mean": [0.0] * 3, "std": [1.0] * 3}
 
@@ -84,27 +84,95 @@ def plain_crops(sample) -> torch.Tensor:
     return torch.stack(crops)
 
 
-@pytest.mark.parametrize("random", [False, True])
-def test_the_crops_of_proposals_show_what_is_in_the_boxes(random):
-    boxes = np.array([[10, 10, 100, 80], [0, 0, 60, 90], [30, 40, 90, 88], [5, 5, 50, 50]], dtype=np.float32)
-    transform, seen = proposals(random=random), 0
+@pytest.fixture
+def colours_kept(monkeypatch):
+    """Crops as they were cut."""
+    monkeypatch.setattr(one_view, "draw_photometric", lambda rng: Photometric((), False, None))
+
+
+PLANTED = np.array([[10, 10, 40, 30], [60, 8, 110, 40], [20, 50, 50, 80], [70, 50, 118, 88]], dtype=np.float32)
+COLOURS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20]], dtype=np.uint8)
+
+
+def planted() -> Image.Image:
+    """Black, with a rectangle of a colour of its own in each box; the left halves are at half brightness."""
+    pixels = np.zeros((90, 120, 3), dtype=np.uint8)
+    for (left, top, right, bottom), colour in zip(PLANTED.astype(int), COLOURS, strict=True):
+        pixels[top:bottom, left:right] = colour
+        pixels[top:bottom, left : (left + right) // 2] = colour // 2
+    return Image.fromarray(pixels)
+
+
+def colour_number(colour: torch.Tensor) -> int:
+    """Which of the planted colours [3] in 0..1 this is, at whatever brightness; they differ by what channels shine."""
+    shines = (colour > 0.5 * colour.max()).tolist()
+    return [[True, False, False], [False, True, False], [False, False, True], [True, True, False]].index(shines)
+
+
+def test_crops_of_proposals_are_whole_regions_of_the_original(colours_kept):
+    """Each crop shows its box's colour, and all of the region: dark left and bright right half, however the view is
+    flipped and wherever it ends.
+    """
+    transform, seen, flipped, cut_off = proposals(), set(), 0, 0
+    for seed in range(60):
+        sample = transform(planted(), PLANTED, np.random.default_rng(seed))
+        height, width = sample.view.shape[1:]
+        for box, crop in zip(corners(sample.boxes), sample.crops, strict=True):
+            number = colour_number(crop[:, 8, 12])
+            seen.add(number)
+            for colour, columns in ((COLOURS[number] // 2, slice(2, 6)), (COLOURS[number], slice(10, 14))):
+                expected = torch.from_numpy(colour / 255).float()[:, None, None].expand(3, 12, 4)
+                torch.testing.assert_close(crop[:, 2:14, columns], expected, rtol=0, atol=0.01)
+            assert (crop[:, :, 0] - crop[:, :, 2]).abs().max() < 0.5  # nothing of another region at the edges
+            left, top, right, bottom = (box * torch.tensor([width, height, width, height])).tolist()
+            if min(right - left, bottom - top) < 6:
+                continue
+            inside = sample.view[:, round(top) + 2 : round(bottom) - 2, round(left) + 2 : round(right) - 2]
+            assert colour_number(inside.mean((1, 2))) == number
+            flipped += bool(inside[:, :, 0].sum() > 1.2 * inside[:, :, -1].sum())
+            cut_off += box.min() < 1e-6 or box.max() > 1 - 1e-6
+    assert seen == {0, 1, 2, 3}
+    assert flipped > 20
+    assert cut_off > 20
+
+
+def test_crops_of_proposals_have_their_colours_changed():
+    changed, total = 0, 0
     for seed in range(20):
-        sample = transform(picture(), boxes, np.random.default_rng(seed))
+        for crop in proposals()(planted(), PLANTED, np.random.default_rng(seed)).crops:
+            right = crop[:, :, 9:].mean((1, 2))
+            changed += (right - torch.from_numpy(COLOURS / 255).float()).abs().amax(1).min() > 0.02
+            total += 1
+    assert 0.7 < changed / total <= 1  # 0.8 are jittered, a fifth of all is grey
+
+
+def test_random_regions_are_cut_likewise(colours_kept):
+    transform, seen = proposals(random=True), 0
+    for seed in range(20):
+        sample = transform(picture(), PLANTED, np.random.default_rng(seed))
         assert (corners(sample.boxes) >= -1e-6).all()
         assert (corners(sample.boxes) <= 1 + 1e-6).all()
-        for crop, plain in zip(sample.crops, plain_crops(sample), strict=True):
-            assert (crop - plain).abs().mean() < 0.02
+        for crop in sample.crops:  # on the ramp red grows to the right, unlike that of a flipped view
+            assert (crop[0, :, 1:] >= crop[0, :, :-1]).all()
         seen += len(sample.boxes)
     assert seen > 40
 
 
-def test_the_best_usable_proposals_are_taken():
+def test_the_best_usable_proposals_are_taken(colours_kept):
     nan, inf = float("nan"), float("inf")
     boxes = np.array(
         [[nan, 0, 9, 9], [0, 0, inf, 5], [5, 5, 5, 9], [-9, 2, 20, 30], [50, 50, 70, 70], [1, 1, 4, 4], [2, 2, 9, 9]]
     )
-    assert best_boxes(boxes, (60, 60), 3).tolist() == [[0, 2, 20, 30], [50, 50, 60, 60], [1, 1, 4, 4]]
-    assert best_boxes(boxes[:3], (60, 60), 3).shape == (0, 4)
+    usable, rows = usable_boxes(boxes, (60, 60))
+    assert usable.tolist() == [[0, 2, 20, 30], [50, 50, 60, 60], [1, 1, 4, 4], [2, 2, 9, 9]]
+    assert rows.tolist() == [3, 4, 5, 6]
+    usable, rows = usable_boxes(boxes[:3], (60, 60))
+    assert (usable.shape, rows.shape) == ((0, 4), (0,))
+    found = set()
+    for seed in range(20):
+        sample = proposals(num_proposals=2)(planted(), PLANTED, np.random.default_rng(seed))
+        found |= {colour_number(crop[:, 8, 12]) for crop in sample.crops}
+    assert found == {0, 1}
 
 
 def test_images_without_proposals_are_collated():

@@ -4,12 +4,15 @@ import json
 import pickle
 import stat
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp
 
+from datasets.proposals import store
 from datasets.proposals.store import ProposalStore, random_boxes, write_proposals
 from util.errors import DataError
 
@@ -54,18 +57,70 @@ def test_random_boxes_keep_their_limits(seed, left, top, width: float, height: f
     assert (aspect <= max(8, shape) * (1 + 1e-9)).all()
 
 
-def test_sides_and_centres_of_random_boxes_are_uniform() -> None:
-    boxes = random_boxes(np.random.default_rng(0), np.array([0.0, 0, 1, 1]), 20000)
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    # Where both sides exceed 0.3 neither limit bites.
-    large = (width > 0.3) & (height > 0.3)
-    for sides in (width, height):
-        np.testing.assert_allclose(
-            np.quantile((sides[large] - 0.3) / 0.7, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.02
-        )
-    assert abs(np.corrcoef(width[large], height[large])[0, 1]) < 0.03
-    place = boxes[:, :2] / (1 - (boxes[:, 2:] - boxes[:, :2]))
-    np.testing.assert_allclose(np.quantile(place, [0.25, 0.5, 0.75], axis=0).T, [[0.25, 0.5, 0.75]] * 2, atol=0.02)
+def areas_in(width: float, height: float, count: int = 40_000) -> np.ndarray:
+    """Of random boxes, as fractions."""
+    boxes = random_boxes(np.random.default_rng(0), np.array([0.0, 0, width, height]), count)
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) / (width * height)
+
+
+@pytest.mark.parametrize(("size", "mean", "median"), [((1, 1), 0.131, 0.094), ((4, 3), 0.133, 0.096)])
+def test_areas_of_random_boxes(size, mean: float, median: float) -> None:
+    """Figures of the authors' rule, rounded, by :func:`plain_boxes` with a million boxes."""
+    areas = areas_in(*size)
+    assert abs(areas.mean() - mean) < 0.0005 + 3 * areas.std() / 200
+    assert abs(np.median(areas) - median) < 0.0005 + 0.0015
+
+
+def plain_boxes(width: float, height: float, tries: int) -> np.ndarray:
+    """The authors' rule a box at a time, in a rectangle at the origin: (left, top, width, height) of those kept."""
+    rng, kept = Random(5), []
+    for _ in range(tries):
+        left, top = rng.uniform(0, width), rng.uniform(0, height)
+        box_height = rng.uniform(0, height - top)
+        narrowest = 0.05 * width * height / box_height
+        box_width = rng.uniform(narrowest, width - left)
+        if narrowest <= width - left and 1 / 8 <= box_width / box_height <= 8:
+            kept.append((left, top, box_width, box_height))
+    return np.array(kept)
+
+
+@pytest.mark.parametrize("size", [(1.0, 1.0), (40.0, 20.0), (30.0, 40.0)])
+def test_random_boxes_are_distributed_as_the_authors(size) -> None:
+    boxes = random_boxes(np.random.default_rng(1), np.array([0.0, 0, *size]), 10_000)
+    ours = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    theirs = plain_boxes(*size, tries=20_000)
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.001
+    assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 0.001
+
+
+def test_areas_of_random_boxes_without_a_limit_of_the_aspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the integral over the law of drawing.
+
+    What is left to the right and below is uniform, and so is the share of it that the height takes. With t the product
+    of the three (density ln(t)^2 / 2) a box exists if t is at least 0.05, and its area is uniform between 0.05 and t.
+    """
+    monkeypatch.setattr(store, "MAX_ASPECT", np.inf)
+    areas = areas_in(1, 1)
+    t = (np.arange(200_000) + 0.5) / 200_000 * 0.95 + 0.05
+    density = np.log(t) ** 2 / (np.log(t) ** 2).sum()
+    mean = ((0.05 + t) / 2 * density).sum()
+    square = ((0.05**2 + 0.05 * t + t**2) / 3 * density).sum()
+    spread = np.sqrt(square - mean**2)
+    assert abs(areas.mean() - mean) < 3 * spread / 200
+    assert abs(areas.std() - spread) < 0.02 * spread
+
+
+@pytest.mark.parametrize("size", [(400.0, 2.0), (2.0, 400.0)])
+def test_random_boxes_in_strips(size) -> None:
+    """A strip of aspect 200 has hardly a box within 1/8..8: its own aspect is the limit."""
+    boxes = random_boxes(np.random.default_rng(0), np.array([0.0, 0, *size]), 2000)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    long, short = np.sort(sides / size, axis=1).T[::-1]
+    assert (sides.prod(axis=1) >= 0.05 * 800 * (1 - 1e-9)).all()
+    assert (sides.max(axis=1) / sides.min(axis=1) <= 200 * (1 + 1e-9)).all()
+    assert (short > 0).all()
+    assert (long <= 1).all()
 
 
 def test_random_boxes_need_an_area() -> None:

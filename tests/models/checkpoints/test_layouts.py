@@ -19,21 +19,25 @@ from models.detr import DETR
 from tests.models.detectors import build, small_args
 from tests.models.public_layouts import (
     DEFORMABLE,
+    PRE_NORM_PRETRAINING_LAYOUTS,
     PRETRAINING_LAYOUTS,
     PUBLIC_LAYOUTS,
     SWAV_LAYOUT,
+    UP_DETR_TRAINING_LAYOUTS,
     Layout,
     detr_layout,
 )
 from util.errors import CheckpointError
 
-LAYOUTS = PUBLIC_LAYOUTS | PRETRAINING_LAYOUTS
+UNFINISHED = PRETRAINING_LAYOUTS | PRE_NORM_PRETRAINING_LAYOUTS | UP_DETR_TRAINING_LAYOUTS
+LAYOUTS = PUBLIC_LAYOUTS | UNFINISHED
 layouts = pytest.mark.parametrize("name", LAYOUTS)
 # vanilla DETR has 100 queries and layers of width 2048, all others here are said to differ from that
 DIFFERENCES = {
     "detr-r50-dc5": {"dilation": True},
     "detr-r101": {"backbone": "resnet101"},
     "conditional-detr-r50": {"num_queries": 300},
+    "conditional-detr-r50-pre-norm": {"num_queries": 300},
     "deformable-detr-r50-single-scale": {"num_feature_levels": 1},
     "deformable-detr-r50-refine": {"with_box_refine": True},
     "deformable-detr-r50-refine-two-stage": {"with_box_refine": True, "two_stage": True},
@@ -60,6 +64,8 @@ def architecture(name: str) -> dict:
     if detr == "deformable":
         expected |= {"dim_feedforward": 1024, "num_queries": 300, "num_feature_levels": 4}
         expected |= {"enc_n_points": 4, "dec_n_points": 4, "with_box_refine": False, "two_stage": False}
+    else:
+        expected["pre_norm"] = "pre-norm" in name
     return expected | DIFFERENCES.get(name, {})
 
 
@@ -92,7 +98,7 @@ def test_every_tensor_is_used_or_named(tmp_path: Path, name: str) -> None:
     path = save(name, tmp_path / f"{name}.pth")
     content, known = read_checkpoint(path, {})
     assert content["args"] == architecture(name)
-    assert content["stage"] == ("pretrain" if name in PRETRAINING_LAYOUTS else "finetune")
+    assert content["stage"] == ("pretrain" if name in UNFINISHED else "finetune")
     detector = empty_detector(content).to_empty(device="cpu")
     report = load_origin(detector, Origin(path, content, resumes=True, foreign=known), keep_class_head=True)
 
@@ -119,7 +125,8 @@ def sources_in(names: list[str], key: str) -> list[str]:
         return [f"{shared[1]}.5.{shared[2]}"] if alone else [final_name(names, key)]
     if key.startswith("backbone.0.body."):
         return [key.replace("backbone.0.body.", "backbone.")]
-    return ["pred_head." + re.sub(r"^(class|bbox)_embed\.\d", r"\1_embed", key)]
+    place = "head." if "head.class_embed.weight" in names else "pred_head."
+    return [place + re.sub(r"^(class|bbox)_embed\.\d", r"\1_embed", key)]
 
 
 def final_name(names: list[str], key: str) -> str:
@@ -131,7 +138,7 @@ def final_name(names: list[str], key: str) -> str:
 @layouts
 def test_categories_of_finished_detectors_are_cocos(tmp_path: Path, name: str) -> None:
     content, _ = read_checkpoint(save(name, tmp_path / "file.pth"), {})
-    if name in PRETRAINING_LAYOUTS:
+    if name in UNFINISHED:
         assert content["categories"] is None
     else:
         assert {c["id"]: c["name"] for c in content["categories"]} == COCO_CATEGORIES
@@ -149,18 +156,54 @@ def test_queries_of_the_authors_come_before_what_the_decoder_starts_with(tmp_pat
     assert torch.equal(queries[:, 256:], weights["transformer.tgt_embed.weight"])
 
 
-@pytest.mark.parametrize("name", [name for name in PRETRAINING_LAYOUTS if "training" in name.split("-")])
-def test_the_authors_converted_layout(tmp_path: Path, name: str) -> None:
-    """Public names, the pretext heads and the class head left out."""
-    content, _ = read_checkpoint(save(name, tmp_path / "training.pth"), {})
-    converted = {key: value for key, value in content["model"].items() if not key.startswith("class_embed")}
-    torch.save({"model": converted}, tmp_path / "converted.pth")
-    again, known = read_checkpoint(tmp_path / "converted.pth", {})
-    assert again["args"] == architecture(name)
-    assert again["stage"] == "pretrain"
-    assert again["categories"] is None
-    assert again["model"].keys() == converted.keys()
-    assert known.left_over == []
+def converted_by_the_authors(layout: Layout, *, deformable: bool) -> Layout:
+    """What tools/convert_to_detr.py of Siamese DETR's authors makes of their training files."""
+    converted = {}
+    for name, shape in layout.items():
+        part = name.split(".")[0]
+        if part in ("transformer", "query_embed", "input_proj", "patch2query"):
+            converted[name] = shape
+        elif part == "backbone":
+            converted[name.replace("backbone.", "backbone.0.body.", 1)] = shape
+        elif part == "head" or name.startswith("pred_head.bbox_embed") or ("class_embed" in name and deformable):
+            plain = name.split(".", 1)[1]
+            numbered = deformable and ("bbox_embed" in name or name.startswith("pred_head.class_embed"))
+            head, rest = plain.split(".", 1)
+            names = [f"{head}.{layer}.{rest}" for layer in range(6)] if numbered else [plain]
+            converted |= dict.fromkeys(names, shape)
+    return converted
+
+
+@pytest.mark.parametrize("name", [name for name in UNFINISHED if "training" in name.split("-")])
+def test_what_the_authors_convert_is_told_apart(tmp_path: Path, name: str) -> None:
+    """UP-DETR and Siamese DETR both keep patch2query."""
+    converted = converted_by_the_authors(LAYOUTS[name], deformable="deformable" in name)
+    torch.save({"model": constants(converted)}, tmp_path / "converted.pth")
+    content, known = read_checkpoint(tmp_path / "converted.pth", {})
+    assert content["args"] == architecture(name)
+    assert (content["stage"], content["categories"]) == ("pretrain", None)
+    siamese = name.startswith("siamese")
+    assert known.kind == ("Siamese DETR, converted by its authors' tool" if siamese else "UP-DETR's pretraining")
+    heads = {"patch2query"} if siamese else {"patch2query", "feature_align", "criterion"}
+    assert {key.split(".")[0] for key in known.left_over} == heads
+    wanted = empty_detector({**content, "model": {"class_embed.bias": torch.zeros(3)}}).state_dict()
+    missing = {key for key in wanted if key not in content["model"]}
+    assert all(key.startswith("class_embed.") for key in missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("detr-r50", "public DETR family"),
+        ("detreg-detr-r50-pretrain", "DETReg's pretraining"),
+        ("up-detr-r50-pretrain", "UP-DETR's pretraining"),
+        ("up-detr-r50-pre-norm-pretrain", "UP-DETR's pretraining"),
+        ("siamese-detr-vanilla-r50-training", "Siamese DETR in the layout of its training"),
+        ("up-detr-conditional-r50-training", "UP-DETR in the layout of Siamese DETR's code"),
+    ],
+)
+def test_kinds(tmp_path: Path, name: str, kind: str) -> None:
+    assert read_checkpoint(save(name, tmp_path / "file.pth"), {})[1].kind == kind
 
 
 @layouts

@@ -3,7 +3,7 @@
 import torch
 
 from models.interface import Memory
-from models.pretext.losses import AgreementHead, feature_loss, pool_views
+from models.pretext.losses import AgreementHead, embedding_loss, feature_loss, pool_views
 
 
 def test_feature_loss_by_hand():
@@ -12,6 +12,14 @@ def test_feature_loss_by_hand():
     # equal, orthogonal and opposite directions: squared distances 0, 2 and 4
     loss = feature_loss(predicted, target, torch.tensor([0, 0, 1]), num_layers=2, num_regions=2)
     torch.testing.assert_close(loss, torch.tensor([1.0, 2.0]))
+
+
+def test_embedding_loss_by_hand():
+    predicted = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
+    target = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    # pairs: (1 + 2) / 2 and (0 + 2) / 2
+    torch.testing.assert_close(embedding_loss(predicted, target), torch.tensor(1.25))
+    assert embedding_loss(predicted[:0], target[:0]) == 0
 
 
 def test_pooling_ignores_padding_even_nan():
