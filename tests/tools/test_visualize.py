@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import main_finetune
 from datasets import build_detection
 from datasets.images import list_images
 from datasets.pretext.two_view import TwoViewTransform
@@ -99,7 +100,7 @@ class Detector(torch.nn.Module):
 
 
 def test_detections_and_truth_are_in_pixels_of_the_file(data: Path) -> None:
-    args = finetune_parser(["coco"], ["conditional"]).parse_args(["--data_path", str(data)])
+    args = finetune_parser(main_finetune.choices()).parse_args(["--data_path", str(data)])
     args.dataset_file, args.eval_size, args.eval_max_size = "coco", 64, 200
     dataset = build_detection(args, "val", (0.5,) * 3, (0.5,) * 3)
     postprocess = visualize.PostProcess("focal", top_k=1)
