@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import inspect
 import math
+import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +26,16 @@ from models import DETECTORS
 from models.checkpoints.origin import Origin
 from models.detr import DETR
 from models.postprocess import PostProcess
-from util import distributed
-from util.checkpoint import save_checkpoint
+from util import distributed, signals
+from util.checkpoint import LATEST, save_checkpoint, written_before
 from util.errors import CheckpointError, UserError
-from util.logger import Meters, Progress, RunLog, say, shows_progress
-from util.recipes import schedule, tell_changes
+from util.logger import Meters, Progress, RunLog, say, shows_progress, was_evaluated
+from util.recipes import SCHEDULE, tell_changes
 from util.rng import restore_rank_rng, rng_state
+from util.saved_state import load_optimizer, load_scaler, load_scheduler
+from util.schedule import Schedule
+from util.signals import HeldSignals, Stopped
+from util.stopping import Stopping
 
 AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,8 +48,10 @@ class Training:
         method: ``forward(batch) -> (loss, logs)``; its ``detector`` is what the checkpoint's ``model`` holds.
         optimizer, scheduler, scaler: of torch; the scaler does nothing unless fp16 is used.
         rates: learning rate of each of the optimizer's parameter groups before the schedule's factor.
-        total_steps, steps_per_epoch: in optimizer steps.
-        step: optimizer steps done. The position in the shuffled data follows from it.
+        schedule: how long the run is and how far it has come. The position in the shuffled data follows from it.
+        evaluation_due: the detector as it is now is to be evaluated before training goes on.
+        saved: the checkpoint that holds all this as it is now, or None.
+        written: the checkpoints that the run has written and not deleted, oldest first.
     """
 
     method: nn.Module
@@ -51,14 +59,25 @@ class Training:
     scheduler: LambdaLR
     scaler: torch.amp.GradScaler
     rates: list[float]
-    total_steps: int
-    steps_per_epoch: int
-    step: int = 0
+    schedule: Schedule
+    evaluation_due: bool = False
+    saved: Path | None = None
+    written: list[Path] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.schedule.step
 
     @property
     def epoch(self) -> int:
         """Epochs done."""
-        return self.step // self.steps_per_epoch
+        return self.schedule.epoch
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self.schedule.advance()
+        self.saved = None
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint, less what describes the run (args, stage, categories). Collective: call on all ranks."""
@@ -69,7 +88,9 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
-            "steps_per_epoch": self.steps_per_epoch,
+            "images": self.schedule.images,
+            "num_images": self.schedule.num_images,
+            "evaluation_due": self.evaluation_due,
             "rng": distributed.all_gather_object(rng_state()),
         }
         if hasattr(self.method, "pretext_state_dict"):
@@ -86,13 +107,12 @@ class Training:
             self.method.detector.load_state_dict(state["model"])
             if hasattr(self.method, "pretext_state_dict"):
                 self.method.load_pretext_state_dict(state["pretext"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["lr_scheduler"])
-            if state["scaler"]:  # empty where the stopped run did not use fp16
-                self.scaler.load_state_dict(state["scaler"])
-            self.step = state["step"]
+            load_optimizer(self.optimizer, state["optimizer"])
+            load_scheduler(self.scheduler, state["lr_scheduler"])
+            load_scaler(self.scaler, state["scaler"])
+            self.schedule.go_on_at(*position_of(state, self.schedule.num_images))
             restore_rank_rng(state["rng"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             first = str(error).strip().splitlines()
             raise CheckpointError(f"--resume {source}: does not fit this run ({' '.join(first[:2])})") from None
 
@@ -109,28 +129,29 @@ def make_training(
     method: nn.Module,
     param_groups: list[dict],
     device: torch.device,
-    num_batches: int,
+    num_images: int,
 ) -> Training:
     """Optimizer (AdamW) and schedule (lr x 0.1 at one step) for ``method``.
 
     Args:
         param_groups: of the optimizer; those without ``lr`` learn at ``--lr``.
-        num_batches: batches an epoch of one process.
+        num_images: of the training set.
 
     Raises:
         UserError: ``--accum_steps`` asks for more batches than an epoch has.
     """
-    steps_per_epoch = num_batches // args.accum_steps
-    if steps_per_epoch == 0:
-        raise UserError(f"--accum_steps {args.accum_steps}: an epoch has only {num_batches} batches")
-    total_steps, drop_step = schedule(args, steps_per_epoch)
+    batch = args.batch_size * distributed.world_size()
+    if num_images < batch * args.accum_steps:
+        raise UserError(f"--accum_steps {args.accum_steps}: an epoch has only {num_images // batch} batches")
+    plan = {name: getattr(args, name) for name in SCHEDULE}
+    schedule = Schedule(num_images, batch * args.accum_steps, **plan)
     param_groups = [{"lr": args.lr, **group} for group in param_groups]
     # fused: each parameter is read and written once; a third of the time of the default on a CPU
     optimizer = torch.optim.AdamW(param_groups, lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    scheduler = LambdaLR(optimizer, lambda step: 0.1 if drop_step is not None and step >= drop_step else 1.0)
+    scheduler = LambdaLR(optimizer, lambda step: schedule.learning_rate_factor(step))
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     rates = [group["lr"] for group in param_groups]
-    return Training(method, optimizer, scheduler, scaler, rates, total_steps, steps_per_epoch)
+    return Training(method, optimizer, scheduler, scaler, rates, schedule)
 
 
 def resume(training: Training, origin: Origin | None, args: argparse.Namespace) -> None:
@@ -142,12 +163,15 @@ def resume(training: Training, origin: Origin | None, args: argparse.Namespace) 
         return
     training.load_state_dict(origin.content, origin.path)
     training.use_rates(args)
-    say(f"resumed from {origin.path} at step {training.step} of {training.total_steps}")
-    if training.step >= training.total_steps:
+    training.saved = origin.path
+    training.written = written_before(args.output_dir, origin.path, training.step)
+    done = was_evaluated(origin.path.parent, training.step) if distributed.is_main() else None
+    training.evaluation_due = (
+        origin.content.get("evaluation_due") is True and not distributed.all_gather_object(done)[0]
+    )
+    say(f"resumed from {origin.path} at step {training.step} of {training.schedule.total_steps}")
+    if training.schedule.is_finished:
         say("nothing is left to do; to go on, raise --epochs or --max_steps")
-    was = origin.content["steps_per_epoch"]
-    if was != training.steps_per_epoch:
-        say(f"an epoch has {training.steps_per_epoch} steps instead of {was}: going on in epoch {training.epoch}")
     tell_changes(args, origin.content["args"], DATASETS)
 
 
@@ -165,6 +189,23 @@ def param_groups(module: nn.Module, rates: Mapping[str, float], group_of: Mappin
             group = next((group for part, group in group_of.items() if part in name), usual)
             groups[group]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def position_of(state: dict[str, Any], num_images: int) -> tuple[int, int, int]:
+    """Steps done, epochs done, and images seen of the present epoch, of a checkpoint.
+
+    Where the data set has another number of images now, the same share of it counts as seen.
+    """
+    step = state["step"]
+    if "images" in state:
+        epoch, seen, of = state["epoch"], state["images"], state["num_images"]
+    else:  # written when the position followed from the steps alone
+        args = state["args"]
+        epoch, steps = divmod(step, state["steps_per_epoch"])
+        seen, of = steps * args["batch_size"] * args["accum_steps"] * len(state["rng"]), num_images
+    if not (all(type(number) is int and number >= 0 for number in (step, epoch, seen, of)) and seen <= of):
+        raise ValueError(f"step {step}, epoch {epoch}, {seen} of {of} images cannot be")
+    return step, epoch, seen if of == num_images else seen * num_images // of
 
 
 def parameters_to_train(module: nn.Module) -> list[nn.Parameter]:
@@ -208,25 +249,50 @@ def train(
             and at the end.
     """
     model = distribute(training.method, device, args)
-    images_per_step = args.batch_size * args.accum_steps * distributed.world_size()
-    progress = Progress(total=training.total_steps, start=training.step, images_per_step=images_per_step)
+    schedule = training.schedule
+    progress = Progress(total=schedule.total_steps, start=training.step, images_per_step=schedule.images_per_step)
     meters = Meters()
-    while training.step < training.total_steps:
-        step_in_epoch = training.step % training.steps_per_epoch
-        loader.batch_sampler.set_position(training.epoch, step_in_epoch * args.accum_steps)
-        batches = iter(loader)
-        training.method.train()
-        for _ in range(min(training.steps_per_epoch - step_in_epoch, training.total_steps - training.step)):
-            meters.update(train_step(model, training, batches, args, device))
-            progress.advance()
-            if training.step % args.log_every == 0 or training.step == training.total_steps:
-                write_log(training, meters, log, progress)
-            at_boundary = training.step % training.steps_per_epoch == 0 or training.step == training.total_steps
-            if args.save_every_steps and training.step % args.save_every_steps == 0 and not at_boundary:
-                save(training, args, describe)
-        end_epoch(training, args, log, describe, evaluate_now)
-        progress.pause()
+    with HeldSignals("finishing the step and saving") as held:
+        stopping = Stopping(held)
+        if training.evaluation_due and evaluate_now is not None:
+            evaluate_and_log(training, log, evaluate_now)
+        while not schedule.is_finished:
+            loader.batch_sampler.set_position(schedule.epoch, schedule.images)
+            batches = iter(loader)
+            training.method.train()
+            for _ in range(min(schedule.steps_left_in_epoch, schedule.total_steps - schedule.step)):
+                meters.update(train_step(model, training, batches, args, device))
+                progress.advance()
+                if training.step % args.log_every == 0 or schedule.is_finished:
+                    write_log(training, meters, log, progress)
+                at_boundary = schedule.images == 0 or schedule.is_finished
+                if args.save_every_steps and training.step % args.save_every_steps == 0 and not at_boundary:
+                    save(training, args, describe)
+                if not at_boundary:
+                    stop_if(stopping.after_step(), training, args, describe)
+            end_epoch(training, args, log, describe, evaluate_now, stopping)
+            progress.pause()
     progress.close()
+
+
+def stop_if(number: int, training: Training, args: argparse.Namespace, describe: dict[str, Any]) -> None:
+    """End the run if ``number`` is that of a signal and something is left to do, saved as it is now. Collective.
+
+    Raises:
+        Stopped: it ends; the message says how to go on.
+    """
+    if not number or (training.schedule.is_finished and not training.evaluation_due):
+        return
+    if training.saved is None:
+        save(training, args, describe)
+    raise Stopped(number, _how_to_go_on(number, training))
+
+
+def _how_to_go_on(number: int, training: Training) -> str:
+    return (
+        f"stopped by {signal.Signals(number).name} after step {training.step} of {training.schedule.total_steps}, "
+        f"saved as {training.saved}; the same command with --resume auto goes on from here"
+    )
 
 
 def train_step(
@@ -254,7 +320,7 @@ def train_step(
         training.scaler.step(training.optimizer)
         training.scaler.update()
         training.scheduler.step()
-    training.step += 1
+    training.advance()
     return sums
 
 
@@ -280,7 +346,7 @@ def write_log(training: Training, meters: Meters, log: RunLog, progress: Progres
         )
     values["lr"] = training.scheduler.get_last_lr()[0]
     values["images_per_second"] = progress.report(values)
-    log.write("train", training.step, {"epoch": training.step / training.steps_per_epoch, **values})
+    log.write("train", training.step, {"epoch": training.schedule.epochs_done, **values})
 
 
 def end_epoch(
@@ -289,15 +355,29 @@ def end_epoch(
     log: RunLog,
     describe: dict[str, Any],
     evaluate_now: Callable[[], dict[str, float]] | None,
+    stopping: Stopping,
 ) -> None:
-    """What is due after an epoch, or after the last step: evaluation, then the checkpoint."""
-    last = training.step == training.total_steps
-    say(f"{training.step}/{training.total_steps} steps, {training.epoch} epochs done")
-    if evaluate_now is not None and (last or (args.eval_every and training.epoch % args.eval_every == 0)):
-        log.write("eval", training.step, {"epoch": training.epoch, **evaluate_now()})
+    """What is due after an epoch, or after the last step: the checkpoint, then evaluation."""
+    last = training.schedule.is_finished
+    say(f"{training.step}/{training.schedule.total_steps} steps, {training.epoch} epochs done")
+    wanted = last or (args.eval_every and training.epoch % args.eval_every == 0) if evaluate_now else False
+    training.evaluation_due = bool(wanted)
     due = last or (args.save_every_epochs and training.epoch % args.save_every_epochs == 0)
     if due or (args.save_every_steps and training.step % args.save_every_steps == 0):
         save(training, args, describe)
+    stop_if(stopping.now(), training, args, describe)
+    if training.evaluation_due:
+        evaluate_and_log(training, log, evaluate_now)
+
+
+def evaluate_and_log(training: Training, log: RunLog, evaluate_now: Callable[[], dict[str, float]]) -> None:
+    """Evaluate as is due. A signal ends it at once where the step is saved: the resumed run evaluates then."""
+    try:
+        with signals.raising() if training.saved else contextlib.nullcontext():
+            log.write("eval", training.step, {"epoch": training.epoch, **evaluate_now()})
+    except Stopped as stopped:
+        raise Stopped(stopped.number, f"{_how_to_go_on(stopped.number, training)}, with the evaluation") from None
+    training.evaluation_due = False
 
 
 def save(training: Training, args: argparse.Namespace, describe: dict[str, Any]) -> None:
@@ -316,9 +396,11 @@ def save(training: Training, args: argparse.Namespace, describe: dict[str, Any])
     state = training.state_dict()
     if distributed.is_main():
         try:
-            save_checkpoint(args.output_dir, {**state, **describe}, keep=args.keep_checkpoints)
+            content = {**state, **describe}
+            save_checkpoint(args.output_dir, content, keep=args.keep_checkpoints, written=training.written)
         except OSError as error:
             raise UserError(f"{args.output_dir}: cannot write a checkpoint ({error.strerror or error})") from None
+    training.saved = Path(args.output_dir) / LATEST
     distributed.barrier()
 
 

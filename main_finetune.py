@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
+    from util.signals import INTERRUPTED, end_in_one_line
+
+    end_in_one_line(INTERRUPTED)
+
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 import engine
 from datasets import DATASETS, build_detection, labelled
+from datasets.check_images import usable_images
 from datasets.coco_eval import DetectionEvaluator
 from datasets.detection import DetectionDataset
 from datasets.few_images import draw_fraction, draw_per_class, find_images
@@ -29,11 +36,12 @@ from models.supervised import SupervisedDETR
 from util import distributed, recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
-from util.checkpoint import make_writable, open_output_dir
+from util.checkpoint import make_writable, open_output_dir, output_dir_of_one_run
 from util.errors import CheckpointError, DataError, UserError
 from util.files import write_json
 from util.logger import RunLog, say
 from util.records import Choices, num_outputs
+from util.saved_args import check_saved_args
 from util.script import run_script, start
 
 FEW_IMAGES = ("train_fraction", "train_images_per_class")
@@ -47,6 +55,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.eval:
         evaluate_only(args, origin, device)
         return
+    with output_dir_of_one_run(args):
+        run(args, origin, device)
+
+
+def run(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> None:
+    """Build everything and train."""
     folder = open_output_dir(args, origin and origin.resumed)
     training, train_loader, val_loader = build(args, origin, device)
     del origin  # a model and its optimizer once more
@@ -70,8 +84,12 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
         UserError: ``--eval`` without a checkpoint, or flags that cannot work.
     """
     known = choices()
-    args, defaults = recipes.parse(finetune_parser(known), argv, known)
+    parser = finetune_parser(known)
+    args, defaults = recipes.parse(parser, argv, known)
     origin = find_origin(args, "finetune")
+    if origin and not origin.foreign:
+        names = None if origin.resumes else recipes.architecture_names(DETECTORS)
+        check_saved_args(parser, origin.content["args"], origin.path, names)
     if args.eval and (origin is None or not origin.resumes):
         found = "--pretrain does not evaluate" if args.resume is None else f"there is none in {args.output_dir}"
         raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE ({found})")
@@ -96,7 +114,7 @@ def build(
     detector = build_detector(args, origin, train_set)
     train_loader = make_train_loader(train_set, collate_detection, args)
     method = SupervisedDETR(detector=detector, criterion=make_criterion(args, detector)).to(device)
-    training = engine.make_training(args, method, param_groups(args, detector), device, len(train_loader))
+    training = engine.make_training(args, method, param_groups(args, detector), device, len(train_set))
     engine.resume(training, origin, args)
     return training, train_loader, val_loader
 
@@ -104,6 +122,8 @@ def build(
 def build_train_set(args: argparse.Namespace, origin: Origin | None) -> DetectionDataset:
     """The training images: all, or those few that the flags draw or the resumed run had; a list of these is written."""
     train_set = build_detection(args, "train", *backbone_normalization(args.backbone))
+    leave_out_damaged(train_set, args, "train")
+    warn_of_many_objects(train_set, args)
     if not train_set.num_objects:
         raise DataError(f"{train_set.records.source}: no usable box in the whole training set")
     if not takes_few(args):
@@ -201,8 +221,29 @@ def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLo
         found = DATASETS[args.dataset_file].read_labelled(args, "val", None).categories
         categories = with_ids_of(categories, found, args.resume)
     dataset = build_detection(args, "val", *backbone_normalization(args.backbone), categories=categories)
+    leave_out_damaged(dataset, args, "val")
     return make_eval_loader(dataset, args)
 
 
+def leave_out_damaged(dataset: DetectionDataset, args: argparse.Namespace, name: str) -> None:
+    """Read the images beforehand as the flags say, and leave out what cannot be used. Collective."""
+    records = dataset.records
+    chosen = usable_images(records, records.sizes, dataset.reading, args, name)
+    if chosen is not None:
+        dataset.records = records.select(chosen)
+
+
+def warn_of_many_objects(dataset: DetectionDataset, args: argparse.Namespace) -> None:
+    """Say which images have more objects than the detector has queries, and so cannot be learned whole."""
+    records = dataset.records
+    counts = np.bincount(records.image_of_box()[~records.crowd], minlength=len(records))
+    many = int((counts > args.num_queries).sum())
+    if many:
+        say(
+            f"warning: {many} of {len(records)} images have more objects than --num_queries {args.num_queries} (up to "
+            f"{counts.max()}, in {records.path(int(counts.argmax()))}): the others can be neither learned nor found"
+        )
+
+
 if __name__ == "__main__":
-    run_script(main, "interrupted; --resume auto goes on from the last checkpoint")
+    run_script(main, INTERRUPTED)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
+    from util.signals import INTERRUPTED, end_in_one_line
+
+    end_in_one_line(INTERRUPTED)
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 import engine
 from datasets import DATASETS
+from datasets.check_images import usable_images
 from datasets.loader import make_train_loader
 from datasets.pretext.data import build_pretext_data
 from datasets.pretext.samples import PretextDataset
@@ -24,9 +30,10 @@ from models.detr import DETR
 from util import distributed, recipes
 from util.args import pretrain_parser
 from util.check_args import check_pretrain
-from util.checkpoint import open_output_dir
+from util.checkpoint import open_output_dir, output_dir_of_one_run
 from util.logger import RunLog, say
 from util.records import Choices, num_outputs
+from util.saved_args import check_saved_args
 from util.script import run_script, start
 
 
@@ -34,6 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     """Arguments -> data, detector, pretext task -> training."""
     args, origin = parse(argv)
     device = start(args)
+    with output_dir_of_one_run(args):
+        run(args, origin, device)
+
+
+def run(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> None:
+    """Build everything and train."""
     folder = open_output_dir(args, origin and origin.resumed)
     training, loader = build(args, origin, device)
     del origin  # a model and its optimizer once more
@@ -50,9 +63,13 @@ def choices() -> Choices:
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
     """Complete arguments, and the checkpoint to go on from if ``--resume`` finds one."""
     known = choices()
-    args, defaults = recipes.parse(pretrain_parser(known), argv, known)
+    parser = pretrain_parser(known)
+    args, defaults = recipes.parse(parser, argv, known)
     origin = find_origin(args, "pretrain")
-    start_from = {"saved": origin.content["args"], "source": origin.path, "resumes": True} if origin else {}
+    start_from = {}
+    if origin:
+        check_saved_args(parser, origin.content["args"], origin.path)
+        start_from = {"saved": origin.content["args"], "source": origin.path, "resumes": True}
     recipes.complete(args, defaults, known, recipes.pretrain_recipe, **start_from, fixed=("method",))
     check_pretrain(args, known, distributed.num_launched())
     return args, origin
@@ -62,13 +79,16 @@ def build(args: argparse.Namespace, origin: Origin | None, device: torch.device)
     """The run, new or as the checkpoint left it, and its data."""
     task = PRETEXTS[args.method]
     dataset = build_dataset(args)
+    chosen = usable_images(dataset.images, None, dataset.reading, args, "train")
+    if chosen is not None:
+        dataset.keep(chosen)
     loader = make_train_loader(dataset, task.collate, args)
     say(f"{args.method}: {len(dataset)} images, {len(loader)} batches per epoch, regions: {args.proposals}")
     if warning := task.warning(args):
         say(f"warning: {warning}")
     detector = build_detector(args, origin)
     method = task.build(args, detector).to(device)
-    training = engine.make_training(args, method, param_groups(args, method), device, len(loader))
+    training = engine.make_training(args, method, param_groups(args, method), device, len(dataset))
     engine.resume(training, origin, args)
     return training, loader
 
@@ -101,4 +121,4 @@ def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:
 
 
 if __name__ == "__main__":
-    run_script(main, "interrupted; --resume auto goes on from the last checkpoint")
+    run_script(main, INTERRUPTED)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datasets.coco import COCO
 from datasets.detection import DetectionDataset
 from datasets.image_folder import IMAGE_FOLDER, UnlabelledImages
+from datasets.images import Reading
 from datasets.transforms import detection_eval_transforms, detection_train_transforms
 from datasets.voc import VOC
 from util.records import DataRecord
@@ -31,7 +32,8 @@ def build_detection(
     """The labelled images of ``split``: "train" with augmentation, "val" without.
 
     Args:
-        args: dataset_file, data_path, the format's own flags, scales, max_size, eval_size, eval_max_size, seed.
+        args: dataset_file, data_path, the format's own flags, scales, max_size, eval_size, eval_max_size,
+            seed, damaged, max_image_pixels, allow_truncated.
         mean, std: of the channels, what the backbone wants.
         categories: those of the training set, which an evaluation must keep to.
 
@@ -43,7 +45,12 @@ def build_detection(
         transforms = detection_train_transforms(args.scales, args.max_size, mean, std)
     else:
         transforms = detection_eval_transforms(args.eval_size, args.eval_max_size, mean, std)
-    return DetectionDataset(records, transforms=transforms, seed=args.seed)
+    return DetectionDataset(records, transforms=transforms, seed=args.seed, reading=reading_of(args))
+
+
+def reading_of(args: Namespace) -> Reading:
+    """Which image files are taken: max_image_pixels and allow_truncated of ``args``."""
+    return Reading(args.max_image_pixels, args.allow_truncated)
 
 
 def build_unlabelled(args: Namespace, split: str = "train") -> UnlabelledImages:

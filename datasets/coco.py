@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import reprlib
 from collections.abc import Sequence
@@ -13,7 +12,9 @@ from typing import Any
 from datasets.image_folder import UnlabelledImages
 from datasets.records import DetectionRecords, RecordBuilder
 from util.errors import DataError, UserError
+from util.inputs import NotJson, Unreadable, read_json
 from util.records import DETECTION_SCALES, DataRecord, Flag
+from util.resources import MOST_CLASSES_WITHOUT_BOXES
 
 _LARGEST_NUMBER = 1e9  # no coordinate in pixels, nor an area in them, is beyond this (nor NaN, nor infinite)
 _IDS_AND_NAMES = (
@@ -65,12 +66,16 @@ def coco_image_folder(data_path: str | Path, split: str) -> Path:
     )
 
 
-def read_coco(images_dir: str | Path, ann_file: str | Path, categories: list[dict] | None = None) -> DetectionRecords:
+def read_coco(
+    images_dir: str | Path, ann_file: str | Path, categories: list[dict] | None = None, *, check_files: bool = True
+) -> DetectionRecords:
     """Read and check an annotation file.
 
     Labels: the raw category ids where the categories are exactly COCO's 80 (the numbering of the public checkpoints),
     else 0..K-1 in order of id. ``categories`` (of the training set, say) fixes them instead, and annotations may use no
-    others. Images come in order of id, also those without boxes.
+    others. Images come in order of id, also those without boxes. ``check_files``: missing image files are an error.
+
+    An "area" that none can be (0, negative, true) is replaced by that of the box.
 
     Raises:
         DataError: no such file or folder, not JSON, missing or malformed entries, numbers that are not, unknown image
@@ -79,8 +84,13 @@ def read_coco(images_dir: str | Path, ann_file: str | Path, categories: list[dic
     images_dir, ann_file = Path(images_dir), Path(ann_file)
     content = _read_json(ann_file)
     images, annotations, listed = (_list(content, key, ann_file) for key in ("images", "annotations", "categories"))
-    categories = _categories(listed, ann_file, categories)
+    fixed, categories = categories, _categories(listed, ann_file, categories)
     label_of_id = {category["id"]: category["label"] for category in categories}
+    if len(categories) > max(MOST_CLASSES_WITHOUT_BOXES, len(annotations)) and fixed is None:
+        raise DataError(
+            f"{ann_file}: {len(categories)} categories for {len(annotations)} boxes: no detector learns so many, and "
+            "its class head alone would fill the memory; list those that occur"
+        )
 
     builder = RecordBuilder()
     index_of_id = _add_images(builder, images, ann_file)
@@ -92,18 +102,36 @@ def read_coco(images_dir: str | Path, ann_file: str | Path, categories: list[dic
         metric="coco",
         categories=categories,
         place=lambda n, image: f"annotation {annotations[n].get('id')} of {builder.path(image)}",
+        notes=_notes(annotations),
     )
-    _check_image_files(records, ann_file)
+    if check_files:
+        _check_image_files(records, ann_file)
     return records
+
+
+def _notes(annotations: list[dict]) -> list[str]:
+    """What is unusual about the annotations as a whole; they are checked already."""
+    notes = []
+    unusable = sum(_is_unusable_area(annotation.get("area")) for annotation in annotations)
+    if unusable:
+        notes.append(f'{unusable} of {len(annotations)} boxes have an "area" of 0 or less, or true: their own is taken')
+    if annotations and all(max(annotation["bbox"]) <= 1 for annotation in annotations):
+        notes.append("all boxes lie between 0 and 1: they look normalised, and COCO's are in pixels")
+    return notes
+
+
+def _is_unusable_area(area: float | None) -> bool:
+    """Whether an "area" is given that no object has."""
+    return area is not None and (isinstance(area, bool) or area <= 0)
 
 
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot read this annotation file ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON, or damaged ({error})") from None
+        content = read_json(path)
+    except NotJson as error:
+        raise DataError(f"{path}: {error}") from None
+    except Unreadable as error:
+        raise DataError(f"{path}: cannot read this annotation file ({error})") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: not COCO annotations: the JSON holds a {type(content).__name__}, not an object")
     return content
@@ -196,7 +224,7 @@ def _add_annotation(
         raise DataError(f'{where}: "bbox" must be four finite numbers [x, y, width, height], not {reprlib.repr(bbox)}')
     if area is not None and not _is_number(area):
         raise DataError(f'{where}: "area" must be a finite number, not {reprlib.repr(area)}')
-    crowd = _integer(entry, "iscrowd", where, default=0)
+    crowd = 0 if entry.get("iscrowd") is None else _integer(entry, "iscrowd", where)
     if crowd not in (0, 1):
         raise DataError(f'{where}: "iscrowd" must be 0 or 1, not {crowd}')
     x, y, width, height = bbox
@@ -205,7 +233,7 @@ def _add_annotation(
         (x, y, x + width, y + height),
         label_of_id[category_id],
         degenerate=width <= 0 or height <= 0,
-        area=area,
+        area=None if _is_unusable_area(area) else area,
         crowd=crowd == 1,
     )
 
@@ -232,7 +260,7 @@ def _read_labelled(args: argparse.Namespace, split: str, categories: list[dict] 
     annotations, images = _typed_files(args, split)
     if annotations is None:
         annotations, images = coco_paths(args.data_path, split)
-    return read_coco(images, annotations, categories)
+    return read_coco(images, annotations, categories, check_files=args.damaged == "error")
 
 
 def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.images import load_image
+from datasets.images import STRICTLY, Reading, load_image
 from datasets.records import DetectionRecords
 from datasets.transforms import Transform
 from util.distributed import is_main
@@ -36,12 +36,17 @@ class DetectionDataset(Dataset):
         DataError: an image that cannot be read or has another size than annotated; the message names the file.
     """
 
-    def __init__(self, records: DetectionRecords, *, transforms: Transform, seed: int) -> None:
+    def __init__(
+        self, records: DetectionRecords, *, transforms: Transform, seed: int, reading: Reading = STRICTLY
+    ) -> None:
+        self.reading = reading
         self.records = records
         self.transforms = transforms
         self.seed = seed
         if is_main():
             print(f"{records.source}: {len(records)} images, {records.dropped.describe()}")
+            for note in records.notes:
+                print(f"warning: {records.source}: {note}")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -50,7 +55,7 @@ class DetectionDataset(Dataset):
         epoch, index = key
         records = self.records
         width, height = records.sizes[index].tolist()
-        image = load_image(records.path(index), size=(width, height))
+        image = load_image(records.path(index), size=(width, height), reading=self.reading)
         rows = np.arange(records.offsets[index], records.offsets[index + 1])
         rows = rows[~records.crowd[rows]]
         target = {

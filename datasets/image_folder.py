@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+import numpy as np
+
 from datasets.images import list_images
 from datasets.records import pack_paths
 from util.records import DataRecord
@@ -28,6 +30,10 @@ class UnlabelledImages:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def select(self, indices: np.ndarray) -> UnlabelledImages:
+        """The images ``indices`` [m] int64 alone."""
+        return UnlabelledImages(self.root, [os.fsdecode(path) for path in self._paths[indices]])
 
     def path(self, index: int) -> Path:
         """The file of image ``index``."""

@@ -7,15 +7,23 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from util.errors import DataError
+from util.inputs import Unreadable, require_file
 
 _EXTENSIONS = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp"
 IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Of Pillow's readers those of these extensions, whatever a file is called: that of PostScript starts Ghostscript."""
+
+MAX_PIXELS = 178_956_970
+"""The most that an image may have, as Pillow has it: a small file can claim any number of them."""
+
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 # What Pillow's decoders raise on damaged files, beside OSError.
 _DECODER_ERRORS = (
@@ -29,11 +37,28 @@ _DECODER_ERRORS = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
+    MemoryError,
 )
 
 
-def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+@dataclass(frozen=True)
+class Reading:
+    """How image files are read.
+
+    Attributes:
+        max_pixels: the most that an image may have.
+        allow_truncated: read JPEG files whose end is missing; what is missing is grey.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    allow_truncated: bool = False
+
+
+STRICTLY = Reading()
+NO_FILE = "no such image file"
+
+
+def load_image(path: str | Path, size: tuple[int, int] | None = None, reading: Reading = STRICTLY) -> Image.Image:
     """Read an image file as RGB, 8 bits a channel, upright as its EXIF orientation says.
 
     16-bit grey is scaled to 8 bits, CMYK and palettes become RGB, transparency is dropped (the stored colours stay).
@@ -43,12 +68,13 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
         size: (width, height) that the annotations of this image assume. Some annotations were made on pixels as
             they are stored, ignoring EXIF; so where ``size`` is that of the stored pixels and not that of the
             upright image, the stored ones are returned (not of TIFF, which Pillow turns upright while it loads).
+        reading: what is taken.
 
     Raises:
-        DataError: missing, empty, truncated, not an image, a decompression bomb, or not of the annotated size; the
+        DataError: missing, no file, empty, truncated, not an image, too large, or not of the annotated size; the
             message names the file.
     """
-    with _open_image(path) as file:
+    with _open_image(path, reading) as file:
         upright = _load_upright(file)
         if size is None or upright.size == tuple(size):
             return _to_rgb(upright)
@@ -60,7 +86,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
     )
 
 
-def load_reduced(path: str | Path, short_side: int) -> tuple[Image.Image, tuple[int, int]]:
+def load_reduced(path: str | Path, short_side: int, reading: Reading = STRICTLY) -> tuple[Image.Image, tuple[int, int]]:
     """As :func:`load_image`, but a JPEG at 1/2, 1/4 or 1/8 where its short side keeps ``short_side`` pixels.
 
     Decoding that much less takes a fraction of the time.
@@ -71,7 +97,7 @@ def load_reduced(path: str | Path, short_side: int) -> tuple[Image.Image, tuple[
     Raises:
         DataError: as :func:`load_image`.
     """
-    with _open_image(path) as file:
+    with _open_image(path, reading) as file:
         stored, orientation = file.size, file.getexif().get(ExifTags.Base.Orientation, 1)
         is_reduced = False
         for part in (8, 4, 2):
@@ -87,15 +113,36 @@ def load_reduced(path: str | Path, short_side: int) -> tuple[Image.Image, tuple[
 
 
 @contextmanager
-def _open_image(path: str | Path) -> Iterator[Image.Image]:
+def _open_image(path: str | Path, reading: Reading) -> Iterator[Image.Image]:
     """The file, not decoded yet. What goes wrong while it is open becomes a DataError that names it."""
     try:
+        require_file(path)
         # A stream, since Pillow memory-maps a file that it opens by name and so garbles uncompressed TIFF files with an
         # EXIF orientation.
-        with open(path, "rb") as stream, Image.open(stream) as file:
+        with open(path, "rb") as stream, _settings(reading), Image.open(stream, formats=FORMATS) as file:
+            width, height = file.size
+            if width * height > reading.max_pixels:
+                raise DataError(
+                    f"{path}: too large: {width}x{height} are {width * height:,} pixels, and at most "
+                    f"{reading.max_pixels:,} are read; make it smaller, or raise --max_image_pixels"
+                )
+            ImageFile.LOAD_TRUNCATED_IMAGES = reading.allow_truncated and file.format in ("JPEG", "MPO")
             yield file
+    except Unreadable as error:
+        raise DataError(f"{path}: {NO_FILE if not os.path.lexists(path) else error}") from None
     except _DECODER_ERRORS as error:
         raise DataError(f"{path}: {_reason(path, error)}") from None
+
+
+@contextmanager
+def _settings(reading: Reading) -> Iterator[None]:
+    """Pillow's own settings, which are global: its limit goes, since ``reading`` has one."""
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _load_upright(file: Image.Image) -> Image.Image:
@@ -104,14 +151,18 @@ def _load_upright(file: Image.Image) -> Image.Image:
 
 
 def _reason(path: str | Path, error: Exception) -> str:
-    if not os.path.exists(path):
-        return "no such image file"
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
+    if os.path.getsize(path) == 0:
         return "empty file (0 bytes), not an image; replace or remove it"
     if isinstance(error, UnidentifiedImageError):
         return "not an image of any known kind; replace or remove it"
     lines = str(error).splitlines() or [type(error).__name__]
-    return f"not an image, or damaged ({lines[0]}); replace or remove it"
+    advice = ", or pass --allow_truncated" if "truncated" in lines[0] and _is_jpeg(path) else ""
+    return f"not an image, or damaged ({lines[0]}); replace or remove it{advice}"
+
+
+def _is_jpeg(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\xff\xd8"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

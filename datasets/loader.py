@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from util import distributed
 from util.errors import UserError
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+from util.signals import protect_worker
 
 Key = tuple[int, int]  # (epoch, index), what the data sets take
 
@@ -23,7 +24,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     The samples of an epoch are put in an order that depends on (seed, epoch) alone and cut into global batches; each
     process takes its slice of every one. So the global batches are the same for any number of processes that divides
-    them, and a run can go on in the middle of an epoch. The incomplete batch at the end is dropped.
+    them, and a run can go on in the middle of an epoch, also with other batches: those images follow that were not
+    seen yet. The incomplete batch at the end is dropped.
 
     Args:
         length: number of samples in the data set.
@@ -50,7 +52,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.world_size = world_size
         self.rank = rank
         self.epoch = 0
-        self.first_batch = 0
+        self.first_image = 0
         if len(self) == 0:
             raise UserError(
                 f"the data set has {length} images, fewer than one batch of {world_size} process(es) x "
@@ -61,17 +63,18 @@ class EpochBatchSampler(Sampler[list[Key]]):
         """Batches in a whole epoch, wherever the position is."""
         return self.length // (self.batch_size * self.world_size)
 
-    def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration yield the batches of ``epoch`` from number ``batch`` on."""
+    def set_position(self, epoch: int, image: int = 0) -> None:
+        """Let the next iteration yield the batches of ``epoch`` from the ``image``-th of its order on."""
         self.epoch = epoch
-        self.first_batch = batch
+        self.first_image = image
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, first = self.epoch, self.first_batch
+        epoch, first = self.epoch, self.first_image
         order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        for batch in range(first, len(self)):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(epoch, index) for index in order[start : start + self.batch_size].tolist()]
+        global_batch = self.world_size * self.batch_size
+        for start in range(first, self.length - global_batch + 1, global_batch):
+            own = start + self.rank * self.batch_size
+            yield [(epoch, index) for index in order[own : own + self.batch_size].tolist()]
 
 
 class EvalSampler(Sampler[list[Key]]):
@@ -139,5 +142,6 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=protect_worker,
         generator=torch.Generator(),
     )

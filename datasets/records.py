@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class DetectionRecords:
         crowd: [N] bool, groups of objects: not trained on, ignored by the devkit's scores.
         difficult: [N] bool, trained on, ignored by the devkit's scores.
         dropped: what was left out.
+        notes: what else the user should know of the files, a phrase each.
     """
 
     root: Path
@@ -82,6 +83,7 @@ class DetectionRecords:
     crowd: np.ndarray
     difficult: np.ndarray
     dropped: DroppedBoxes
+    notes: list[str]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -160,12 +162,20 @@ class RecordBuilder:
         self._difficult.append(difficult)
 
     def pack(
-        self, *, root: Path, source: str, metric: str, categories: list[dict], place: Callable[[int, int], str]
+        self,
+        *,
+        root: Path,
+        source: str,
+        metric: str,
+        categories: list[dict],
+        place: Callable[[int, int], str],
+        notes: Sequence[str] = (),
     ) -> DetectionRecords:
         """Drop boxes without area inside their image, clip the others to it, and sort them by image.
 
         Args:
             place: (index of a box in order of addition, index of its image) -> where it stands in the files.
+            notes: of the records.
         """
         image = np.array(self._image_of_box, dtype=np.int64)
         sizes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
@@ -197,4 +207,5 @@ class RecordBuilder:
             crowd=np.array(self._crowd, dtype=bool)[order],
             difficult=np.array(self._difficult, dtype=bool)[order],
             dropped=DroppedBoxes(len(keep), int((~keep).sum()), int(clipped.sum()), places(~keep), places(clipped)),
+            notes=list(notes),
         )

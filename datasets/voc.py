@@ -15,6 +15,7 @@ from datasets.image_folder import UnlabelledImages
 from datasets.images import IMAGE_EXTENSIONS
 from datasets.records import DetectionRecords, RecordBuilder
 from util.errors import DataError
+from util.inputs import Unreadable, read_bytes, read_text
 from util.records import DataRecord, Flag
 
 _NAMES = (
@@ -88,7 +89,9 @@ def _existing(image_set: VocSet) -> VocSet:
     return image_set
 
 
-def read_voc(root: str | Path, sets: list[VocSet], categories: list[dict] | None = None) -> DetectionRecords:
+def read_voc(
+    root: str | Path, sets: list[VocSet], categories: list[dict] | None = None, *, check_files: bool = True
+) -> DetectionRecords:
     """Read and check the annotations of several image sets, one after the other.
 
     Image ids are the images' positions 0..n-1. A box's ``xmin, ymin, xmax, ymax`` count pixels from 1 and include the
@@ -97,6 +100,7 @@ def read_voc(root: str | Path, sets: list[VocSet], categories: list[dict] | None
 
     Args:
         root: a folder that holds those of the ``sets``; the records' paths are relative to it.
+        check_files: missing image files are an error.
 
     Raises:
         DataError: missing or malformed files; the message names the file.
@@ -109,7 +113,7 @@ def read_voc(root: str | Path, sets: list[VocSet], categories: list[dict] | None
     files: list[Path] = []
     first_box: list[int] = []
     boxes = 0
-    for image in voc_images(sets):
+    for image in voc_images(sets, check_files=check_files):
         annotation = image.parent.parent / "Annotations" / f"{image.stem}.xml"
         tree = _read_xml(annotation)
         index = builder.add_image(image.relative_to(root).as_posix(), len(files), _size(tree, annotation))
@@ -127,8 +131,8 @@ def read_voc(root: str | Path, sets: list[VocSet], categories: list[dict] | None
     )
 
 
-def voc_images(sets: list[VocSet]) -> Iterator[Path]:
-    """The image files of the sets, in the sets' order.
+def voc_images(sets: list[VocSet], *, check_files: bool = True) -> Iterator[Path]:
+    """The image files of the sets, in the sets' order; without ``check_files`` also those that are not there.
 
     Raises:
         DataError: an empty set, or an image that is not there.
@@ -141,20 +145,21 @@ def voc_images(sets: list[VocSet]) -> Iterator[Path]:
             if extension.lower() in IMAGE_EXTENSIONS:
                 file_of_stem[stem] = name
         try:
-            stems = [line.strip() for line in image_set.list_file.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
+            stems = [line.strip() for line in read_text(image_set.list_file).splitlines()]
+        except Unreadable as error:
             raise DataError(f"{image_set.list_file}: cannot be read as a list of images ({error})") from None
         stems = [stem for stem in stems if stem]
         if not stems:
             raise DataError(f"{image_set.list_file}: no images in this set")
-        if all(re.fullmatch(r"\S+\s+(1|0|-1)", stem) for stem in stems):
+        is_of_class = all(re.fullmatch(r"\S+\s+(1|0|-1)", stem) for stem in stems)
+        if is_of_class and not all(stem in file_of_stem for stem in stems):  # images may have such names, too
             raise DataError(f"{image_set.list_file}: a list for one class; use train, val, trainval or test")
         for stem in stems:
-            if stem not in file_of_stem:
+            if stem not in file_of_stem and check_files:
                 raise DataError(
                     f"{folder}: no image named {stem}.jpg (or of another kind), as {image_set.list_file} says"
                 )
-            yield folder / file_of_stem[stem]
+            yield folder / file_of_stem.get(stem, f"{stem}.jpg")
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -166,10 +171,10 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 def _read_xml(path: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read this annotation ({error.strerror})") from None
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        return ElementTree.fromstring(read_bytes(path), ElementTree.XMLParser(target=_NoDoctype()))
+    except Unreadable as error:
+        raise DataError(f"{path}: cannot read this annotation ({error})") from None
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         raise DataError(f"{path}: not XML, or damaged ({error})") from None
 
 
@@ -239,7 +244,7 @@ def _sets(args: argparse.Namespace, split: str) -> list[VocSet]:
 
 
 def _read_labelled(args: argparse.Namespace, split: str, categories: list[dict] | None) -> DetectionRecords:
-    return read_voc(args.data_path, _sets(args, split), categories)
+    return read_voc(args.data_path, _sets(args, split), categories, check_files=args.damaged == "error")
 
 
 def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:

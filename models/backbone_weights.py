@@ -60,6 +60,11 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
                 f"{path}: {renaming.in_file([source[name]])[0]} has shape {list(found)}, the backbone's {name} has "
                 f"{list(value.shape)}: weights of another backbone? see --backbone"
             )
+        if value.is_floating_point() and not weights[source[name]].is_floating_point():
+            kind = weights[source[name]].dtype
+            raise CheckpointError(
+                f"{path}: {renaming.in_file([source[name]])[0]} holds {kind} values, no numbers to use"
+            )
     backbone.body.load_state_dict({name: weights[source[name]] for name in own})
     used = {source[name] for name in own}
     return LoadReport(

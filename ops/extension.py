@@ -6,7 +6,6 @@ it is compiled now, once for all processes of the machine. Without a compiler th
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import importlib.util
 import os
@@ -16,13 +15,12 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from . import fake
+from .cache import cache_folder, check_private, locked
 from .sources import PACKAGE, ROOT, module_name, why_no_cuda
 
 HOW_TO_BUILD = "pip install --no-build-isolation ./ops"
@@ -40,7 +38,11 @@ def load() -> str | None:
         None, or why there is no compiled operator.
     """
     try:
-        torch.ops.load_library(installed_build() or build_in_place())
+        installed = installed_build()
+        if installed is not None:
+            torch.ops.load_library(installed)
+        else:
+            load_in_place()
     except (BuildError, OSError) as error:
         return " ".join(str(error).split())
     fake.register()
@@ -82,6 +84,21 @@ def installed_build() -> Path | None:
     return next((path for folder in folders or [] for name in names for path in Path(folder).glob(name)), None)
 
 
+def load_in_place() -> None:
+    """Load the library in the cache, compiled if it is missing; one that cannot be loaded is compiled anew, once.
+
+    Raises:
+        BuildError, OSError: as :func:`build_in_place`; or it cannot be loaded.
+    """
+    library = build_in_place()
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        print(f"{library}: cannot be loaded ({str(error)[:100]}), so it is made again", file=sys.stderr)
+        library.unlink()
+        torch.ops.load_library(build_in_place())
+
+
 def build_in_place() -> Path:
     """The library in the cache (TORCH_EXTENSIONS_DIR, else ~/.cache/torch_extensions), compiled if it is missing.
 
@@ -89,16 +106,18 @@ def build_in_place() -> Path:
 
     Raises:
         BuildError: it cannot be compiled.
-        OSError: the cache cannot be written.
+        OSError: the cache cannot be written, or others can write to it.
     """
-    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
     with_cuda = why_no_cuda() is None
+    cache = cache_folder()
     library = cache / PACKAGE / _machine(with_cuda=with_cuda) / f"{module_name(with_cuda=with_cuda)}.so"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    check_private(library.parent, cache)
     if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(library.with_suffix(".lock")):
+        with locked(library.with_suffix(".lock"), "compiling multi-scale deformable attention"):
             if not library.exists():
                 _compile(library)
+    check_private(library, cache)
     return library
 
 
@@ -109,14 +128,6 @@ def _machine(*, with_cuda: bool) -> str:
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(f"{major}.{minor}" for major, minor in sorted(found))
     return f"{platform.machine()}-sm_{re.sub(r'[^0-9A-Za-z.+]+', '_', targets)}"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock among processes; it ends with its process, however that ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _compile(library: Path) -> None:

@@ -248,6 +248,23 @@ def test_a_run_is_not_overwritten(capsys, data, checkpoints):
     assert "--resume auto" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--crop_size", "100000000"],
+        ["--max_size", "50000"],
+        ["--scales", "64", "50000"],
+        ["--enc_layers", "100000000"],
+        ["--num_queries", "1000000000"],
+        ["--max_image_pixels", "0"],
+    ],
+)
+def test_a_typing_error_does_not_take_all_memory(fails, data, flags):
+    line = fails(*pretrain_on(f"{data}/train", *flags))
+    assert flags[0] in line
+    assert "must be at" in line
+
+
 def test_fewer_images_than_a_batch(fails, data):
     assert "--batch_size" in fails(*pretrain_on(f"{data}/train", "--batch_size", "64"))
 

@@ -108,8 +108,8 @@ def measure_steps(
     training.method.train()
     rows, batches = [], iter(())
     for step in range(WARM_UP_STEPS + num_steps):
-        if step % training.steps_per_epoch == 0:
-            loader.batch_sampler.set_position(step // training.steps_per_epoch, 0)
+        if step % training.schedule.steps_per_epoch == 0:
+            loader.batch_sampler.set_position(step // training.schedule.steps_per_epoch, 0)
             batches = iter(loader)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             began = milliseconds(device)

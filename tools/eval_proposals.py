@@ -69,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     parser.add_argument("--plot", metavar="FILE", help="draw recall over IoU there, as a PNG")
     add_owned_arguments(parser, choices, "dataset_file")
+    parser.set_defaults(damaged="error")  # images that are missing in spite of the annotations
     return parser
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -28,18 +27,20 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import DATASETS, build_unlabelled
+from datasets import DATASETS, build_unlabelled, reading_of
 from datasets.image_folder import UnlabelledImages
-from datasets.images import load_image
+from datasets.images import Reading, load_image
 from datasets.proposals.journal import Journal, Outcome, encode, read_journal
 from datasets.proposals.methods import METHODS, ProposalMethod
 from datasets.proposals.store import FAILED, ProposalStore, fingerprint, stream_proposals
-from util.args import add_owned_arguments
+from util.args import add_image_file_arguments, add_owned_arguments
 from util.check_args import check_owned_flags
 from util.checkpoint import make_writable
 from util.errors import DataError, UserError, one_line
+from util.inputs import Unreadable, read_bytes
 from util.records import Choices
 from util.script import run_script
+from util.signals import protect_worker
 
 SYNC_SECONDS = 5.0  # the most work that a power failure costs; a killed process loses less
 
@@ -47,8 +48,9 @@ SYNC_SECONDS = 5.0  # the most work that a power failure costs; a killed process
 class Proposing(Dataset):
     """``dataset[index]`` -> journal record of the image ``index``."""
 
-    def __init__(self, images: UnlabelledImages, method: ProposalMethod) -> None:
+    def __init__(self, images: UnlabelledImages, method: ProposalMethod, reading: Reading) -> None:
         self.images = images
+        self.reading = reading
         self.method = method
 
     def __len__(self) -> int:
@@ -60,7 +62,7 @@ class Proposing(Dataset):
     def outcome(self, index: int) -> Outcome:
         """Boxes and scores, or why there are none."""
         try:
-            return self.method(load_image(self.images.path(index)), index)
+            return self.method(load_image(self.images.path(index), reading=self.reading), index)
         except DataError as error:
             return one_line(error)
 
@@ -82,10 +84,15 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{out}: complete already")
         return
     make_writable(parts)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         if not args.merge:
-            propose(Proposing(images, method), journal_of(parts, number, shards), plan, number, args.num_workers)
+            propose(
+                Proposing(images, method, reading_of(args)),
+                journal_of(parts, number, shards),
+                plan,
+                number,
+                args.num_workers,
+            )
         if args.shard is None:
             merge(out, parts, paths, plan)
     except OSError as error:
@@ -104,6 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_path", required=True, help="root folder of the data set, as for main_pretrain.py")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="of data that are split")
     parser.add_argument("--list", metavar="FILE", help="only the images it names, a path below --data_path a line")
+    add_image_file_arguments(parser)
     parser.add_argument("--max_boxes", type=int, default=64, help="the most an image gets")
     parser.add_argument(
         "--size",
@@ -126,7 +134,14 @@ def check(args: argparse.Namespace) -> tuple[int, int]:
     Raises:
         UserError: flags that cannot work; the message names them.
     """
-    for name, least in (("max_boxes", 1), ("size", 0), ("seed", 0), ("merge", 1), ("num_workers", 1)):
+    for name, least in (
+        ("max_boxes", 1),
+        ("max_image_pixels", 1),
+        ("size", 0),
+        ("seed", 0),
+        ("merge", 1),
+        ("num_workers", 1),
+    ):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")
@@ -163,9 +178,9 @@ def build_images(args: argparse.Namespace) -> UnlabelledImages:
     if args.list is None:
         return build_unlabelled(args, args.split)
     try:
-        lines = os.fsdecode(Path(args.list).read_bytes()).splitlines()
-    except OSError as error:
-        raise DataError(f"{args.list}: cannot be read as a list of images ({error.strerror})") from None
+        lines = os.fsdecode(read_bytes(args.list)).splitlines()
+    except Unreadable as error:
+        raise DataError(f"{args.list}: cannot be read as a list of images ({error})") from None
     if not Path(args.data_path).is_dir():
         raise DataError(f"{args.data_path}: no such folder of images")
     paths = [line.strip() for line in lines if line.strip()]
@@ -214,7 +229,7 @@ def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, n
         sampler=range(first + begun, end),
         num_workers=num_workers,
         collate_fn=bytes,
-        worker_init_fn=start_worker,
+        worker_init_fn=protect_worker,
         prefetch_factor=16,
         generator=torch.Generator(),
     )
@@ -232,12 +247,6 @@ def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, n
         journal.close()
     rate = (end - first - begun) / max(time.monotonic() - started, 1e-9)
     print(f"{path.name}: {end - first} images done, {rate:.1f} images/s with {num_workers} processes")
-
-
-def start_worker(worker: int) -> None:
-    """Ctrl-C reaches the whole group of processes: the parent sees to the end of its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def merge(out: Path, parts: Path, paths: list[str], plan: dict[str, Any]) -> None:

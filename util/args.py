@@ -88,7 +88,36 @@ def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> arg
     group.add_argument("--data_path", help="root folder of the data set")
     group.add_argument("--scales", type=int, nargs="+", help="short sides in pixels; one is drawn for each image")
     group.add_argument("--max_size", type=int, help="limit of the long side in pixels")
+    add_image_file_arguments(group)
+    group.add_argument(
+        "--check_images",
+        nargs="?",
+        choices=["auto", "all", "none"],
+        const="all",
+        default="auto",
+        help="read every image once before training, in parallel; default: auto, up to 2,000 images",
+    )
+    group.add_argument(
+        "--damaged",
+        choices=["error", "skip"],
+        default="error",
+        help="what to do with images that cannot be used; skip: leave them out, listed in the output folder",
+    )
     return group
+
+
+def add_image_file_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Which image files are taken."""
+    group.add_argument(
+        "--allow_truncated", action="store_true", help="take JPEG files whose end is missing, with grey in its place"
+    )
+    group.add_argument(
+        "--max_image_pixels",
+        type=int,
+        default=178_956_970,
+        metavar="N",
+        help="larger images are errors; default: %(default)s",
+    )
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) -> None:

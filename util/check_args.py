@@ -13,6 +13,7 @@ from typing import Any
 from util.errors import UserError
 from util.optional import require
 from util.records import Choices, Classification, DataRecord
+from util.resources import LARGEST_SIDE, MOST_LAYERS, MOST_QUERIES
 
 
 def at_least(args: argparse.Namespace, least: float, *names: str) -> None:
@@ -21,6 +22,14 @@ def at_least(args: argparse.Namespace, least: float, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")
+
+
+def at_most(args: argparse.Namespace, most: int, *names: str) -> None:
+    """Raises UserError if one of the arguments is larger; None, and what a script has not, is not."""
+    for name in names:
+        value = getattr(args, name, None)
+        if value is not None and value > most:
+            raise UserError(f"--{name} {value}: must be at most {most}")
 
 
 def is_given(value: Any) -> bool:
@@ -70,6 +79,10 @@ def check_common(args: argparse.Namespace, choices: Choices, classification: Cla
             raise UserError(f"--{name} {value}: must be a number")
     at_least(args, 1, "batch_size", "accum_steps", "max_size", "keep_checkpoints", "log_every", "epochs", "max_steps")
     at_least(args, 1, "num_queries", "hidden_dim", "nheads", "dim_feedforward", "dec_layers", "enc_layers")
+    at_least(args, 1, "max_image_pixels")
+    at_most(args, LARGEST_SIDE, "max_size", "crop_size", "eval_size", "eval_max_size")
+    at_most(args, MOST_LAYERS, "enc_layers", "dec_layers", "enc_n_points", "dec_n_points")
+    at_most(args, MOST_QUERIES, "num_queries", "hidden_dim", "dim_feedforward")
     at_least(args, 0, "num_workers", "save_every_epochs", "save_every_steps", "seed", "lr_drop", "lr_drop_step")
     at_least(args, 0, "lr", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox", "set_cost_giou")
     at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "focal_alpha")
@@ -80,6 +93,8 @@ def check_common(args: argparse.Namespace, choices: Choices, classification: Cla
         raise UserError(f"--dropout {args.dropout}: must lie in [0, 1)")
     if min(args.scales) < 1:
         raise UserError(f"--scales {min(args.scales)}: must be at least 1 pixel")
+    if max(args.scales) > LARGEST_SIDE:
+        raise UserError(f"--scales {max(args.scales)}: must be at most {LARGEST_SIDE} pixels")
     if args.hidden_dim % args.nheads or args.hidden_dim % 4:
         raise UserError(
             f"--hidden_dim {args.hidden_dim}: must be a multiple of 4 and of --nheads {args.nheads}, "

@@ -26,10 +26,10 @@ def init(device_type: str) -> None:
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if _is_initialized():
-        if dist.get_backend() == "gloo":
-            # Its threads need the interpreter's lock to let go of the last collective's tensors. Destroying the group
-            # waits for them and, in PyTorch 2.6, holds the lock: one in ten processes hung.
-            time.sleep(0.1)
+        # The threads of gloo (every run has a group of it, see util.stopping) need the interpreter's lock to let go of
+        # the last collective's tensors. Destroying the group waits for them and, in PyTorch 2.6, holds the lock: one
+        # in ten processes hung.
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 
@@ -42,14 +42,19 @@ def num_launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def was_restarted() -> bool:
+    """Whether the launcher started this process anew after one of the run's processes was lost (--max_restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def local_rank() -> int:
     """Index of this process on its own machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def rank() -> int:
-    """Index of this process among all."""
-    return dist.get_rank() if _is_initialized() else 0
+    """Index of this process among all; before it has joined the others, as the launcher says."""
+    return dist.get_rank() if _is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:

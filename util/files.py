@@ -20,6 +20,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     before it is renamed: after a crash of the machine there is the old file or the new one.
     """
     path = Path(path)
+    with naming(path):
+        yield from _written_whole(path)
+
+
+def _written_whole(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -69,7 +74,23 @@ def write_json(value: Any, path: str | Path) -> None:
     write_text(json.dumps(value, indent=2) + "\n", path)
 
 
-def write_text(text: str, path: str | Path) -> None:
-    """Write a text file in UTF-8."""
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError in the block names ``path``, if the system does not name a file: it says no more of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """Write a file."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a text file in UTF-8; what UTF-8 has no form for becomes an escape."""
+    write_bytes(text.encode(errors="backslashreplace"), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from util import distributed
-from util.files import write_text
+from util.files import naming, write_bytes
 
 
 class Meters:
@@ -54,9 +55,16 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-        lines = self._path.read_text().splitlines() if self._path.exists() and step > 0 else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        write_text("".join(line + "\n" for line in kept), self._path)
+        text = self._path.read_bytes() if self._path.exists() else b""
+        lines = text.splitlines(keepends=True)
+        steps = [_step_of(line) for line in lines]
+        unreadable = [number for number, found in enumerate(steps, start=1) if found is None]
+        if lines and (step == 0 or unreadable):
+            aside = _keep_a_copy(self._path, text)
+            wrong = f"{_enumerate(unreadable)} no record and left out; " if unreadable and step else ""
+            say(f"{self._path}: {wrong}the log as it was is kept as {aside.name}")
+        kept = [line for line, found in zip(lines, steps, strict=True) if step and found is not None and found <= step]
+        write_bytes(b"".join(kept), self._path)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one line: ``{"kind", "step", ...values}``; numbers that are not finite become null (JSON has none)."""
@@ -66,7 +74,7 @@ class RunLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with self._path.open("a") as file:
+        with naming(self._path), self._path.open("a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():
@@ -75,12 +83,39 @@ class RunLog:
             self._board.flush()
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of log.txt; a line cut by a crash belongs to no step that was finished."""
+def was_evaluated(folder: Path, step: int) -> bool:
+    """Whether log.txt in ``folder`` has the scores of the checkpoint that was saved after ``step``."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        lines = (folder / "log.txt").read_bytes().splitlines()
+    except OSError:
+        return False
+    return any(b'"eval"' in line and _step_of(line) == step for line in lines)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of log.txt; None: not a record, such as a line that was cut by a crash."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if type(step) is int else None
+
+
+def _keep_a_copy(path: Path, text: bytes) -> Path:
+    """Write ``text`` beside ``path``, as the first of path.1, path.2, ... that does not exist."""
+    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
+    aside = path.with_name(f"{path.name}.{number}")
+    write_bytes(text, aside)
+    return aside
+
+
+def _enumerate(lines: list[int]) -> str:
+    """ "line 3 is", "lines 1, 2, 3 and 8 more are"."""
+    if len(lines) == 1:
+        return f"line {lines[0]} is"
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return f"lines {', '.join(map(str, lines[:3]))}{more} are"
 
 
 class Progress:

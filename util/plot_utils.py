@@ -6,7 +6,6 @@ Pictures are drawn with Pillow alone, curves with matplotlib where it is install
 from __future__ import annotations
 
 import colorsys
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from util.errors import DataError
 from util.files import written_whole
+from util.inputs import NotJson, Unreadable, parse_json, read_text
 from util.optional import require
 
 Colour = tuple[int, int, int]
@@ -219,17 +219,23 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: no such file, or a line that is no JSON object; the message names file and line.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise DataError(f"{path}: no such log file")
-    lines = path.read_text().split("\n")
+    try:
+        lines = read_text(path).split("\n")
+    except Unreadable as error:
+        raise DataError(f"{path}: cannot be read as a log ({error})") from None
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
+            record = parse_json(line)
+        except NotJson as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
+        if (
+            not isinstance(record, dict)
+            or not isinstance(record.get("kind"), str)
+            or type(record.get("step")) is not int
+        ):
             raise DataError(f'{path}, line {number}: not a log line, which has "kind" and "step"')
         records.append(record)
     return records
@@ -245,7 +251,7 @@ def curves(records: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[flo
                 if record["kind"] == kind and wanted:
                     steps, values = found.setdefault(name, ([], []))
                     steps.append(record["step"])
-                    values.append(float(value))
+                    values.append(float(value) if isinstance(value, int | float) else math.nan)
     return found
 
 

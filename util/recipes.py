@@ -1,4 +1,4 @@
-"""What an argument becomes that the user left out, and the schedule that follows."""
+"""What an argument becomes that the user left out."""
 
 from __future__ import annotations
 
@@ -248,14 +248,6 @@ def continue_run(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapp
         of_data = {flag.name for record in datasets.values() for flags in record.flags.values() for flag in flags}
         kept = {name: value for name, value in kept.items() if name not in of_data}
     fill(args, kept)
-
-
-def schedule(args: argparse.Namespace, steps_per_epoch: int) -> tuple[int, int | None]:
-    """Length of the schedule and the step at which lr drops (None: never), both in optimizer steps."""
-    if args.max_steps is not None:
-        return args.max_steps, args.lr_drop_step
-    drop = None if args.lr_drop is None else args.lr_drop * steps_per_epoch
-    return args.epochs * steps_per_epoch, drop
 
 
 def tell_changes(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapping[str, DataRecord]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,7 +14,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from util import distributed
+from util import distributed, signals
 from util.errors import UserError, one_line
 
 # A disk that is full, or over a quota, or that must not be written to.
@@ -27,39 +28,83 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 
 
 def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Run ``main``; the user's errors become one line on stderr and exit status 1, without a traceback.
+    """Run ``main``; what is the user's to mend becomes one line on stderr and exit status 1, without a traceback.
+
+    A signal (Ctrl-C, SIGTERM, SIGUSR1) is one line, too, and the exit status says which.
 
     Args:
-        interrupted: what Ctrl-C is answered with.
+        interrupted: what a signal is answered with that ``main`` itself has no answer to.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal has no letters for must not end the run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        main()
-        distributed.shutdown()
+        with signals.raising():
+            main()
+            distributed.shutdown()
     except (UserError, FloatingPointError) as error:
-        who = f"error (process {distributed.rank()})" if distributed.rank() else "error"
-        _leave(f"{who}: {one_line(error)}", status=1)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+        _leave(f"{_who()}: {one_line(error)}", status=1)
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        _leave((str(stop) or interrupted) if distributed.is_main() else None, status=128 + number)
+    except Exception as error:
+        message = told_as(error)
+        if message is None:
             raise
-        _leave(f"error: cannot write {error.filename or 'a file'}: {error.strerror}", status=1)
-    except RuntimeError as error:
-        if str(error).startswith(LOST_WORKER):
-            reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
-            _leave(f"error: {one_line(reason)}; if memory ran out, lower --num_workers and run it again", status=1)
-        if distributed.world_size() == 1 or not any(sign in str(error) for sign in LOST_PEER):
-            raise
-        _leave(f"error (process {distributed.rank()}): another process ended; its message says why", status=1)
-    except KeyboardInterrupt:
-        _leave(interrupted, status=130)
+        _leave(f"{_who()}: {message}", status=1)
 
 
-def _leave(message: str, status: int) -> NoReturn:
-    """Say ``message`` and exit.
+def told_as(error: Exception) -> str | None:
+    """The line for an error that comes from outside the code; None: the code itself is wrong."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the GPU's memory is full: lower --batch_size (--accum_steps makes up for it), --max_size or --scales, "
+            "or use --amp bf16"
+        )
+    if isinstance(error, MemoryError):
+        return "memory is full: lower --batch_size, --num_workers, --max_size or --scales"
+    if isinstance(error, OSError):
+        return told_as_os_error(error)
+    if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
+        return f"{error.object!r:.200}: the file system has no such name"
+    if isinstance(error, ValueError) and str(error).startswith("embedded null"):
+        return "a path among the flags holds a NUL byte, so no file can have this name"
+    if isinstance(error, RuntimeError):
+        return told_as_lost_process(error)
+    return None
+
+
+def told_as_os_error(error: OSError) -> str:
+    """What the system refused, and where."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"{reason} (the system does not say where)"
+    does = "cannot write" if error.errno in UNWRITABLE else "cannot use"
+    return f"{does} {os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: {reason}"
+
+
+def told_as_lost_process(error: RuntimeError) -> str | None:
+    """The line for a loading process, or another training process, that is gone; None: another error."""
+    if str(error).startswith(LOST_WORKER):
+        reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
+        return f"{one_line(reason)}; if memory ran out, lower --num_workers and run it again"
+    if distributed.world_size() > 1 and any(sign in str(error) for sign in LOST_PEER):
+        return "another process ended; its message says why"
+    return None
+
+
+def _who() -> str:
+    return f"error (process {distributed.rank()})" if distributed.rank() else "error"
+
+
+def _leave(message: str | None, status: int) -> NoReturn:
+    """Say ``message``, if there is one, and exit.
 
     Among several processes at once: to leave the group in good order would be to wait for the others, who wait for
     this one, and only its end makes the launcher end them.
     """
-    print(message, file=sys.stderr, flush=True)
+    if message is not None:
+        print(message, file=sys.stderr, flush=True)
     if distributed.world_size() > 1:
         sys.stdout.flush()
         os._exit(status)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ops.cache import cache_folder, check_private
 from util.files import written_whole
 
 SOURCE = Path(__file__).with_name("pixels.cpp")
@@ -31,12 +32,12 @@ STEP = np.dtype([("kind", np.int32), ("strength", np.float32)])
 def load() -> ctypes.CDLL | None:
     """The library, compiled if need be. Where that is not possible None, and one warning that says why."""
     try:
-        library = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.CalledProcessError) as error:
+        library = _loaded()
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         warnings.warn(
             f"samples are made by Pillow and PyTorch, some eight times as slowly: datasets/pixels/pixels.cpp cannot be "
-            f"compiled ({told[0] if told else error}); install a C++ compiler, or name it in CXX",
+            f"compiled and loaded ({told[0] if told else error}); {_advice(error)}",
             stacklevel=2,
         )
         return None
@@ -44,16 +45,37 @@ def load() -> ctypes.CDLL | None:
     return library
 
 
+def _advice(error: Exception) -> str:
+    if isinstance(error, ValueError):
+        return "the variable CXX is no command line"
+    if isinstance(error, PermissionError):
+        return "see that only you can write there"
+    return "install a C++ compiler, or name it in CXX"
+
+
+def _loaded() -> ctypes.CDLL:
+    """The library; one in the cache that cannot be loaded is compiled anew, once."""
+    library = _compiled()
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        warnings.warn(f"{library}: cannot be loaded ({str(error)[:100]}), so it is made again", stacklevel=2)
+        library.unlink()
+        return ctypes.CDLL(str(_compiled()))
+
+
 def _compiled() -> Path:
     """The library, named by source and machine; whole or not there, however many processes make it at once."""
     digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
+    cache = cache_folder()
     library = cache / "siamese_detr_pixels" / f"pixels_{platform.machine()}_{digest}.so"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    check_private(library.parent, cache)
     if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(library) as built:
             command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS, str(SOURCE), "-o", str(built)]
             subprocess.run(command, capture_output=True, text=True, check=True)
+    check_private(library, cache)
     return library
 
 

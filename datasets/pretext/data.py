@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from datasets import build_unlabelled
+from datasets import build_unlabelled, reading_of
 from datasets.images import load_image
 from datasets.pretext.samples import PretextDataset
 from datasets.proposals.store import ProposalStore
@@ -24,12 +24,13 @@ def build_pretext_data(
         UserError: no images there, proposals that were made for others, or an image that could not be read then and
             cannot now.
     """
-    images = build_unlabelled(args)
+    images, reading = build_unlabelled(args), reading_of(args)
     proposals = None
     if args.proposals != "random":
         proposals = ProposalStore(args.proposal_dir)
         proposals.check(images.relative_paths(), args.proposals)
-        for index in proposals.failed():
-            load_image(images.path(index))
+        if args.damaged == "error":
+            for index in proposals.failed():
+                load_image(images.path(index), reading=reading)
     common = {"scales": args.scales, "max_size": args.max_size, "crop_size": args.crop_size, "mean": mean, "std": std}
-    return task.dataset(images, proposals, task.build_transform(args, common), args.seed)
+    return task.dataset(images, proposals, task.build_transform(args, common), args.seed, reading)

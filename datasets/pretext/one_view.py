@@ -172,7 +172,7 @@ class OneViewDataset(PretextDataset):
     """``dataset[(epoch, index)]`` -> :class:`OneViewSample`; ``transform`` is a :class:`OneViewTransform`."""
 
     def __getitem__(self, key: tuple[int, int]) -> OneViewSample:
-        image = load_image(self.images.path(key[1]))
+        image = load_image(self.images.path(key[1]), reading=self.reading)
         return self.transform(image, self.proposals_of(key[1]), self.rng(key))
 
 

@@ -178,7 +178,7 @@ class TwoViewDataset(PretextDataset):
     """``dataset[(epoch, index)]`` -> :class:`TwoViewSample`; ``transform`` is a :class:`TwoViewTransform`."""
 
     def __getitem__(self, key: tuple[int, int]) -> TwoViewSample:
-        image, size = load_reduced(self.images.path(key[1]), self.transform.useful_short_side)
+        image, size = load_reduced(self.images.path(key[1]), self.transform.useful_short_side, self.reading)
         return self.transform.render(image, self.plan(key, size))
 
     def plan(self, key: tuple[int, int], size: tuple[int, int]) -> ViewPlan:

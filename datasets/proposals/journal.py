@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from util.errors import DataError
+from util.inputs import NotJson, Unreadable, parse_json, require_file
 
 _FRAME = struct.Struct("<II")
 _COUNT = struct.Struct("<i")
@@ -36,10 +37,16 @@ def encode(outcome: Outcome) -> bytes:
 
 
 def decode(record: bytes) -> Outcome:
-    """The reverse of :func:`encode`."""
-    (count,) = _COUNT.unpack_from(record)
+    """The reverse of :func:`encode`.
+
+    Raises:
+        ValueError: not a record of an image.
+    """
+    count = _COUNT.unpack_from(record)[0] if len(record) >= _COUNT.size else 0
     if count < 0:
         return record[_COUNT.size :].decode(errors="surrogateescape")
+    if len(record) != _COUNT.size + 5 * 4 * count:
+        raise ValueError(f"{len(record)} bytes for {count} boxes")
     values = np.frombuffer(record, dtype="<f4", offset=_COUNT.size)
     return values[: 4 * count].reshape(count, 4), values[4 * count :]
 
@@ -77,7 +84,7 @@ class Journal:
             self.append(json.dumps(plan).encode())
             self.sync()
             return 0
-        _check_plan(self.path, json.loads(header), plan)
+        _check_plan(self.path, header, plan)
         done, end = 0, self._file.tell()
         for _ in records:
             done, end = done + 1, self._file.tell()
@@ -106,13 +113,20 @@ def read_journal(path: Path, plan: dict[str, Any]) -> Iterator[Outcome]:
         DataError: it was made for something else, or is not there.
     """
     try:
+        require_file(path)
         stream = open(path, "rb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); make this shard first") from None
+    except (OSError, Unreadable) as error:
+        raise DataError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', error)}); make this shard first"
+        ) from None
     with stream:
         records = _records(stream)
-        _check_plan(path, json.loads(next(records, b"{}")), plan)
-        yield from map(decode, records)
+        _check_plan(path, next(records, b"{}"), plan)
+        for number, record in enumerate(records):
+            try:
+                yield decode(record)
+            except ValueError as error:
+                raise DataError(f"{path}: record {number} is not one of an image ({error}); remove the file") from None
 
 
 def _records(stream: BinaryIO) -> Iterator[bytes]:
@@ -126,7 +140,13 @@ def _records(stream: BinaryIO) -> Iterator[bytes]:
         yield record
 
 
-def _check_plan(path: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
+def _check_plan(path: Path, header: bytes, plan: dict[str, Any]) -> None:
+    try:
+        found = parse_json(header)
+    except NotJson:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not a journal of this tool; remove it")
     for key in plan:
         if found.get(key) != plan[key]:
             raise DataError(

@@ -21,6 +21,7 @@ from PIL import Image
 
 from datasets.proposals.store import random_boxes
 from util.errors import DataError
+from util.inputs import Unreadable, read_bytes
 from util.optional import require
 
 SMALLEST_SIDE = 8  # pixels; below it there are no contours to follow, and OpenCV reads beyond its arrays
@@ -252,9 +253,9 @@ def file_digest(path: str | Path) -> str:
         DataError: it cannot be read.
     """
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except Unreadable as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
 
 
 METHODS = {"edgebox": EdgeBoxes, "selective_search": SelectiveSearch, "random": RandomBoxes}

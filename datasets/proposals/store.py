@@ -26,6 +26,7 @@ import numpy as np
 
 from util.errors import DataError
 from util.files import folder_written_whole
+from util.inputs import NotJson, Unreadable, read_json, require_file
 
 FORMAT_VERSION = 1
 FAILED = "failed.json"
@@ -43,6 +44,7 @@ _ARRAYS = {  # name -> (dtype, shape without the first dimension)
 }
 # What numpy raises on damaged files.
 _READER_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError)
+_READER_ERRORS += (RecursionError, MemoryError)
 _META = {"version": int, "method": str, "parameters": dict, "num_images": int, "fingerprint": str}
 
 
@@ -254,8 +256,8 @@ class ProposalStore:
         if not path.is_file():
             return []
         try:
-            failed = {entry["path"] for entry in json.loads(path.read_text())}
-        except (ValueError, TypeError, KeyError, OSError):
+            failed = {entry["path"] for entry in read_json(path)}
+        except (ValueError, TypeError, LookupError):
             raise DataError(f"{path}: damaged; make the proposals again") from None
         return [index for index in range(len(self)) if self.path(index) in failed] if failed else []
 
@@ -282,11 +284,11 @@ class ProposalStore:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); is this a folder of proposals?") from None
-    except ValueError:
+        meta = read_json(path)
+    except NotJson:
         raise DataError(f"{path}: not JSON; make the proposals again") from None
+    except Unreadable as error:
+        raise DataError(f"{path}: cannot be read ({error}); is this a folder of proposals?") from None
     for key, kind in _META.items():
         if not isinstance(meta, dict) or not isinstance(meta.get(key), kind):
             raise DataError(f'{path}: lacks "{key}"; make the proposals again')
@@ -297,9 +299,10 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _open_array(path: Path, dtype: type, row_shape: tuple[int, ...]) -> np.ndarray:
     try:
+        require_file(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except _READER_ERRORS as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: missing or damaged ({reason}); make the proposals again") from None
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim < 1 or array.shape[1:] != row_shape:
         raise DataError(f"{path}: not {np.dtype(dtype)} of the right shape; make the proposals again")

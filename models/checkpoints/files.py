@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from util import inputs
 from util.checkpoint import LATEST, load_file
 from util.errors import CheckpointError
+from util.inputs import Unreadable
 from util.optional import require
 
 CONTAINERS = ("state_dict", "model")
@@ -84,9 +85,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: not one.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path}: not JSON, or damaged ({error})") from None
+        value = inputs.read_json(path)
+    except Unreadable as error:
+        raise CheckpointError(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not an object")
     return value
@@ -113,15 +114,17 @@ def _read_split(folder: Path, index: Path) -> dict[str, Tensor]:
 def _is_safetensors(path: Path) -> bool:
     """Whether the file begins with a length and a JSON object; torch's files begin as zip archives or pickles."""
     try:
+        inputs.require_file(path)
         with path.open("rb") as file:
             return file.read(HEADER_LENGTH + 1)[HEADER_LENGTH:] == b"{"
-    except OSError:
+    except (OSError, Unreadable):
         return False  # load_file says why
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     safetensors = require("safetensors", "safetensors", f"{path}:")
     try:
+        inputs.require_file(path)
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     except (safetensors.SafetensorError, OSError, ValueError) as error:

@@ -29,10 +29,12 @@ from models.checkpoints.hf_config import check_model_type, eval_sizes, hints_of_
 from models.checkpoints.hf_names import is_hugging_face, to_public
 from models.checkpoints.load import num_class_logits
 from models.checkpoints.origin import Foreign
+from models.checkpoints.own import check_own
 from models.checkpoints.renaming import WRAPPER, Renaming, apply_rules, compile_rules
 from util.errors import CheckpointError
 from util.recipes import defaults_of, without_flags_of_others
 from util.records import num_outputs
+from util.resources import LARGEST_SAVED_SIDE
 
 OWN_KEYS = {"model", "args", "stage"}
 """What only checkpoints of this project hold side by side."""
@@ -70,7 +72,7 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     else:
         content = read_content(path)
         if isinstance(content, dict) and content.keys() >= OWN_KEYS:
-            _check_own(content, path)
+            check_own(content, path, _hints(content["args"], None, path))
             return {**content, "args": without_flags_of_others(content["args"], DETECTORS)}, None
         weights, others = find_state_dict(content, path)
         config = None
@@ -97,13 +99,6 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     return {**content, "categories": _categories(model, args, others, config) if finished else None}, foreign
 
 
-def _check_own(content: dict[str, Any], path: Path) -> None:
-    """Raises CheckpointError for a file of this project that somebody has changed."""
-    is_table = all(isinstance(content[name], dict) for name in ("model", "args"))
-    if not is_table or content["stage"] not in ("pretrain", "finetune") or "categories" not in content:
-        raise CheckpointError(f"{path}: not whole: model, args, stage or categories are missing or something else")
-
-
 def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> str:
     """Rename what came under the names of a known project, in place; returns which it is.
 
@@ -118,7 +113,7 @@ def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> 
     names = renaming.weights.keys()
     if is_hugging_face(names):
         to_public(renaming)
-        _tidy(renaming, config)
+        _tidy(renaming, config, path)
         return "Hugging Face"
     if any(name.startswith("transformer.decoder.layers.") for name in names):
         kinds = [kind for task in PRETEXTS.values() if (kind := task.foreign_kind(names))]
@@ -128,7 +123,7 @@ def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> 
         if detr is not None:
             rules = compile_rules(DETECTORS[detr].public_names)
             renaming.rename(lambda name: apply_rules(rules, name))
-        _tidy(renaming, config)
+        _tidy(renaming, config, path)
         return kinds[0] if kinds else "public DETR family"
     for prefix in _BARE_BODIES:
         if f"{prefix}conv1.weight" in names and resnet_of(dict.fromkeys(names), prefix):
@@ -144,11 +139,14 @@ def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> 
     )
 
 
-def _tidy(renaming: Renaming, config: dict[str, Any] | None) -> None:
+def _tidy(renaming: Renaming, config: dict[str, Any] | None, path: Path) -> None:
     """Bring what has this project's names into the form that the detector has."""
     detr = detector_of(renaming.weights)
     if detr is not None:
-        DETECTORS[detr].tidy(renaming, config)
+        try:
+            DETECTORS[detr].tidy(renaming, config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
 
 
 def _belongs_to_detector(name: str) -> bool:
@@ -180,7 +178,14 @@ def _eval_sizes(args: Any, folder: Path | None) -> dict[str, int]:
         sizes = [_saved(args).get(name) for name in EVAL_SIZES]
     else:
         sizes = eval_sizes(read_json(folder / PREPROCESSOR)) if (folder / PREPROCESSOR).is_file() else [None]
-    return dict(zip(EVAL_SIZES, sizes, strict=True)) if all(type(size) is int and size > 0 for size in sizes) else {}
+    if not all(type(size) is int and size > 0 for size in sizes):
+        return {}
+    if max(sizes) > LARGEST_SAVED_SIDE:
+        raise CheckpointError(
+            f"{folder / PREPROCESSOR if folder else 'its saved arguments'}: asks for images of {max(sizes)} pixels a "
+            f"side, at most {LARGEST_SAVED_SIDE} are taken from a file; correct it"
+        )
+    return dict(zip(EVAL_SIZES, sizes, strict=True))
 
 
 def _saved(args: Any) -> dict[str, Any]:

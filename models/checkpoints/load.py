@@ -118,7 +118,7 @@ def load_origin(
 def check_weights(
     expected: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path, skipped: Collection[str] = ()
 ) -> None:
-    """Compare names and shapes; class heads that are not expected, and names in ``skipped``, do not matter.
+    """Compare names, shapes and kinds; class heads that are not expected, and names in ``skipped``, do not matter.
 
     Raises:
         CheckpointError: they differ; names the flags that decide it.
@@ -131,6 +131,8 @@ def check_weights(
                 f"{source}: {name} has shape {list(weights[name].shape)}, "
                 f"this detector has {list(value.shape)}; see {deciding_flag(name)}"
             )
+        if value.is_floating_point() and not weights[name].is_floating_point():
+            raise CheckpointError(f"{source}: {name} holds {weights[name].dtype} values, not floating-point numbers")
     for name in weights:
         if not (name in expected or name in skipped or name.startswith(CLASS_HEADS)):
             raise CheckpointError(f"{source}: holds {name}, which this detector has not; see {deciding_flag(name)}")
@@ -151,7 +153,7 @@ def _names_within(own: dict[str, Tensor], parts: Sequence[str]) -> list[str]:
 def num_class_logits(weights: dict[str, Tensor]) -> int | None:
     """Outputs of the class head in a detector's state dict, whether layers share one or each has its own."""
     bias = weights.get("class_embed.bias", weights.get("class_embed.0.bias"))
-    return None if bias is None else len(bias)
+    return None if bias is None or not bias.ndim else len(bias)
 
 
 def _resized_queries(weights: dict[str, Tensor], own: Tensor) -> tuple[dict[str, Tensor], str | None]:

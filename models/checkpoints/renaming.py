@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from util.errors import CheckpointError
+
 WRAPPER = "module."
 """What DistributedDataParallel puts before every name."""
 
@@ -67,9 +69,17 @@ class Renaming:
 
 
 def num_layers(names: Iterable[str], layers: str) -> int:
-    """One more than the largest number that follows ``layers`` in a name."""
-    pattern = re.compile(rf"{re.escape(layers)}\.(\d+)\.")
-    return 1 + max((int(match[1]) for name in names if (match := pattern.match(name))), default=-1)
+    """How many layers have parameters under ``layers``.
+
+    Raises:
+        CheckpointError: a number is left out: one of eight digits in a name would ask for as many layers.
+    """
+    pattern = re.compile(rf"{re.escape(layers)}\.([0-9]+)\.")
+    found = {match[1] for name in names if (match := pattern.match(name))}
+    missing = next((number for number in range(len(found)) if str(number) not in found), None)
+    if missing is not None:
+        raise CheckpointError(f"{layers} has {len(found)} layers, but none has the number {missing}")
+    return len(found)
 
 
 def compile_rules(pairs: Iterable[tuple[str, str]], *, back: bool = False) -> list[Rule]:

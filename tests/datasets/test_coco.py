@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,44 @@ def test_raccoon(real_data):
         found = record.boxes.copy()
         found[:, 2:] -= found[:, :2]
         assert np.abs(np.sort(expected, axis=0) - np.sort(found, axis=0)).max() < 1e-3
+
+
+@pytest.mark.parametrize("area", [0, -3.5, True, False])
+def test_an_area_that_none_can_be_is_that_of_the_box(tmp_path, area):
+    records = read_coco(*write(tmp_path, changed(lambda c: c["annotations"][2].update(area=area))))
+    assert records.areas.tolist() == [1500, 7.25, 100]
+    assert records.notes == ['1 of 3 boxes have an "area" of 0 or less, or true: their own is taken']
+    assert read_coco(*write(tmp_path, CONTENT)).notes == []
+
+
+def test_iscrowd_null_is_no_crowd(tmp_path):
+    records = read_coco(*write(tmp_path, changed(lambda c: c["annotations"][2].update(iscrowd=None))))
+    assert records.crowd.tolist() == [False, False, False]
+
+
+def test_boxes_that_look_normalised_are_told(tmp_path):
+    (note,) = read_coco(*write(tmp_path, with_boxes([0.1, 0.2, 0.5, 0.7], [0, 0, 1, 1]))).notes
+    assert "look normalised" in note
+    assert read_coco(*write(tmp_path, with_boxes([0.1, 0.2, 0.5, 0.7], [0, 0, 2, 1]))).notes == []
+
+
+def test_many_categories_need_boxes(tmp_path):
+    """A small file must not ask for a class head of gigabytes."""
+    many = [{"id": number, "name": str(number)} for number in range(1001)]
+    with pytest.raises(DataError, match=r"ann\.json: 1001 categories for 3 boxes"):
+        read_coco(*write(tmp_path, CONTENT | {"categories": many}))
+    assert len(read_coco(*write(tmp_path, CONTENT | {"categories": many[:1000]})).categories) == 1000
+
+
+def test_missing_files_are_left_to_the_check_of_images(tmp_path):
+    images, annotations = write(tmp_path, CONTENT)
+    (images / "b.png").unlink()
+    with pytest.raises(DataError, match="missing"):
+        read_coco(images, annotations)
+    assert len(read_coco(images, annotations, check_files=False)) == 2
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "ann.json")
+    with pytest.raises(DataError, match=r"ann\.json: cannot read this annotation file \(a pipe"):
+        read_coco(tmp_path, tmp_path / "ann.json")

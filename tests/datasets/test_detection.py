@@ -186,7 +186,7 @@ def test_ground_truth_is_found_perfect(real_data, capsys, name, dataset_file):
 
 def batches_of(dataset, num_workers, world_size=1, rank=0, batch_size=4, first=0):
     sampler = EpochBatchSampler(len(dataset), batch_size, seed=0, world_size=world_size, rank=rank)
-    sampler.set_position(1, first)
+    sampler.set_position(1, first * batch_size * world_size)
     loader = make_loader(dataset, sampler, collate_detection, num_workers=num_workers, pin_memory=False)
     return [
         [

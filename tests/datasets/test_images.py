@@ -1,6 +1,7 @@
 """Reading and finding image files."""
 
 import io
+import os
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.images import list_images, load_image, load_reduced
+from datasets.images import Reading, list_images, load_image, load_reduced
 from util.errors import DataError
 
 ORIENTATIONS = {  # EXIF tag 274 -> what turns stored pixels upright
@@ -173,11 +174,55 @@ def test_not_an_image(tmp_path):
         assert str(tmp_path / name) in str(caught.value)
 
 
-def test_decompression_bomb(tmp_path, monkeypatch):
-    Image.new("1", (100, 100)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(DataError, match=r"bomb\.png: .*decompression bomb"):
+def test_too_large(tmp_path):
+    """The header alone claims it: nothing is decoded."""
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")
+    told = r"bomb\.png: too large: 14000x14000 are 196,000,000 pixels.*at most 178,956,970.*raise --max_image_pixels"
+    with pytest.raises(DataError, match=told):
         load_image(tmp_path / "bomb.png")
+    Image.new("1", (100, 100)).save(tmp_path / "small.png")
+    with pytest.raises(DataError, match="at most 9,999 are read"):
+        load_image(tmp_path / "small.png", reading=Reading(max_pixels=9_999))
+    limit = Image.MAX_IMAGE_PIXELS
+    assert load_image(tmp_path / "small.png", reading=Reading(max_pixels=10_000)).size == (100, 100)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.ps"])
+def test_postscript_starts_nothing(tmp_path, monkeypatch, name):
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(proof) (w) file\n%%EOF\n"
+    (tmp_path / name).write_bytes(script)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/proof\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    with pytest.raises(DataError, match="not an image of any known kind"):
+        load_image(tmp_path / name)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_special_files_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "device.jpg"):
+        with pytest.raises(DataError, match=rf"{name}: a pipe, socket or device"):
+            load_image(tmp_path / name)
+
+
+def test_a_jpeg_without_its_end_is_grey_there(tmp_path):
+    grey = np.full((64, 64, 3), 250, dtype=np.uint8)
+    grey[::2] = 40
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, "JPEG", quality=95)
+    (tmp_path / "a.jpg").write_bytes(stream.getvalue()[:-300])
+    with pytest.raises(DataError, match=r"truncated.*--allow_truncated"):
+        load_image(tmp_path / "a.jpg")
+    found = np.asarray(load_image(tmp_path / "a.jpg", reading=Reading(allow_truncated=True)))
+    assert (found[-1] == 128).all()
+    assert np.abs(found[:8].astype(int) - grey[:8]).max() < 20
+    (tmp_path / "a.png").write_bytes(encoded("PNG")[:-200])
+    with pytest.raises(DataError, match=r"a\.png: not an image, or damaged"):
+        load_image(tmp_path / "a.png", reading=Reading(allow_truncated=True))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

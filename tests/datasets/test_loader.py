@@ -33,7 +33,7 @@ class Broken(Dataset):
 
 def batches(**options):
     sampler = EpochBatchSampler(**{"length": 11, "batch_size": 4, "seed": 5} | options)
-    return lambda epoch, batch=0: sampler.set_position(epoch, batch) or list(sampler)
+    return lambda epoch, image=0: sampler.set_position(epoch, image) or list(sampler)
 
 
 def test_an_epoch_is_a_permutation_without_its_tail():
@@ -56,8 +56,18 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 def test_position_in_mid_epoch():
     at = batches(batch_size=2)
-    assert at(1, 3) == at(1)[3:]
-    assert at(1, 5) == []
+    assert at(1, 6) == at(1)[3:]
+    assert at(1, 10) == []
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (4, 1), (1, 2), (2, 2), (3, 1)])
+def test_an_epoch_goes_on_with_other_batches(batch_size, world_size):
+    """After three batches of two images: those that were not seen yet, each once."""
+    order = [index for batch in batches(batch_size=1)(1) for _, index in batch]
+    ranks = [batches(batch_size=batch_size, world_size=world_size, rank=rank)(1, 6) for rank in range(world_size)]
+    rest = [index for parts in zip(*ranks, strict=True) for part in parts for _, index in part]
+    whole = 5 // (batch_size * world_size) * batch_size * world_size
+    assert rest == order[6 : 6 + whole]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -70,7 +80,7 @@ def test_processes_share_the_global_batches(world_size):
 
 def test_length_is_that_of_the_epoch():
     sampler = EpochBatchSampler(11, 2, seed=0, world_size=2)
-    sampler.set_position(4, 1)
+    sampler.set_position(4, 4)
     assert len(sampler) == 2
     assert len(list(sampler)) == 1
 
@@ -116,8 +126,8 @@ def test_workers_and_position_change_no_byte():
     assert len(alone) == 10
     assert [keys[0][0] for _, keys in alone] == [2] * 5 + [3] * 5
     assert loaded(2) == alone
-    assert loaded(2, position=(2, 3)) == alone[3:]
-    assert loaded(0, position=(2, 3)) == alone[3:]
+    assert loaded(2, position=(2, 6)) == alone[3:]
+    assert loaded(0, position=(2, 6)) == alone[3:]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

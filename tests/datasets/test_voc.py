@@ -229,3 +229,22 @@ def test_a_list_for_one_class_is_told_apart(tmp_path):
     (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\nb -1\nc  0\n")
     with pytest.raises(DataError, match=r"cat_train\.txt: a list for one class"):
         list(voc_images([VocSet(tmp_path, "cat_train")]))
+
+
+@pytest.mark.parametrize("end", ["0", "1", "-1"])
+def test_names_that_look_like_those_of_a_list_for_one_class(tmp_path, end):
+    stems = [f"cell {end}", f"blood {end}"]
+    write(tmp_path, {stem: xml(box("dog", 1, 1, 4, 4)) for stem in stems}, train=stems)
+    assert [path.stem for path in voc_images([VocSet(tmp_path, "train")])] == stems
+    write(tmp_path, {"cell": xml(), "blood": xml()}, dog=["cell  1", "blood -1"])
+    with pytest.raises(DataError, match="a list for one class"):
+        list(voc_images([VocSet(tmp_path, "dog")]))
+
+
+def test_missing_images_are_left_to_the_check_of_images(tmp_path):
+    write(tmp_path, {"a": xml(box("dog", 1, 1, 4, 4)), "b": xml()}, train=["a", "b"])
+    (tmp_path / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(DataError, match="no image named b"):
+        read_voc(tmp_path, [VocSet(tmp_path, "train")])
+    records = read_voc(tmp_path, [VocSet(tmp_path, "train")], check_files=False)
+    assert records.relative_paths() == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]

@@ -12,6 +12,7 @@ from util import recipes
 from util.args import finetune_parser, pretrain_parser
 from util.check_args import check_finetune, check_pretrain
 from util.errors import CheckpointError, UserError
+from util.schedule import Schedule
 
 DETRS = ["vanilla", "conditional", "deformable"]
 PRETRAIN, FINETUNE = main_pretrain.choices(), main_finetune.choices()
@@ -29,6 +30,12 @@ def finetune(*argv, **start_from):
     return args
 
 
+def planned(args, steps_per_epoch):
+    """Length of the schedule and the step at which lr drops."""
+    schedule = Schedule(steps_per_epoch, 1, **{name: getattr(args, name) for name in recipes.SCHEDULE})
+    return schedule.total_steps, schedule.drop_step
+
+
 @pytest.mark.parametrize(
     ("dataset", "detr", "feature", "weight", "steps", "drop", "scales"),
     [
@@ -41,7 +48,7 @@ def finetune(*argv, **start_from):
 def test_pretraining_recipes(dataset, detr, feature, weight, steps, drop, scales):
     args = pretrain("--dataset_file", dataset, "--detr", detr)
     assert (args.feature_loss_coef, args.global_loss_coef) == (feature, weight)
-    assert recipes.schedule(args, steps_per_epoch=5000) == (steps, drop)
+    assert planned(args, steps_per_epoch=5000) == (steps, drop)
     assert (min(args.scales), max(args.scales), args.max_size) == scales
     assert (args.set_cost_class, args.cls_loss_coef, args.bbox_loss_coef, args.giou_loss_coef) == (1, 1, 5, 2)
     assert args.lr == 1e-4
@@ -76,7 +83,7 @@ def test_recipes_of_the_baselines(detr, dataset):
 )
 def test_finetuning_recipes(detr, epochs, drop, classes, lr, from_scratch, pretrained):
     args = finetune("--detr", detr)
-    assert recipes.schedule(args, steps_per_epoch=10) == (10 * epochs, 10 * drop)
+    assert planned(args, steps_per_epoch=10) == (10 * epochs, 10 * drop)
     assert (args.set_cost_class, args.cls_loss_coef) == (classes, classes)
     assert (args.lr, args.lr_backbone) == (lr, from_scratch)
     assert (args.eval_size, args.eval_max_size) == (800, 1333)
@@ -104,8 +111,8 @@ def test_detectors_of_the_paper(detr, ffn, queries, levels):
 def test_what_is_typed_wins():
     args = finetune("--scales", "100", "120", "--max_size", "200", "--epochs", "3")
     assert (args.scales, args.eval_size, args.eval_max_size) == ([100, 120], 120, 200)
-    assert recipes.schedule(args, 7) == (21, 14)  # lr drops at 4/5 of the schedule, in whole epochs
-    assert recipes.schedule(pretrain("--max_steps", "9", "--lr_drop_step", "6"), 7) == (9, 6)
+    assert planned(args, 7) == (21, 14)  # lr drops at 4/5 of the schedule, in whole epochs
+    assert planned(pretrain("--max_steps", "9", "--lr_drop_step", "6"), 7) == (9, 6)
 
 
 def test_the_checkpoint_decides_the_architecture():

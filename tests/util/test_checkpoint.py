@@ -20,6 +20,7 @@ from util.checkpoint import (
     open_output_dir,
     save_checkpoint,
     save_file,
+    written_before,
 )
 from util.errors import CheckpointError, UserError
 from util.rng import rng_state, set_rng_state
@@ -125,18 +126,27 @@ def test_killed_while_writing_leaves_a_readable_file(tmp_path):
 
 
 def test_the_newest_are_kept(tmp_path):
+    written = []
     for step in (1, 2, 3, 4):
-        save_checkpoint(tmp_path, {"step": step}, keep=2)
+        save_checkpoint(tmp_path, {"step": step}, keep=2, written=written)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [LATEST, "checkpoint_00000003.pth", "checkpoint_00000004.pth"]
     assert load_file(tmp_path / LATEST) == {"step": 4}
-    # a run that goes on from an earlier step does not lose its own files to those of the abandoned one
-    save_checkpoint(tmp_path, {"step": 1}, keep=2)
+
+
+def test_only_what_the_run_has_written_is_deleted(tmp_path):
+    for step in (2, 4, 6):
+        save_checkpoint(tmp_path, {"step": step}, keep=9)
+    # a run that goes on after step 4: 2 and 4 are its own, 6 is of an abandoned one or damaged
+    written = written_before(tmp_path, tmp_path / "checkpoint_00000004.pth", 4)
+    save_checkpoint(tmp_path, {"step": 5}, keep=1, written=written)
     assert sorted(path.name for path in tmp_path.iterdir())[1:] == [
-        "checkpoint_00000001.pth",
-        "checkpoint_00000004.pth",
+        "checkpoint_00000005.pth",
+        "checkpoint_00000006.pth",
     ]
-    assert load_file(tmp_path / LATEST) == {"step": 1}
+    assert load_file(tmp_path / LATEST) == {"step": 5}
+    assert written_before(tmp_path, tmp_path.parent / "elsewhere.pth", 9) == []
+    assert written_before(tmp_path, None, 9) == []
 
 
 def test_random_states_come_back(tmp_path):

@@ -1,10 +1,12 @@
 """log.txt and the meters."""
 
 import json
+import shutil
 
+import pytest
 import torch
 
-from util.logger import Meters, RunLog
+from util.logger import Meters, RunLog, was_evaluated
 
 
 def _steps(folder):
@@ -35,6 +37,39 @@ def test_a_new_run_begins_an_empty_log(tmp_path):
     RunLog(tmp_path, step=0, tensorboard=False).write("train", 10, {"loss": 1.0})
     RunLog(tmp_path, step=0, tensorboard=False).write("train", 5, {"loss": 1.0})
     assert _steps(tmp_path) == [5]
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b'{"kind": "train"}', b'{"step": "3"}', b"[" * 10**5, b""])
+def test_a_line_that_is_no_record_is_named_and_skipped(tmp_path, capsys, line):
+    log = RunLog(tmp_path, step=0, tensorboard=False)
+    log.write("train", 1, {"loss": 1.0})
+    with (tmp_path / "log.txt").open("ab") as file:
+        file.write(line + b"\n")
+    log.write("train", 2, {"loss": 1.0})
+    before = (tmp_path / "log.txt").read_bytes()
+    RunLog(tmp_path, step=2, tensorboard=False)
+    assert _steps(tmp_path) == [1, 2]
+    assert "line 2 is no record and left out; the log as it was is kept as log.txt.1" in capsys.readouterr().out
+    assert (tmp_path / "log.txt.1").read_bytes() == before
+
+
+def test_whether_a_step_was_evaluated(tmp_path):
+    log = RunLog(tmp_path, step=0, tensorboard=False)
+    log.write("train", 5, {"loss": 1.0})
+    assert not was_evaluated(tmp_path, 5)
+    log.write("eval", 5, {"AP": 0.1})
+    assert was_evaluated(tmp_path, 5)
+    assert not was_evaluated(tmp_path, 4)
+    assert not was_evaluated(tmp_path / "nowhere", 5)
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    log = RunLog(tmp_path / "a", step=0, tensorboard=False)
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(FileNotFoundError) as caught:
+        log.write("train", 1, {"loss": 1.0})
+    assert caught.value.filename == str(tmp_path / "a" / "log.txt")
 
 
 def test_tensorboard_receives_the_numbers(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ from tools.comparison.specification import Run
 from util.checkpoint import LATEST
 from util.errors import UserError
 from util.files import write_json, write_text
+from util.inputs import Unreadable, read_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORD = "compare.json"  # in a run's folder: its flags, those of its pretraining, and whether it is finished
@@ -44,7 +44,12 @@ def is_finished(run: Run, out: Path) -> bool:
     record = out / run.name / RECORD
     if not record.is_file():
         return False
-    content = json.loads(record.read_text())
+    try:
+        content = read_json(record)
+    except Unreadable as error:
+        raise UserError(f"{record}: {error}; remove {record.parent} to run it again") from None
+    if not isinstance(content, dict) or type(content.get("finished")) is not bool:
+        raise UserError(f"{record}: not a record of this tool; remove {record.parent} to run it again")
     if content != record_of(run, finished=content["finished"]) and (record.parent / LATEST).exists():
         raise UserError(
             f"{out / run.name}: was run with other flags than the specification has now; compare in another folder"

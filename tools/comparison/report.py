@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from tools.comparison.specification import Run
+from util.errors import UserError
 from util.files import write_json, write_text
+from util.inputs import Unreadable, read_json
 from util.optional import require
 from util.plot_utils import save_figure
 
@@ -29,12 +30,23 @@ def collect(runs: list[Run], out: Path) -> list[dict[str, Any]]:
             continue
         key = {name: run.labels[name] for name in ("finetune", "detector", "method", "pretrain")}
         row = rows.setdefault(tuple(key.values()), {**key, "seeds": [], **{score: [] for score in SCORES}})
-        scores = json.loads((out / run.name / "eval.json").read_text())
+        scores = _scores(out / run.name / "eval.json")
         row["seeds"].append(run.labels["seed"])
         for score in SCORES:
             row[score].append(scores[score])
     sets, detectors = (list(dict.fromkeys(row[name] for row in rows.values())) for name in ("finetune", "detector"))
     return sorted(rows.values(), key=lambda row: (sets.index(row["finetune"]), detectors.index(row["detector"])))
+
+
+def _scores(path: Path) -> dict[str, float]:
+    """Raises UserError if ``path`` is not what an evaluation has written."""
+    try:
+        scores = read_json(path)
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}; remove {path.parent} to run it again") from None
+    if not isinstance(scores, dict) or not all(isinstance(scores.get(score), int | float) for score in SCORES):
+        raise UserError(f"{path}: not the scores of an evaluation; remove {path.parent} to run it again")
+    return scores
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

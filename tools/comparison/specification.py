@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import reprlib
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from models import PRETEXTS
 from util.errors import UserError
+from util.inputs import NotJson, Unreadable, parse_json, read_text
 
 SCRATCH = "scratch"  # the method that is no pretraining
 EVERY = "all"  # flags for whatever the entry is combined with
@@ -59,13 +60,11 @@ def read_specification(path: str | Path) -> dict[str, Any]:
         UserError: it cannot be read, lacks or misspells something, or names a variable that is not set.
     """
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        content = parse_json(read_text(path))
+    except NotJson as error:
+        raise UserError(f"{path}: {error}") from None
+    except Unreadable as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object with the keys {', '.join(sorted(KEYS))}")
     content = OPTIONAL | content
@@ -74,10 +73,12 @@ def read_specification(path: str | Path) -> dict[str, Any]:
         raise UserError(f'{path}: "{wrong}" {"is missing" if wrong in KEYS else "means nothing here"}')
     _check_kinds(content, path)
     _check_names(content, path)
-    content = _expand(content, path)
     for pair in content["data"]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
-            raise UserError(f'{path}: "data" holds pairs [name in "pretrain", name in "finetune"], not {pair}')
+            told = reprlib.repr(pair)
+            raise UserError(f'{path}: "data" holds pairs [name in "pretrain", name in "finetune"], not {told}')
+    content = _expand(content, path)
+    for pair in content["data"]:
         for name, kind in zip(pair, ("pretrain", "finetune"), strict=True):
             if name not in content[kind]:
                 raise UserError(f'{path}: "data" names {name}, which is not in "{kind}"')

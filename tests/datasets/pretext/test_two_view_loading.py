@@ -50,7 +50,7 @@ def make_dataset(folder: Path, *, change_later: bool = False) -> TwoViewDataset:
 
 def digests(loader: DataLoader, epoch: int = 1, first_batch: int = 0) -> list[str]:
     """One of each sample in order; padding, which depends on the batch, left out."""
-    loader.batch_sampler.set_position(epoch, first_batch)
+    loader.batch_sampler.set_position(epoch, first_batch * BATCH)
     found = []
     for batch in loader:
         batch = batch.to("cpu")

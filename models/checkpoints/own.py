@@ -1,0 +1,63 @@
+"""Checkpoints of this project: whether somebody has damaged or changed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.checkpoints.architecture import infer_architecture
+from models.checkpoints.categories import saved_categories
+from models.checkpoints.load import num_class_logits
+from util.errors import CheckpointError
+
+
+def check_own(content: dict[str, Any], path: Path, hints: dict[str, Any]) -> None:
+    """See that the parts of a checkpoint are what they should be, and its arguments those of its weights.
+
+    Args:
+        hints: those of the arguments that weights do not tell.
+
+    Raises:
+        CheckpointError: they are not; the message names the part.
+    """
+    wrong = next((name for name, is_right in _parts(content).items() if not is_right), None)
+    if wrong is not None:
+        raise CheckpointError(f"{path}: not whole: its {wrong} is missing or something else")
+    _check_architecture(content, path, hints)
+    if content["categories"]:
+        highest = max(category["label"] for category in content["categories"])
+        if highest >= (num_class_logits(content["model"]) or 0):
+            raise CheckpointError(f"{path}: not whole: a category has the label {highest}, which is no output")
+
+
+def _parts(content: dict[str, Any]) -> dict[str, bool]:
+    """Names of the parts, and whether each is what it should be."""
+    model, args, images = content["model"], content["args"], content.get("train_images")
+    is_finetuned = content["stage"] == "finetune"
+    return {
+        "stage": content["stage"] in ("pretrain", "finetune"),
+        "model": isinstance(model, dict) and all(_is_named_tensor(*entry) for entry in model.items()),
+        "args": isinstance(args, dict),
+        "categories": saved_categories(content["categories"]) is not None
+        if is_finetuned
+        else not content["categories"],
+        "class head": not is_finetuned or (isinstance(model, dict) and num_class_logits(model) is not None),
+        "train_images": images is None or (isinstance(images, list) and all(isinstance(name, str) for name in images)),
+    }
+
+
+def _is_named_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _check_architecture(content: dict[str, Any], path: Path, hints: dict[str, Any]) -> None:
+    """Raises CheckpointError if the arguments, which build the detector, are not those of the weights."""
+    args = content["args"]
+    told, assumed = infer_architecture(content["model"], hints, path)
+    for name, value in told.items():
+        if name not in assumed and name in args and args[name] != value:
+            raise CheckpointError(
+                f"{path}: damaged or made by hand: its arguments say --{name} {args[name]!r:.60}, its weights {value}"
+            )

@@ -1,0 +1,120 @@
+"""Changes of files, drawn by seed: of their bytes, and of the values in JSON files and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ODD_TEXTS = ["", "a\0b", "\ud800", "x" * 5000, "../../etc/passwd", "/dev/zero", "%s%n", "\u202e", "1e999", "nan"]
+ODD_NUMBERS = [0, -1, 1, 2**31, 2**63, 10**30, -(2**63), 1e308, float("inf"), float("nan"), 0.5, True, False]
+
+
+def change_bytes(content: bytes, rng: random.Random) -> bytes:
+    """``content`` with some bytes changed, lost, doubled or added."""
+    data = bytearray(content)
+    kind = rng.choice(["flip", "flips", "cut", "lose", "double", "insert", "zeros", "empty", "noise"])
+    start = rng.randrange(len(data) + 1)
+    end = min(len(data), start + rng.choice([1, 4, 64, 1024]))
+    if kind in ("flip", "flips"):
+        for _ in range(1 if kind == "flip" else rng.randrange(2, 40)):
+            if data:
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "cut":
+        del data[start:]
+    elif kind == "lose":
+        del data[start:end]
+    elif kind == "double":
+        data[start:start] = data[start:end]
+    elif kind == "insert":
+        data[start:start] = rng.randbytes(end - start + 1)
+    elif kind == "zeros":
+        data[start:end] = bytes(end - start)
+    elif kind == "empty":
+        data = bytearray()
+    else:
+        data = bytearray(rng.randbytes(rng.randrange(1, 2000)))
+    return bytes(data)
+
+
+def change_json(content: bytes, rng: random.Random) -> bytes:
+    """A JSON text with one of its values, or keys, replaced by something else."""
+    if rng.random() < 0.05:
+        depth = rng.choice([500, 900, 10**5])
+        return b"[" * depth + b"]" * depth
+    value = json.loads(content)
+    change_value(value, rng, odd_json(rng))
+    return json.dumps(value).encode()
+
+
+def odd_json(rng: random.Random) -> Any:
+    """A value that is seldom met."""
+    deep: Any = {}
+    for _ in range(rng.choice([5, 300])):
+        deep = {"a": [deep]}
+    return rng.choice([None, rng.choice(ODD_TEXTS), rng.choice(ODD_NUMBERS), [], {}, [[]], deep, [None], {"a": 1}])
+
+
+def change_value(value: Any, rng: random.Random, by: Any) -> None:
+    """Replace, remove or rename one entry of nested containers, in place."""
+    places = list(_places(value))
+    if not places:
+        return
+    container, key = rng.choice(places)
+    kind = rng.choice(["replace", "replace", "replace", "remove", "rename", "repeat"])
+    if kind == "remove":
+        del container[key]
+    elif kind == "rename" and isinstance(container, dict):
+        container[rng.choice([*ODD_TEXTS, f"{key}x"])] = container.pop(key)
+    elif kind == "repeat" and isinstance(container, list):
+        container.extend([container[key]] * rng.choice([1, 50]))
+    else:
+        container[key] = by
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    places, waiting = [], [value]
+    while waiting:
+        container = waiting.pop()
+        entries = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, inner in entries:
+            places.append((container, key))
+            if isinstance(inner, dict | list):
+                waiting.append(inner)
+    return places
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.proof), "w")
+
+
+def odd_value(rng: random.Random, proof: Path) -> Any:
+    """What nobody expects in a checkpoint."""
+    shared: Any = []
+    for _ in range(60):
+        shared = [shared, shared]
+    return rng.choice([
+        torch.zeros(3, 3).to_sparse(), torch.zeros(3, device="meta"), torch.zeros(1).expand(10**6, 10**5),
+        torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(3, dtype=torch.int64), torch.zeros(()), torch.zeros(0), torch.full((4,), float("nan")),
+        torch.zeros(2, 2, 2, 2), torch.zeros(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bfloat16),
+        torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), Evil(proof), shared, (1, 2), {1: 2}, b"bytes",
+        {"transformer.decoder.layers.99999999.norm1.weight": torch.zeros(32)}, odd_json(rng), odd_json(rng),
+    ])  # fmt: skip
+
+
+def change_checkpoint(path: Path, rng: random.Random, proof: Path) -> None:
+    """Change a value in a file of ``torch.save``; its checksums are right afterwards."""
+    content = torch.load(path, weights_only=False)
+    for _ in range(rng.choice([1, 1, 3])):
+        change_value(content, rng, odd_value(rng, proof))
+    torch.save(content, path, _use_new_zipfile_serialization=rng.random() < 0.9)

@@ -1,0 +1,65 @@
+"""Length, learning-rate drop and place of a run, also where it goes on with other steps."""
+
+import pytest
+
+from util.schedule import Schedule
+
+
+def run(schedule: Schedule, steps: int | None = None) -> list[tuple[int, int, float]]:
+    """(epoch, first image, lr factor) of every step until the end, or of ``steps``."""
+    done = []
+    while not schedule.is_finished and (steps is None or len(done) < steps):
+        done.append((schedule.epoch, schedule.images, schedule.learning_rate_factor(schedule.step)))
+        schedule.advance()
+    return done
+
+
+def test_epochs_by_hand():
+    schedule = Schedule(11, 4, epochs=2, lr_drop=1)
+    assert (schedule.steps_per_epoch, schedule.total_steps, schedule.drop_step) == (2, 4, 2)
+    assert run(schedule) == [(0, 0, 1.0), (0, 4, 1.0), (1, 0, 0.1), (1, 4, 0.1)]
+    assert (schedule.step, schedule.epoch, schedule.images) == (4, 2, 0)
+
+
+def test_steps_by_hand():
+    schedule = Schedule(4, 2, max_steps=3, lr_drop_step=1)
+    assert run(schedule) == [(0, 0, 1.0), (0, 2, 0.1), (1, 0, 0.1)]
+    assert schedule.epochs_done == 1.5
+
+
+def test_without_a_drop_lr_stays():
+    assert {factor for *_, factor in run(Schedule(4, 2, epochs=5))} == {1.0}
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (4, 8), (8, 2), (4, 4)])
+@pytest.mark.parametrize("stop_after", [2.5, 2, 3.5, 0.5])
+def test_epochs_done_stay_done_with_other_steps(before, after, stop_after):
+    """4 epochs of 16 images, lr drops after 3: every image is seen 4 times, and 3 times with the higher rate."""
+    first = Schedule(16, before, epochs=4, lr_drop=3)
+    seen = run(first, round(stop_after * first.steps_per_epoch))
+    rest = Schedule(16, after, epochs=4, lr_drop=3)
+    rest.go_on_at(first.step, first.epoch, first.images)
+    images = [(e, first_image + n, f) for e, first_image, f in seen for n in range(before)]
+    images += [(e, first_image + n, f) for e, first_image, f in run(rest) for n in range(after)]
+    assert sorted(images) == [(e, n, 1.0 if e < 3 else 0.1) for e in range(4) for n in range(16)]
+    assert rest.step == rest.total_steps
+
+
+def test_what_is_less_than_a_step_is_left_out():
+    schedule = Schedule(10, 4, epochs=2, lr_drop=1)
+    schedule.go_on_at(3, 0, 8)
+    assert (schedule.epoch, schedule.images, schedule.total_steps, schedule.drop_step) == (1, 0, 5, 3)
+
+
+def test_a_run_of_steps_keeps_its_length_with_other_steps():
+    schedule = Schedule(8, 2, max_steps=10, lr_drop_step=7)
+    schedule.go_on_at(5, 1, 4)
+    assert (schedule.total_steps, schedule.drop_step) == (10, 7)
+    assert [epoch for epoch, *_ in run(schedule)] == [1, 1, 2, 2, 2]
+
+
+def test_nothing_is_left_of_a_finished_schedule():
+    schedule = Schedule(8, 2, epochs=2, lr_drop=1)
+    schedule.go_on_at(6, 2, 0)
+    assert schedule.is_finished
+    assert schedule.learning_rate_factor(6) == 0.1

@@ -1,0 +1,110 @@
+"""Signals in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.conftest import ROOT
+from tests.gloo import run_processes
+from tests.processes import session, wait_until
+from util.signals import HeldSignals, protect_worker
+from util.stopping import Stopping
+
+
+def start(code: str) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_script_ends_in_one_line(number):
+    process = start(
+        "import time; from util.script import run_script\n"
+        "run_script(lambda: (print('begun', flush=True), time.sleep(60)), 'told so')"
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    assert process.communicate()[1] == "told so\n"
+    assert process.returncode == 128 + number
+
+
+def test_a_signal_while_importing_is_one_line():
+    process = start(
+        "from util.signals import end_in_one_line; end_in_one_line('told so'); print('begun', flush=True)\n"
+        "import time; time.sleep(60)"
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "told so\n"
+    assert process.returncode == 130
+
+
+def test_the_first_signal_is_noted_and_the_second_ends():
+    process = start(
+        "import time; from util.signals import HeldSignals\n"
+        "with HeldSignals('finishing') as held:\n"
+        "    print('begun', flush=True)\n"
+        "    while not held.received: time.sleep(0.01)\n"
+        "    print(held.received, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "15\n"
+    process.send_signal(signal.SIGTERM)  # a launcher's echo
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    told = process.communicate()[1]
+    assert process.returncode == -signal.SIGINT
+    assert told == "SIGTERM: finishing, then stopping; another signal ends the run at once\n"
+
+
+def _stops_at(rank: int, signalled: int) -> int:
+    """The step after which this process stops, if one of them gets a signal in step 3."""
+    with HeldSignals("finishing") as held:
+        stopping = Stopping(held)
+        for step in range(1, 10):
+            if step == 3 and rank == signalled:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            number = stopping.after_step()
+            if number:
+                assert number == signal.SIGUSR1
+                stopping.now()
+                return step
+    return 0
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_all_processes_stop_after_the_same_step(signalled):
+    assert run_processes(_stops_at, signalled) == [4, 4]
+
+
+def test_loading_processes_do_not_outlive_their_parent():
+    process = start(
+        "import time; from torch.utils.data import DataLoader\n"
+        "from util.signals import protect_worker\n"
+        "it = iter(DataLoader(range(99), num_workers=2, worker_init_fn=protect_worker)); next(it)\n"
+        "print('begun', flush=True); time.sleep(60)\n"
+    )
+    assert process.stdout.readline() == "begun\n"
+    assert len(session(process.pid)) >= 3
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not session(process.pid), seconds=3)
+
+
+def test_loading_processes_go_on_when_the_whole_group_is_told_to_end():
+    loader = DataLoader(torch.arange(40), num_workers=1, worker_init_fn=protect_worker, prefetch_factor=1)
+    batches = iter(loader)
+    next(batches)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        os.kill(batches._workers[0].pid, number)
+    assert sum(1 for _ in batches) == 39

@@ -1,0 +1,126 @@
+"""What SIGINT (Ctrl-C), SIGTERM and SIGUSR1 do: they end a script in one line, and training after the present step.
+
+Slurm, Kubernetes and spot instances send the last two. Nothing heavy is imported here, so that the scripts can ask for
+the first line of all (:func:`end_in_one_line`) before they import PyTorch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+INTERRUPTED = "interrupted before training began: run the same command again"
+"""What the main scripts say."""
+
+ECHO_SECONDS = 1.0
+"""A launcher passes on what a whole group of processes gets as well: so soon it is the same request once more."""
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ends the script.
+
+    Attributes:
+        number: of the signal. The exit status that says so is 128 more.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def end_in_one_line(message: str) -> None:
+    """From now on a signal prints ``message`` and ends the process: for imports, where nothing can be lost yet."""
+
+    def end(number: int, _frame: object) -> None:
+        tell(message)
+        os._exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+def tell(message: str) -> None:
+    """Write a line to stderr at once, from the main process only. It may interrupt another ``print``."""
+    if os.environ.get("RANK", "0") == "0":
+        os.write(sys.__stderr__.fileno(), f"{message}\n".encode(errors="replace"))
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may do this
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+def _raise_stopped(number: int, _frame: object) -> None:
+    raise Stopped(number)
+
+
+def raising() -> contextlib.AbstractContextManager[None]:
+    """Within it a signal raises :class:`Stopped` wherever the script is."""
+    return _handled_by(_raise_stopped)
+
+
+class HeldSignals:
+    """Within it the first signal is only noted; the second one ends the process at once.
+
+    Attributes:
+        received: number of the first signal, or 0.
+    """
+
+    def __init__(self, doing: str) -> None:
+        """``doing``: what is brought to its end before the script stops, for the message."""
+        self.received = 0
+        self._doing = doing
+        self._since = 0.0
+        self._context = _handled_by(self._note)
+
+    def __enter__(self) -> HeldSignals:
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(*error)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+            name = signal.Signals(number).name
+            tell(f"{name}: {self._doing}, then stopping; another signal ends the run at once")
+        elif time.monotonic() - self._since > ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def protect_worker(_worker: int = 0) -> None:
+    """In a loading process: signals are the parent's business, but the worker dies with its parent.
+
+    Ctrl-C and job managers reach the whole group of processes, and a worker that ended would take the step with it that
+    its parent is to finish. The second SIGTERM ends it: of a parent that does not want to wait any longer.
+    """
+    terms = iter((None,))
+
+    def end_at_the_second(_number: int, _frame: object) -> None:
+        if next(terms, "second") is not None:
+            os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_at_the_second)
+    if sys.platform == "linux":  # elsewhere PyTorch's own watchdog sees it after some seconds
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
