@@ -26,18 +26,18 @@ from models import DETECTORS
 from models.checkpoints.origin import Origin
 from models.detr import DETR
 from models.postprocess import PostProcess
+from models.predictor import detect
 from util import distributed, signals
 from util.checkpoint import LATEST, save_checkpoint, written_before
 from util.errors import CheckpointError, UserError
 from util.logger import Meters, Progress, RunLog, say, shows_progress, was_evaluated
+from util.precision import autocast
 from util.recipes import SCHEDULE, tell_changes
 from util.rng import restore_rank_rng, rng_state
 from util.saved_state import load_optimizer, load_scaler, load_scheduler
 from util.schedule import Schedule
 from util.signals import HeldSignals, Stopped
 from util.stopping import Stopping
-
-AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -306,7 +306,7 @@ def train_step(
             batch = to_device(next(batches), device)
         waits = index + 1 < args.accum_steps and isinstance(model, DistributedDataParallel)
         with model.no_sync() if waits else contextlib.nullcontext():
-            with torch.autocast(device.type, AMP_TYPES[args.amp], enabled=args.amp != "none"):
+            with autocast(device, args.amp):
                 loss, logs = model(batch)
             with record_function("backward"):
                 training.scaler.scale(loss / args.accum_steps).backward()
@@ -420,10 +420,8 @@ def evaluate(
     detector.eval()
     evaluator = DetectionEvaluator(loader.dataset)
     for images, targets in tqdm(loader, desc="evaluate", leave=False, disable=not shows_progress()):
-        with torch.autocast(device.type, AMP_TYPES[amp], enabled=amp != "none"):
-            outputs = detector(images.to(device, non_blocking=True))
-        sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
-        results = postprocess(outputs, sizes)
+        sizes = torch.stack([target["orig_size"] for target in targets])
+        results = detect(detector, postprocess, images, sizes, device, amp)
         evaluator.update([int(target["image_id"]) for target in targets], results)
     evaluator.synchronize()
     return evaluator.summarize() if distributed.is_main() else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from util.errors import DataError
@@ -110,6 +111,43 @@ def load_reduced(path: str | Path, short_side: int, reading: Reading = STRICTLY)
         if not is_reduced:
             return image, image.size
         return image, stored[::-1] if orientation in SIDEWAYS else stored
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of an image file as :func:`load_image` returns it, from its header alone.
+
+    Raises:
+        DataError: missing, or not an image; the message names the file.
+    """
+    with _open_image(path) as file:
+        sideways = file.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS and file.format != "TIFF"
+        return file.size[::-1] if sideways else file.size
+
+
+def read_any(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
+    """An image in whatever form, as RGB, 8 bits a channel, upright.
+
+    Args:
+        image: a path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+
+    Raises:
+        DataError: the file cannot be read, or an array has another shape or type.
+    """
+    if isinstance(image, str | Path):
+        return load_image(image)
+    if isinstance(image, Image.Image):
+        try:
+            return _to_rgb(_load_upright(image))
+        except _DECODER_ERRORS as error:
+            raise DataError(f"an image that was passed in cannot be read ({error})") from None
+    pixels = image.movedim(0, -1).cpu().numpy() if isinstance(image, torch.Tensor) and image.dim() == 3 else image
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3)):
+        raise DataError(
+            f"an image that was passed in is {tuple(image.shape)} of {image.dtype}: arrays must be uint8 [H, W, 3] "
+            "or [H, W], tensors uint8 [3, H, W]"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
 @contextmanager

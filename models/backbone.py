@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
@@ -61,8 +60,21 @@ def _in_faster_layout(images: Tensor) -> Tensor:
 
 
 def mask_of_map(image_mask: Tensor, feature_map: Tensor) -> Tensor:
-    """The mask [B, h, w] of images at the pixels that nearest interpolation picks for a map [B, _, H, W]: [B, H, W]."""
-    return F.interpolate(image_mask[:, None].float(), size=feature_map.shape[-2:])[:, 0].bool()
+    """The mask [B, h, w] of images at the pixels that nearest interpolation picks for a map [B, _, H, W]: [B, H, W].
+
+    ``F.interpolate`` gives the same; written out, other runtimes round as it does (ONNX's Resize does not).
+    """
+    rows, columns = (
+        _nearest(size, wanted, image_mask.device)
+        for size, wanted in zip(image_mask.shape[-2:], feature_map.shape[-2:], strict=True)
+    )
+    return image_mask[:, rows[:, None], columns]
+
+
+def _nearest(size: int, wanted: int, device: torch.device) -> Tensor:
+    """Of ``size`` pixels in a row the ``wanted`` ones that nearest interpolation picks, in float32 as PyTorch does."""
+    positions = torch.arange(wanted, device=device, dtype=torch.float32) * (size / wanted)
+    return positions.long().clamp(max=size - 1)
 
 
 def build_backbone(

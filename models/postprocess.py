@@ -38,13 +38,16 @@ class PostProcess(nn.Module):
         height, width = sizes.to(boxes).unbind(dim=1)
         boxes = box_cxcywh_to_xyxy(boxes) * torch.stack([width, height, width, height], dim=1)[:, None]
 
-        select = self._best_classes if self.classification == "softmax" else self._best_pairs
-        scores, labels, queries = select(logits)
+        scores, labels, queries = self.select(logits)
         boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
         return [
             {"scores": score, "labels": label, "boxes": box}
             for score, label, box in zip(scores, labels, boxes, strict=True)
         ]
+
+    def select(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [B, Q, K] -> scores, labels and queries [B, N] of the detections, best first."""
+        return self._best_classes(logits) if self.classification == "softmax" else self._best_pairs(logits)
 
     @staticmethod
     def _best_classes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,3 +60,14 @@ class PostProcess(nn.Module):
         scores, pairs = probabilities.topk(min(self.top_k, probabilities.shape[1]), dim=1)
         num_classes = logits.shape[-1]
         return scores, pairs % num_classes, pairs // num_classes
+
+
+class RegionPostProcess(PostProcess):
+    """Every query is one region, whatever its class: label 0, scored by its most probable class."""
+
+    def select(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`PostProcess.select`."""
+        if self.classification == "focal":
+            logits = logits.amax(dim=-1, keepdim=True)
+        scores, labels, queries = super().select(logits)
+        return scores, torch.zeros_like(labels), queries

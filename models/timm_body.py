@@ -30,14 +30,7 @@ def build_timm_body(name: str, strides: list[int]) -> tuple[nn.Module, list[int]
         UserError: timm is not installed, does not know the model, or the model cannot serve; names the flag.
     """
     available = _create(name).feature_info.info
-    last_of = {info["reduction"]: index for index, info in enumerate(available)}
-    missing = [stride for stride in strides if stride not in last_of]
-    if missing:
-        raise UserError(
-            f"--backbone timm:{name} has no map of stride {missing[0]} (--feature_stride), "
-            f"only of {', '.join(map(str, last_of))}"
-        )
-    out_indices = [last_of[stride] for stride in strides]
+    out_indices = maps_of_strides(name, strides)
     body = _create(name, out_indices=tuple(out_indices))
     _drop_after(body, available[out_indices[-1]]["module"])
     body = require("timm.layers", "timm").freeze_batch_norm_2d(body)
@@ -50,6 +43,27 @@ def build_timm_body(name: str, strides: list[int]) -> tuple[nn.Module, list[int]
     num_channels = [available[index]["num_chs"] for index in out_indices]
     _try_out(name, body, num_channels)
     return body, num_channels
+
+
+def maps_of_strides(name: str, strides: list[int]) -> list[int]:
+    """Indices of the last maps of these strides among all that the model returns.
+
+    Raises:
+        UserError: there is none of a stride; or as :func:`build_timm_body`.
+    """
+    last_of = {stride: index for index, stride in enumerate(strides_of_maps(name))}
+    missing = [stride for stride in strides if stride not in last_of]
+    if missing:
+        raise UserError(
+            f"--backbone timm:{name} has no map of stride {missing[0]} (--feature_stride), "
+            f"only of {', '.join(map(str, last_of))}"
+        )
+    return [last_of[stride] for stride in strides]
+
+
+def strides_of_maps(name: str) -> list[int]:
+    """The stride of every map that the model returns."""
+    return [info["reduction"] for info in _create(name).feature_info.info]
 
 
 def timm_normalization(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -74,10 +74,13 @@ class MSDeformAttn(nn.Module):
         value = self._values(tokens, mask).to(dtype)  # W'_m x: [B, S, M, C / M]
         weights = self._weights(query, dtype)  # A: [B, Q, M, L, P]
         locations = self._locations(query.to(dtype), reference, shapes)  # [B, Q, M, L, P, 2]
+        return self.output_proj(self._sample(value, shapes, locations, weights))
+
+    def _sample(self, value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sums of samples [B, Q, C]; values [B, S, M, C / M], the others as :func:`ms_deform_attn`."""
         sizes = torch.tensor(shapes, dtype=torch.int64)
         starts = torch.tensor([0, *accumulate(height * width for height, width in shapes[:-1])], dtype=torch.int64)
-        sampled = ms_deform_attn(value, sizes, starts, locations, weights)  # [B, Q, C]
-        return self.output_proj(sampled)
+        return ms_deform_attn(value, sizes, starts, locations, weights)
 
     def _values(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Tokens [B, S, C] -> [B, S, M, C / M], zeros at padding."""

@@ -15,14 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import DETECTORS
 from models.checkpoints.foreign import EVAL_SIZES, read_checkpoint
 from models.checkpoints.load import load_origin, num_class_logits
+from models.checkpoints.open import UNTOLD
 from models.checkpoints.origin import Origin
 from models.checkpoints.write import write_hugging_face, write_public
 from util.errors import CheckpointError, UserError
 from util.recipes import adopt, architecture_defaults, architecture_names
 from util.script import run_script
-
-UNTOLD = ("nheads", "dilation", "backbone", "num_queries")
-"""What the flags may say of an architecture that the file does not tell."""
+from util.untold_args import add_untold_arguments
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,12 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", choices=["detr", "hf"], required=True, help="detr: a .pth file; hf: a folder for transformers"
     )
-    parser.add_argument("--nheads", type=int, help="attention heads, where IN does not tell; default: 8")
-    parser.add_argument("--num_queries", type=int, help="of a two-stage detector that does not tell; default: 300")
-    parser.add_argument(
-        "--dilation", action="store_true", default=None, help="IN has stride 16 in the last stage and does not tell"
-    )
-    parser.add_argument("--backbone", metavar="timm:NAME", help="where that of IN is none of the ResNets")
+    add_untold_arguments(parser)
     return parser
 
 

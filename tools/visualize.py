@@ -3,12 +3,17 @@
     python tools/visualize.py views --out views.png --data_path DIR
     python tools/visualize.py proposals --out proposals.png --data_path DIR --proposals edgebox --proposal_dir DIR
     python tools/visualize.py predictions --out found.png --resume OUT/checkpoint.pth --data_path DIR
+    python tools/visualize.py pr --out pr.png --resume OUT/checkpoint.pth --data_path DIR
+    python tools/visualize.py confusion --out confusion.png --resume OUT/checkpoint.pth --data_path DIR
+    python tools/visualize.py worst --out worst.png --resume OUT/checkpoint.pth --data_path DIR
     python tools/visualize.py curves --out curves.png PRETRAINED/log.txt SCRATCH/log.txt
 
 `views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `proposals` shows
 the best boxes of a folder of proposals, 0 the first. `predictions` shows the boxes that a finetuned checkpoint finds in
-the validation images beside the true ones. `curves` draws losses and scores of runs. `views` and `proposals` take all
-flags of main_pretrain.py, `predictions` all of main_finetune.py.
+the validation images beside the true ones. `pr` draws precision over recall of each class, `confusion` which class was
+taken for which, `worst` the images with the most mistakes; all three at IoU 0.5, the latter two at the score with the
+best F1, and with the figures as JSON beside the picture. `curves` draws losses and scores of runs. `views` and
+`proposals` take all flags of main_pretrain.py, those of detections all of main_finetune.py.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,14 +37,14 @@ from datasets.images import load_image
 from datasets.pretext.two_view import TwoViewDataset, TwoViewSample, as_picture
 from models import PRETEXTS
 from models.checkpoints.restore import restore_detector
-from models.detr import DETR
 from models.postprocess import PostProcess
+from models.predictor import Predictor
+from tools.looking.pictures import collect, draw_confusion, draw_curves, draw_worst
 from util.box_ops import box_cxcywh_to_xyxy
 from util.check_args import at_least
 from util.errors import UserError
-from util.files import written_whole
 from util.nested_tensor import nested_tensor_from_tensor_list
-from util.plot_utils import contact_sheet, draw_boxes, draw_detections, draw_two_views, plot_curves
+from util.plot_utils import contact_sheet, draw_boxes, draw_detections, draw_two_views, plot_curves, save_picture
 from util.script import run_script, select_device
 
 LEGIBLE_SIDE = 320  # smaller images are enlarged to this short side
@@ -55,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--out {out}: unknown kind of picture, use .png or .jpg")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if args.command != "curves":
+    if hasattr(args, "count"):
         at_least(args, 1, "count")
     if args.command == "proposals":
         at_least(args, 1, "boxes")
@@ -65,8 +71,10 @@ def main(argv: list[str] | None = None) -> None:
         save_picture(draw_views(rest, args.count), out)
     elif args.command == "proposals":
         save_picture(draw_proposals(rest, args.count, args.boxes), out)
-    else:
+    elif args.command == "predictions":
         save_picture(draw_predictions(rest, args.count, args.threshold), out)
+    else:
+        look_closely(args, rest, out)
     print(f"wrote {out}")
 
 
@@ -85,6 +93,10 @@ def make_parser() -> argparse.ArgumentParser:
     pictures["predictions"].add_argument(
         "--threshold", type=float, default=0.3, help="least score of a box to be drawn"
     )
+    for name in ("pr", "confusion", "worst"):
+        closer = commands.add_parser(name, allow_abbrev=False)
+        closer.add_argument("--out", required=True, metavar="FILE", help="PNG to write; a .json is written beside it")
+    closer.add_argument("--count", type=int, default=8, help="images to show")
     curves = commands.add_parser("curves", allow_abbrev=False)
     curves.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
     curves.add_argument("logs", nargs="+", metavar="LOG", help="log.txt of a run; the folder's name is the run's")
@@ -142,30 +154,60 @@ def draw_sample(sample: TwoViewSample) -> Image.Image:
     return draw_two_views(views, sample.boxes, crops, zoom=legible_zoom(views[0]))
 
 
+def load_for_evaluation(argv: Sequence[str]) -> tuple[Predictor, DataLoader]:
+    """The detector and the validation images of main_finetune.py's flags ``argv``."""
+    args, origin = main_finetune.parse(["--eval", *argv])
+    loader = main_finetune.build_val_loader(args, origin.content["categories"])
+    detector = restore_detector(args, origin)
+    predictor = Predictor(
+        detector,
+        PostProcess(detector.classification),
+        loader.dataset.categories,
+        backbone=args.backbone,
+        device=select_device(args.device),
+        amp=args.amp,
+        eval_size=args.eval_size,
+        eval_max_size=args.eval_max_size,
+    )
+    return predictor, loader
+
+
+def look_closely(args: argparse.Namespace, argv: Sequence[str], out: Path) -> None:
+    """Precision-recall curves, the confusion matrix or the worst images of main_finetune.py's flags ``argv``."""
+    predictor, loader = load_for_evaluation(argv)
+    records = loader.dataset.records
+    cases = collect(predictor, loader)
+    names = {label: category["name"] for label, category in predictor.categories.items()}
+    if args.command == "pr":
+        draw_curves(cases, names, out)
+    elif args.command == "confusion":
+        draw_confusion(cases, names, out)
+    else:
+        draw_worst(
+            cases, names, out,
+            load=lambda index: load_image(records.path(index), size=tuple(records.sizes[index].tolist())),
+            files=records.relative_paths(), count=args.count, zoom=legible_zoom,
+        )  # fmt: skip
+
+
 def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image.Image:
     """Validation images with the boxes that the checkpoint of main_finetune.py's flags ``argv`` finds in them."""
-    args, origin = main_finetune.parse(["--eval", *argv])
-    device = select_device(args.device)
-    detector = restore_detector(args, origin).to(device).eval()
-    dataset = main_finetune.build_val_loader(args, origin.content["categories"]).dataset
-    names = {category["label"]: category["name"] for category in dataset.categories}
-    postprocess = PostProcess(detector.classification)
+    predictor, loader = load_for_evaluation(argv)
+    names = {label: category["name"] for label, category in predictor.categories.items()}
     pictures = [
         draw_detections(image, truth, found, names, threshold=threshold, zoom=legible_zoom(image))
-        for image, truth, found in detect(detector, postprocess, dataset, count, device)
+        for image, truth, found in detect_and_compare(predictor, loader.dataset, count)
     ]
     return contact_sheet(pictures, columns=2)
 
 
-@torch.no_grad()
-def detect(
-    detector: DETR, postprocess: PostProcess, dataset: DetectionDataset, count: int, device: torch.device
+def detect_and_compare(
+    predictor: Predictor, dataset: DetectionDataset, count: int
 ) -> Iterator[tuple[Image.Image, dict[str, Any], dict[str, Any]]]:
     """(image, truth, found) of the first ``count`` images, boxes xyxy in pixels of the image; see draw_detections."""
     for index in range(min(count, len(dataset))):
         pixels, target = dataset[0, index]
-        outputs = detector(nested_tensor_from_tensor_list([pixels]).to(device))
-        found = postprocess(outputs, target["orig_size"][None].to(device))[0]
+        found = predictor.detect(nested_tensor_from_tensor_list([pixels]), target["orig_size"][None])[0]
         height, width = target["orig_size"].tolist()
         boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
         image = load_image(dataset.records.path(index), size=(width, height))
@@ -184,12 +226,6 @@ def name_runs(logs: Sequence[str]) -> dict[str, str]:
     names = [folder.name for folder in folders]
     unique = len(set(names)) == len(names)
     return dict(zip(names if unique else map(str, folders), logs, strict=True))
-
-
-def save_picture(picture: Image.Image, out: Path) -> None:
-    """Write a picture in the format of its suffix."""
-    with written_whole(out) as temporary:
-        picture.save(temporary)
 
 
 if __name__ == "__main__":

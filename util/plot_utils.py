@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from util.box_labels import font_of, patch_size, place_labels, text_size
 from util.errors import DataError
 from util.files import written_whole
 from util.inputs import NotJson, Unreadable, parse_json, read_text
@@ -44,7 +45,8 @@ def draw_boxes(
     Args:
         image: RGB.
         boxes: [N, 4] xyxy in pixels of ``image``, an array or CPU tensor.
-        texts: what to write at each box (see :func:`describe`); None: nothing.
+        texts: what to write at each box (see :func:`describe`); None: nothing. The first boxes, which lie above the
+            others, also choose the places of their texts first; see :func:`util.box_labels.place_labels`.
         colours: a number for each box, e.g. its label, see :func:`colour_of`; None: the box's place in the list.
         zoom: small images need it for legible text.
     """
@@ -53,31 +55,21 @@ def draw_boxes(
     draw = ImageDraw.Draw(picture)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * zoom
     width = max(1, round(min(size) / 150))
-    placed = []
-    for index, (left, top, right, bottom) in enumerate(boxes):
-        colour = colour_of(index if colours is None else int(colours[index]))
+    own = [colour_of(index if colours is None else int(colours[index])) for index in range(len(boxes))]
+    for (left, top, right, bottom), colour in reversed(list(zip(boxes, own, strict=True))):
         draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
-        placed.append((left, top, colour))
-    taken: list[tuple[float, float]] = []
-    line = 1.5 * text_size(picture)
-    for text, (left, top, colour) in zip(texts or [], placed, strict=bool(texts)):
-        # Boxes that begin at one corner have their texts one below the other. At the picture's top they begin inside.
-        top = max(top, line)
-        while any(abs(left - x) < line and abs(top - y) < line for x, y in taken):
-            top += line
-        taken.append((left, top))
-        write_text(draw, (left, top), text, colour=colour, size=text_size(picture))  # above all lines
+    if texts is not None:
+        font_size = text_size(size, len(boxes))
+        labels = place_labels(size, boxes.tolist(), texts, font_size)
+        for label, colour in zip(labels, own, strict=True):  # above all lines
+            if label is not None:
+                _write(draw, label.patch, label.text, colour, font_size)
     return picture
 
 
 def describe(name: str, score: float | None = None) -> str:
     """The text of a box: ``mug`` or ``mug 0.87``."""
     return name if score is None else f"{name} {score:.2f}"
-
-
-def text_size(picture: Image.Image) -> int:
-    """A legible font size in pixels for this picture."""
-    return max(10, round(min(picture.size) / 26))
 
 
 def write_text(
@@ -88,16 +80,24 @@ def write_text(
     Returns:
         The patch, xyxy.
     """
-    font = ImageFont.load_default(size)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    wide, tall = right - left + 4, bottom - top + 4
+    wide, tall = patch_size(text, size)
     picture_width, picture_height = draw.im.size
     x = min(max(corner[0], 0), max(0, picture_width - wide))
     y = min(max(corner[1] - tall, 0), max(0, picture_height - tall))
-    draw.rectangle((x, y, x + wide, y + tall), fill=colour)
+    patch = (x, y, x + wide, y + tall)
+    _write(draw, patch, text, colour, size)
+    return patch
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, patch: tuple[float, float, float, float], text: str, colour: Colour, size: int
+) -> None:
+    """Fill ``patch`` (xyxy) and write on it."""
+    font = font_of(size)
+    left, top, _, _ = font.getbbox(text)
+    draw.rectangle(patch, fill=colour)
     brightness = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
-    draw.text((x + 2 - left, y + 2 - top), text, fill="black" if brightness > 110 else "white", font=font)
-    return x, y, x + wide, y + tall
+    draw.text((patch[0] + 2 - left, patch[1] + 2 - top), text, fill="black" if brightness > 110 else "white", font=font)
 
 
 def contact_sheet(
@@ -129,10 +129,10 @@ def contact_sheet(
 
 
 def _with_caption(picture: Image.Image, caption: str) -> Image.Image:
-    size = text_size(picture)
+    size = text_size(picture.size)
     captioned = Image.new("RGB", (picture.width, picture.height + 2 * size), BACKGROUND)
     captioned.paste(picture, (0, 2 * size))
-    ImageDraw.Draw(captioned).text((2, size // 3), caption, fill="white", font=ImageFont.load_default(size))
+    ImageDraw.Draw(captioned).text((2, size // 3), caption, fill="white", font=font_of(size))
     return captioned
 
 
@@ -290,3 +290,9 @@ def save_figure(figure: Any, out: str | Path) -> None:
     """Write a figure of matplotlib as PNG."""
     with written_whole(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture in the format of its suffix."""
+    with written_whole(path) as temporary:
+        picture.save(temporary, quality=95)

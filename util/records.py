@@ -195,6 +195,7 @@ class PretextRecord:
             detector; see ``pretraining`` of :class:`DetectorRecord`.
         check: (args, number of processes) raises UserError for values of its flags that do not go together.
         warning: args -> what the user should know before training starts; None: nothing.
+        detects_alone: its detector detects by itself; otherwise it must be shown what to find.
         foreign_kind: names in a checkpoint of another project -> what it is called if this task made it, else None.
             The first task that knows it has the say.
         heads: beginnings of the names of parameters that are the task's and not the detector's.
@@ -212,6 +213,7 @@ class PretextRecord:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[argparse.Namespace, int], None] = _no_check
     warning: Callable[[argparse.Namespace], str | None] = lambda args: None
+    detects_alone: bool = False
     foreign_kind: Callable[[Collection[str]], str | None] = lambda names: None
     heads: tuple[str, ...] = ()
     public_name: Callable[[str], str] = _as_it_is

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from models import DETECTORS
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD, RESNETS
+from models.backbone import MULTI_SCALE_STRIDES, RESNETS, TIMM, backbone_normalization
+from models.timm_body import maps_of_strides, strides_of_maps
 from util.errors import CheckpointError, UserError
 from util.records import HuggingFace
 
@@ -47,10 +48,12 @@ def hints_of_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     theirs = _by_model_type()[config["model_type"]]
     heads, decoder_heads = (config.get(f"{part}_attention_heads", 8) for part in ("encoder", "decoder"))
     body = _section(config, "backbone_config") or {"backbone": config.get("backbone") or "resnet50"}
-    is_resnet = str(body.get("backbone", body.get("model_type"))).partition(".")[0] in (*RESNETS, "resnet")
+    name = str(body.get("backbone", body.get("model_type"))).partition(".")[0]
+    is_resnet = name in (*RESNETS, "resnet") and not body.get("downsample_in_bottleneck")
+    is_timm = body.get("model_type") == "timm_backbone"
     required = {
         "as many heads in decoder and encoder (see --nheads)": type(heads) is int and heads == decoder_heads > 0,
-        "a ResNet (see --backbone)": is_resnet and not body.get("downsample_in_bottleneck"),
+        "a ResNet or a backbone of timm (see --backbone)": is_resnet or is_timm,
         f"activation_function {' or '.join(theirs.activations)}": config.get(
             "activation_function", theirs.activations[0]
         )
@@ -60,7 +63,10 @@ def hints_of_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
         if not holds:
             raise CheckpointError(f"{path}: its configuration is not supported: it must have {what}")
     strides = [section.get("output_stride") for section in (body, _section(config, "backbone_kwargs"))]
-    return {"nheads": heads, "dilation": bool(config.get("dilation")) or 16 in strides, **theirs.hints(config)}
+    hints = {"nheads": heads, "dilation": bool(config.get("dilation")) or 16 in strides, **theirs.hints(config)}
+    if is_timm and not is_resnet:
+        hints |= {"backbone": f"{TIMM}{body['backbone']}", "feature_stride": _stride_of_last_map(body)}
+    return hints
 
 
 def label_names(config: dict[str, Any]) -> dict[int, str]:
@@ -80,7 +86,7 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
         num_labels: outputs of the class head, "no object" not counted.
 
     Raises:
-        UserError: its backbone is no ResNet, or transformers does not have the detector.
+        UserError: transformers does not have the detector, or its backbone is one of timm, which is not installed.
     """
     theirs = of_detector(args["detr"])
     name_of_label = {category["label"]: category["name"] for category in categories or []}
@@ -90,7 +96,7 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
         "model_type": theirs.model_type,
         "architectures": [f"{theirs.class_name}ForObjectDetection"],
         "backbone_config": _backbone_config(args, sees_levels=theirs.sees_levels(args)),
-        "use_timm_backbone": args["dilation"],
+        "use_timm_backbone": is_of_timm(args),
         "use_pretrained_backbone": False,
         "d_model": args["hidden_dim"],
         "encoder_layers": args["enc_layers"],
@@ -111,14 +117,15 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
 def make_preprocessor_config(args: dict[str, Any], eval_size: tuple[int, int]) -> dict[str, Any]:
     """How images are prepared at evaluation: resized to this short side, and at most this long one, in pixels."""
     theirs = of_detector(args["detr"])
+    mean, std = backbone_normalization(args["backbone"])
     return {
         "image_processor_type": f"{theirs.image_processor or theirs.class_name}ImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
         "size": {"shortest_edge": eval_size[0], "longest_edge": eval_size[1]},
         "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
+        "image_mean": list(mean),
+        "image_std": list(std),
         "do_pad": True,
     }
 
@@ -148,16 +155,29 @@ def _by_model_type() -> dict[str, HuggingFace]:
     return {theirs.model_type: theirs for theirs in known}
 
 
+def is_of_timm(args: dict[str, Any]) -> bool:
+    """Whether transformers must take the backbone from timm: its own are plain ResNets alone."""
+    return args["dilation"] or args["backbone"].startswith(TIMM)
+
+
 def _backbone_config(args: dict[str, Any], *, sees_levels: bool) -> dict[str, Any]:
-    """transformers' own ResNet; only timm's can be dilated."""
-    name = args["backbone"]
-    if name not in _RESNETS:
-        raise UserError(f"--to hf knows {', '.join(_RESNETS)}, not the backbone {name}")
+    """transformers' own ResNet, else the model of timm."""
+    if not is_of_timm(args):
+        stages = ["stage2", "stage3", "stage4"] if sees_levels else ["stage4"]
+        return {"model_type": "resnet", "embedding_size": 64, "out_features": stages, **_RESNETS[args["backbone"]]}
+    name = args["backbone"].removeprefix(TIMM)
+    config = {"model_type": "timm_backbone", "backbone": name, "features_only": True, "use_pretrained_backbone": False}
     if args["dilation"]:
-        config = {"model_type": "timm_backbone", "backbone": name, "features_only": True, "output_stride": 16}
-        return {**config, "use_pretrained_backbone": False, "out_indices": [2, 3, 4] if sees_levels else [4]}
-    stages = ["stage2", "stage3", "stage4"] if sees_levels else ["stage4"]
-    return {"model_type": "resnet", "embedding_size": 64, "out_features": stages, **_RESNETS[name]}
+        return {**config, "output_stride": 16, "out_indices": [2, 3, 4] if sees_levels else [4]}
+    strides = list(MULTI_SCALE_STRIDES) if sees_levels else [args["feature_stride"] or 32]
+    # Frozen by timm itself: DETR's way would drop the activation that is part of many of its norms.
+    return {**config, "out_indices": maps_of_strides(name, strides), "freeze_batch_norm_2d": True}
+
+
+def _stride_of_last_map(body: dict[str, Any]) -> int | None:
+    """The stride of the one map that a backbone of timm returns; None: it returns several."""
+    indices = body.get("out_indices") or [-1]
+    return strides_of_maps(body["backbone"])[indices[-1]] if len(indices) == 1 else None
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a finetuned checkpoint to the detector that it holds."""
+"""From a checkpoint to the detector that it holds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from models.checkpoints.load import load_origin, num_class_logits
 from models.checkpoints.origin import Origin
 from models.detr import DETR
 from util.logger import say
+from util.records import Classification
 
 
-def restore_detector(args: argparse.Namespace, origin: Origin) -> DETR:
-    """The detector of a finetuned checkpoint, class head included."""
+def restore_detector(args: argparse.Namespace, origin: Origin, classification: Classification | None = None) -> DETR:
+    """The detector of a checkpoint, class head included.
+
+    Args:
+        classification: of the class head; None: that of finetuning.
+    """
     num_logits = num_class_logits(origin.content["model"])
     record = DETECTORS[args.detr]
-    detector = record.build(args, num_logits, classification=record.classification, train_backbone=False)
+    classification = classification or record.classification
+    detector = record.build(args, num_logits, classification=classification, train_backbone=False)
     report = load_origin(detector, origin, keep_class_head=True)
     if origin.foreign:
         say(report.describe(origin.path))

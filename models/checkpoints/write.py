@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models import DETECTORS
 from models.checkpoints.files import CONFIG, PREPROCESSOR, WEIGHTS_FILES
-from models.checkpoints.hf_config import make_config, make_preprocessor_config, of_detector
+from models.checkpoints.hf_config import is_of_timm, make_config, make_preprocessor_config, of_detector
 from models.checkpoints.hf_names import from_public
 from models.checkpoints.load import num_class_logits
 from models.checkpoints.renaming import apply_rules, compile_rules
@@ -47,13 +47,13 @@ def write_hugging_face(
         eval_size: short side to which images are resized before detection, and the longest that the other may be.
 
     Raises:
-        UserError: safetensors is not installed or cannot write, or the backbone is no ResNet.
+        UserError: safetensors, or timm for a backbone of it, is not installed, or it cannot be written.
     """
     safetensors = require("safetensors", "safetensors", "--to hf")
     save_tensors = require("safetensors.torch", "safetensors", "--to hf").save_file
     num_labels = num_class_logits(weights) - num_outputs(0, DETECTORS[args["detr"]].classification)
     config = make_config(args, categories, num_labels)
-    state = from_public(weights, of_detector(args["detr"]), timm_backbone=args["dilation"])
+    state = from_public(weights, of_detector(args["detr"]), timm_backbone=is_of_timm(args))
     with folder_written_whole(folder) as temporary:
         write_json(config, temporary / CONFIG)
         write_json(make_preprocessor_config(args, eval_size), temporary / PREPROCESSOR)

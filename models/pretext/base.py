@@ -104,6 +104,20 @@ class RegionQueryTask(PretextTask):
         self.patch2query = nn.Linear(feature_dim, width)
         self.feature_align = MLP(width, width, feature_dim, 2) if feature_loss_coef else None
 
+    def features_shown(self, features: list[NestedTensor], boxes: Tensor, sizes: Tensor, crops: Tensor) -> Tensor:
+        """What ``patch2query`` takes of regions that are to be found in other images.
+
+        Args:
+            features: backbone maps of the N images that show them.
+            boxes: [N, R, 4] xyxy in pixels of these images.
+            sizes: [N, 2] (height, width) of the images in pixels.
+            crops: [N, R, K] pooled backbone features of the regions' crops.
+
+        Returns:
+            [N, R, K]; here those of the crops.
+        """
+        return crops
+
     def feature_term(self, decoded: Decoded, matching: Matching, features: Tensor) -> Tensor:
         """The feature loss [L], unweighted; ``features`` [N, R, K] are those of each image's query regions."""
         hidden = decoded.hidden[matching.layer, matching.image, matching.query]

@@ -128,6 +128,7 @@ DETREG = PretextRecord(
     ),
     defaults={"batch_size": 4, "epochs": 5, "lr_drop": 40},
     warning=_warning,
+    detects_alone=True,
     foreign_kind=_foreign_kind,
     heads=("feature_embed.",),
 )

@@ -125,6 +125,10 @@ class SiameseDETR(RegionQueryTask):
         ]
         return torch.cat(pooled, dim=-1).unflatten(0, boxes.shape[:2])
 
+    def features_shown(self, features: list[NestedTensor], boxes: Tensor, sizes: Tensor, crops: Tensor) -> Tensor:
+        """See the base class; here those of the regions within their images."""
+        return self.region_features(features, boxes, sizes)
+
     def crop_features(self, crops: Tensor) -> Tensor:
         """Globally pooled backbone features of region crops: [B, 2, R, 3, s, s] -> [2B, R, K]."""
         flat = crops.transpose(0, 1).flatten(0, 2)

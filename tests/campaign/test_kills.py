@@ -85,7 +85,7 @@ def _lives(group: int) -> bool:
 
 
 def disturbed(task: Callable[[], None], rng: random.Random, is_done: Callable[[], bool], longest: float = 1.5) -> int:
-    """Kill the run until it is done or has been killed often enough, then let it finish; returns the number of kills."""
+    """Kill the run until it is done or was killed often enough, then let it finish; returns the number of kills."""
     kills = 0
     while kills < KILLS and not is_done():
         kills += kill_at_random(task, rng, (signal.SIGKILL, signal.SIGTERM)[kills % 2], longest)

@@ -13,6 +13,9 @@ from datasets import build_detection
 from datasets.images import list_images
 from datasets.pretext.two_view import TwoViewTransform
 from datasets.proposals.store import write_proposals
+from models.postprocess import PostProcess
+from models.predictor import Predictor
+from tests.predicting import save_predicting
 from tools import visualize
 from tools.render_scenes import render_data_set
 from util.args import finetune_parser
@@ -103,8 +106,10 @@ def test_detections_and_truth_are_in_pixels_of_the_file(data: Path) -> None:
     args = finetune_parser(main_finetune.choices()).parse_args(["--data_path", str(data)])
     args.dataset_file, args.eval_size, args.eval_max_size = "coco", 64, 200
     dataset = build_detection(args, "val", (0.5,) * 3, (0.5,) * 3)
-    postprocess = visualize.PostProcess("focal", top_k=1)
-    results = list(visualize.detect(Detector(), postprocess, dataset, 2, torch.device("cpu")))
+    predictor = Predictor(
+        Detector(), PostProcess("focal", top_k=1), dataset.categories, backbone="resnet18", device=torch.device("cpu")
+    )
+    results = list(visualize.detect_and_compare(predictor, dataset, 2))
     assert len(results) == 2
     annotations = json.loads((data / "annotations" / "instances_val.json").read_text())
     for index, (image, truth, found) in enumerate(results):
@@ -147,3 +152,23 @@ def test_places_that_cannot_be_written(name: str, told: str, data: Path, tmp_pat
     argv = ["views", "--out", str(tmp_path / name), "--count", "1", "--data_path", str(data / "unlabelled"), *flags]
     with pytest.raises(UserError, match=told):
         visualize.main(argv)
+
+
+@pytest.mark.parametrize("command", ["pr", "confusion", "worst"])
+def test_closer_looks_are_a_picture_and_figures(data: Path, checkpoint: Path, tmp_path: Path, command: str) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / f"{command}.png"
+    flags = ["--resume", str(checkpoint), "--data_path", str(data), "--num_workers", "0", "--device", "cpu"]
+    visualize.main([command, "--out", str(out), *flags])
+    with Image.open(out) as picture:
+        assert min(picture.size) > 100
+    assert json.loads(out.with_suffix(".json").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{command}.json", f"{command}.png"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    categories = json.loads((data / "annotations" / "instances_val.json").read_text())["categories"]
+    categories = [{**category, "label": label} for label, category in enumerate(categories)]
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pth"
+    return save_predicting("conditional", path, categories, num_logits=len(categories))

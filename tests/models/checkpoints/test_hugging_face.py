@@ -69,7 +69,10 @@ def assert_same(detector: DETR, model: nn.Module) -> None:
     torch.testing.assert_close(ours["pred_boxes"][-1], theirs.pred_boxes, atol=TOLERANCE, rtol=0)
 
 
-def save_own(detector: DETR, args: argparse.Namespace, path: Path, categories: list | None = None) -> Path:
+THING = [{"label": 0, "id": 7, "name": "thing"}]
+
+
+def save_own(detector: DETR, args: argparse.Namespace, path: Path, categories: list = THING) -> Path:
     """A checkpoint of this project."""
     architecture = {name: value for name, value in vars(args).items() if name in architecture_names(DETECTORS)}
     save_file(
@@ -361,13 +364,31 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["own.pth"]
 
 
-def test_hugging_face_folder_of_a_timm_detector_is_refused_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(("detr", "stride"), [("vanilla", None), ("conditional", 16), ("deformable", None)])
+def test_backbone_of_timm_in_both_directions(tmp_path, detr, stride):
+    """Norms with an activation in them, and a map that is not the last."""
+    pytest.importorskip("timm")
+    args = small_args(
+        detr, backbone="timm:tf_efficientnet_lite0", feature_stride=stride, enc_layers=1, dec_layers=2, enc_n_points=4,
+        dec_n_points=4,
+    )  # fmt: skip
+    detector = small_detector(detr, **{name: value for name, value in vars(args).items() if name != "detr"})
+    source = save_own(detector, args, tmp_path / "own.pth")
+    convert_checkpoint.main([str(source), str(tmp_path / "hf"), "--to", "hf"])
+    model = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / "hf").eval()
+    assert_same(detector, model)
+    prepared = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    assert prepared["image_mean"] == [0.5, 0.5, 0.5]
+    again, content, _ = read(tmp_path / "hf")
+    assert content["args"]["backbone"] == args.backbone
+    assert content["args"]["feature_stride"] == {"vanilla": 32, "conditional": 16, "deformable": None}[detr]
+    assert all(torch.equal(value, detector.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_public_file_of_a_timm_detector(tmp_path):
     pytest.importorskip("timm")
     changes = {"backbone": "timm:tf_efficientnet_lite0"}
     source = save_own(small_detector("vanilla", **changes), small_args("vanilla", **changes), tmp_path / "own.pth")
-    with pytest.raises(UserError, match="--to hf knows resnet18"):
-        convert_checkpoint.main([str(source), str(tmp_path / "out"), "--to", "hf"])
-    assert [path.name for path in tmp_path.iterdir()] == ["own.pth"]
     convert_checkpoint.main([str(source), str(tmp_path / "out.pth"), "--to", "detr"])
     again, content, _ = read(tmp_path / "out.pth")
     assert content["args"]["backbone"] == changes["backbone"]

@@ -1,0 +1,214 @@
+"""Images without annotations on their way into a detector: found, read by workers, sorted into batches."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from datasets.images import list_images, load_image, upright_size
+from util.errors import DataError
+from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+
+BATCHES_AT_ONCE = 64
+"""Images are sorted by size within so many batches, so that no more headers than theirs are read ahead."""
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image file to detect in.
+
+    Attributes:
+        path: as the command line leads to it.
+        name: its place below the argument that named it, with forward slashes.
+    """
+
+    path: str
+    name: str
+
+
+def find_images(arguments: Sequence[str]) -> list[FoundImage]:
+    """The image files that arguments name, in their order, each once.
+
+    Args:
+        arguments: files, folders (with all below them), patterns (``photos/*.jpg``, ``**``), ``@FILE`` (a text file
+            with one of these a line, relative to the current folder).
+
+    Raises:
+        DataError: an argument names nothing, or a folder has no image.
+    """
+    found: dict[str, FoundImage] = {}
+    for argument in arguments:
+        for image in _expand(argument):
+            found.setdefault(os.path.normpath(image.path), image)
+    return list(found.values())
+
+
+def _expand(argument: str) -> Iterator[FoundImage]:
+    path = Path(argument)
+    if path.is_dir():
+        for name in list_images(path):
+            yield FoundImage(os.path.join(argument, name), name)
+    elif os.path.lexists(argument):
+        yield FoundImage(argument, path.name)
+    elif argument.startswith("@"):
+        yield from _expand_list(argument[1:])
+    elif glob.has_magic(argument):
+        matches = sorted(glob.glob(argument, recursive=True))
+        if not matches:
+            raise DataError(f"{argument}: no file matches")
+        for match in matches:
+            if os.path.isfile(match):
+                yield FoundImage(match, os.path.basename(match))
+    else:
+        raise DataError(f"{argument}: no such file or folder of images")
+
+
+def _expand_list(path: str) -> Iterator[FoundImage]:
+    """The images of a text file. A line that names nothing is an image that cannot be read, not an error yet."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"@{path}: not a text file with a path in every line ({error})") from None
+    for line in filter(None, map(str.strip, lines)):
+        if os.path.exists(line) or glob.has_magic(line):
+            yield from _expand(line)
+        else:
+            yield FoundImage(line, os.path.basename(line))
+
+
+def picture_names(images: Sequence[FoundImage]) -> list[str]:
+    """A name for a picture of each image, with forward slashes: its own; where several have one, its whole path."""
+    count = Counter(image.name for image in images)
+    return [image.name if count[image.name] == 1 else _below_nothing(image.path) for image in images]
+
+
+def _below_nothing(path: str) -> str:
+    """A path that leads out of no folder."""
+    return "/".join(part for part in Path(os.path.normpath(path)).parts if part not in (os.sep, "..", "."))
+
+
+@dataclass
+class Unreadable:
+    """An image that cannot be detected in: its place in the data set, and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass
+class InferenceBatch:
+    """A padded batch.
+
+    Attributes:
+        indices: places of the images in the data set.
+        images: None where none could be read.
+        sizes: [B, 2] int64, (height, width) of the upright files in pixels.
+        unreadable: the others.
+    """
+
+    indices: list[int]
+    images: NestedTensor | None
+    sizes: Tensor
+    unreadable: list[Unreadable]
+
+    def pin_memory(self) -> InferenceBatch:
+        """The same batch in page-locked memory; called by the data loader."""
+        images = None if self.images is None else self.images.pin_memory()
+        return InferenceBatch(self.indices, images, self.sizes, self.unreadable)
+
+
+class InferenceDataset(Dataset):
+    """``dataset[index]`` -> (index, image as the detector wants it, (height, width) of the file), or why not.
+
+    Args:
+        paths: image files.
+        prepare: RGB image -> float32 [3, H, W].
+    """
+
+    def __init__(self, paths: Sequence[str], prepare: Callable[[Image.Image], Tensor]) -> None:
+        self.paths = list(paths)
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, tuple[int, int]] | Unreadable:
+        try:
+            image = load_image(self.paths[index])
+        except DataError as error:
+            return Unreadable(index, str(error))
+        return index, self.prepare(image), (image.height, image.width)
+
+
+def collate_inference(samples: list[tuple[int, Tensor, tuple[int, int]] | Unreadable]) -> InferenceBatch:
+    """Samples of :class:`InferenceDataset` -> padded batch."""
+    unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
+    readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    return InferenceBatch(
+        indices=[index for index, _, _ in readable],
+        images=nested_tensor_from_tensor_list([image for _, image, _ in readable]) if readable else None,
+        sizes=torch.tensor([size for _, _, size in readable], dtype=torch.int64).reshape(-1, 2),
+        unreadable=unreadable,
+    )
+
+
+class SortedBatchSampler(Sampler[list[int]]):
+    """Batches of images of similar size, so that little is padding; which those are, the list alone decides.
+
+    Args:
+        paths: of all images.
+        wanted: indices of those to load; the batches of the others are left out, and whole batches stay the same.
+        batch_size: images a batch.
+        resized: (width, height) of a file -> that of the image in the batch.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        wanted: set[int],
+        batch_size: int,
+        resized: Callable[[tuple[int, int]], tuple[int, int]],
+    ) -> None:
+        self.paths = paths
+        self.wanted = wanted
+        self.batch_size = batch_size
+        self.resized = resized
+
+    def __iter__(self) -> Iterator[list[int]]:
+        window = self.batch_size * BATCHES_AT_ONCE
+        for start in range(0, len(self.paths), window):
+            indices = range(start, min(start + window, len(self.paths)))
+            if self.wanted.isdisjoint(indices):
+                continue
+            for batch in sorted_batches(self._sizes(indices), self.batch_size):
+                wanted = [index for index in batch if index in self.wanted]
+                if wanted:
+                    yield wanted
+
+    def _sizes(self, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Sizes in the batch; of files that cannot be read, (0, 0): why not is told when they are loaded."""
+        if self.batch_size == 1:
+            return dict.fromkeys(indices, (0, 0))
+        sizes = {}
+        for index in indices:
+            try:
+                sizes[index] = self.resized(upright_size(self.paths[index]))
+            except DataError:
+                sizes[index] = (0, 0)
+        return sizes
+
+
+def sorted_batches(sizes: Mapping[int, tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
+    """The keys of ``sizes`` (width, height), sorted by height and then width, in lists of ``batch_size``."""
+    order = sorted(sizes, key=lambda index: (sizes[index][1], sizes[index][0], index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

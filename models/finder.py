@@ -1,0 +1,168 @@
+"""Finding what was shown: a detector pretrained by Siamese DETR or UP-DETR asked for regions of other images.
+
+The path is that of pretraining: features of the region that is shown -> ``patch2query`` -> decoder. How much a box is
+what was asked for, the class head says, and how much the feature that the decoder predicts agrees with the region's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from datasets.images import load_image
+from datasets.pretext.one_view import OneViewTransform
+from models import PRETEXTS
+from models.checkpoints.open import Restored
+from models.detections import Detections
+from models.predictor import Predictor
+from models.pretext.base import REGION_LABEL, RegionQueryTask, add_to_queries, pooled_features
+from models.transformer import Memory
+from util.box_ops import box_cxcywh_to_xyxy
+from util.errors import CheckpointError, UserError
+from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+from util.plot_utils import contact_sheet, draw_boxes
+from util.precision import autocast
+from util.script import select_device
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A region that is to be found in other images.
+
+    Attributes:
+        path: its image.
+        box: xyxy in pixels of the upright image.
+        query: [C], what the decoder is asked with.
+        feature: [K], what the decoder's answer should predict.
+    """
+
+    path: str
+    box: tuple[float, float, float, float]
+    query: Tensor
+    feature: Tensor
+
+
+class RegionFinder(Predictor):
+    """Returns for each image where the regions are that :meth:`show` was given; the k-th is category k, "query k"."""
+
+    def __init__(self, restored: Restored, *, device: str = "auto", amp: str = "none", **sizes: int) -> None:
+        """``restored`` was pretrained by siamese or updetr; ``sizes`` are eval_size and eval_max_size.
+
+        Raises:
+            CheckpointError: its pretext heads are not there.
+        """
+        if restored.method is None or restored.finds_regions:
+            raise CheckpointError(
+                f"{restored.path}: --query is for detectors pretrained by siamese or updetr; this one detects by itself"
+            )
+        if restored.pretext is None:
+            raise CheckpointError(f"{restored.path}: holds no heads of a pretext task, as --query needs them")
+        size, longest = restored.eval_sizes
+        super().__init__(
+            restored.detector,
+            None,
+            [],
+            backbone=restored.args.backbone,
+            device=select_device(device),
+            amp=amp,
+            eval_size=sizes.get("eval_size") or size,
+            eval_max_size=sizes.get("eval_max_size") or longest,
+        )
+        self.task: RegionQueryTask = PRETEXTS[restored.method].build(restored.args, restored.detector)
+        try:
+            self.task.load_pretext_state_dict(restored.pretext)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{restored.path}: its pretext heads do not fit ({error})") from None
+        self.task.to(self.device).eval()
+        mean, std = self.normalization
+        self._views = OneViewTransform(crop_size=restored.args.crop_size, mean=mean, std=std)
+        self.shown: list[Shown] = []
+
+    @torch.no_grad()
+    def show(self, path: str | Path, box: tuple[float, float, float, float]) -> None:
+        """Find this region from now on, too; ``box`` is xyxy in pixels of the upright image.
+
+        Raises:
+            DataError: the image cannot be read.
+            UserError: the box does not lie inside it.
+        """
+        image = load_image(path)
+        check_inside(box, image.size, path)
+        view = image.resize(self.resized(image.size), Image.Resampling.BILINEAR)
+        boxes = np.array([box], dtype=np.float64) * np.tile(np.divide(view.size, image.size), 2)
+        sample = self._views.sample(view, boxes)
+        crop = pooled_features(self.task.frozen_backbone, sample.crops.to(self.device))
+        features = self.task.frozen_backbone(nested_tensor_from_tensor_list([sample.view]).to(self.device))
+        sizes = torch.tensor([[view.height, view.width]], device=self.device)
+        placed = torch.from_numpy(boxes).float().to(self.device)
+        region = self.task.features_shown(features, placed[None], sizes, crop[None])[0, 0]
+        label = len(self.shown)
+        self.shown.append(Shown(str(path), tuple(box), self.task.patch2query(region), crop[0]))
+        self.categories[label] = {"label": label, "id": label + 1, "name": f"query {label + 1}"}
+
+    @torch.no_grad()
+    def detect(self, images: NestedTensor, sizes: Tensor) -> list[dict[str, Tensor]]:
+        """See :meth:`Predictor.detect`."""
+        images = images.to(self.device, non_blocking=True)
+        with autocast(self.device, self.amp):
+            features = self.task.frozen_backbone(images)
+            memory = self.detector.encode(features, images.mask)
+            answers = [self._ask(memory, shown) for shown in self.shown]
+        height, width = sizes.to(self.device).float().unbind(dim=1)
+        scale = torch.stack([width, height, width, height], dim=1)[:, None]
+        scores = torch.cat([scores for scores, _ in answers], dim=1)
+        boxes = torch.cat([box_cxcywh_to_xyxy(boxes) * scale for _, boxes in answers], dim=1)
+        labels = torch.arange(len(answers), device=self.device).repeat_interleave(scores.shape[1] // len(answers))
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return [
+            {"scores": scores[image], "labels": labels[order[image]], "boxes": boxes[image, order[image]]}
+            for image in range(len(scores))
+        ]
+
+    def _ask(self, memory: Memory, shown: Shown) -> tuple[Tensor, Tensor]:
+        """Scores [B, q] and boxes [B, q, 4], cxcywh in [0, 1], of the q queries that pretraining has for one region."""
+        batch_size = memory.tokens.shape[0]
+        learned = self.detector.queries(batch_size)
+        learned = learned[:, : learned.shape[1] // self.task.num_regions]
+        content = shown.query.expand(batch_size, 1, -1)
+        decoded = self.detector.decode(memory, add_to_queries(learned, content))
+        outputs = self.detector.predict(decoded)
+        scores = outputs["pred_logits"][-1].float().softmax(dim=-1)[..., REGION_LABEL]
+        if self.task.feature_align is not None:
+            predicted = self.task.feature_align(decoded.hidden[-1]).float()
+            scores = scores * (1 + F.cosine_similarity(predicted, shown.feature, dim=-1)) / 2
+        return scores, outputs["pred_boxes"][-1].float()
+
+    def draw(self, detections: Detections) -> Image.Image:
+        """What was shown, and beside it where it was found; one colour a query."""
+        found = detections.draw()
+        side = [self._draw_shown(label, found.height // len(self.shown)) for label in range(len(self.shown))]
+        return contact_sheet([contact_sheet(side, columns=1, gap=0), found], columns=2, captions=["shown", "found"])
+
+    def _draw_shown(self, label: int, height: int) -> Image.Image:
+        """The image of a query with its box, ``height`` pixels high."""
+        shown: Any = self.shown[label]
+        image = load_image(shown.path)
+        zoom = height / image.height
+        small = image.resize((max(1, round(image.width * zoom)), max(1, height)), Image.Resampling.LANCZOS)
+        boxes = np.array([shown.box]) * zoom
+        return draw_boxes(small, boxes, texts=[self.categories[label]["name"]], colours=[label])
+
+
+def check_inside(box: tuple[float, float, float, float], size: tuple[int, int], path: str | Path) -> None:
+    """Raises UserError if ``box`` (xyxy in pixels) is empty or leaves the image of (width, height) ``size``."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+        given = " ".join(f"{value:g}" for value in box)
+        raise UserError(
+            f"--query {path} {given}: not a box X1 Y1 X2 Y2 inside the image, which is {width} pixels wide and "
+            f"{height} high"
+        )

@@ -1,0 +1,1 @@
+"""Detectors written as files that run without this project."""

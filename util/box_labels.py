@@ -1,0 +1,100 @@
+"""Where the texts of boxes go so that each can be read: on a free place at its box, smaller where there are many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from PIL import ImageFont
+
+LEAST_TEXT = 10
+"""Smallest font in pixels that can be read."""
+
+ROOMY = 12
+"""With more texts than this on one picture the font shrinks."""
+
+Rectangle = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text and the patch that it is written on, xyxy in pixels of the picture."""
+
+    text: str
+    patch: Rectangle
+
+
+@cache
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font."""
+    return ImageFont.load_default(size)
+
+
+def text_size(size: tuple[int, int], num_texts: int = 1) -> int:
+    """A legible font size in pixels for a picture of (width, height) with so many texts on it."""
+    crowding = math.sqrt(ROOMY / max(num_texts, ROOMY))
+    return max(LEAST_TEXT, round(min(size) / 26 * crowding))
+
+
+def patch_size(text: str, font_size: int) -> tuple[float, float]:
+    """(width, height) of the patch behind a text."""
+    left, top, right, bottom = font_of(font_size).getbbox(text)
+    return right - left + 4, bottom - top + 4
+
+
+def place_labels(
+    size: tuple[int, int], boxes: Sequence[Rectangle], texts: Sequence[str], font_size: int
+) -> list[Label | None]:
+    """A label for each box; the first boxes choose first.
+
+    A label lies at an edge of its box, where no other label is. One that finds no place is shortened to its last word
+    (the score), and else left out: None. So is one that would hide a small picture.
+
+    Args:
+        size: (width, height) of the picture.
+        boxes: xyxy in its pixels.
+        texts: one for each.
+        font_size: see :func:`text_size`.
+    """
+    taken: list[Rectangle] = []
+    labels: list[Label | None] = []
+    for box, text in zip(boxes, texts, strict=True):
+        label = next(filter(None, (_place(size, box, form, font_size, taken) for form in _forms(text))), None)
+        labels.append(label)
+        if label is not None:
+            taken.append(label.patch)
+    return labels
+
+
+def _forms(text: str) -> list[str]:
+    """A text and, where it has several words, the last."""
+    return list(dict.fromkeys([text, text.rpartition(" ")[2]]))
+
+
+def _place(
+    size: tuple[int, int], box: Rectangle, text: str, font_size: int, taken: Sequence[Rectangle]
+) -> Label | None:
+    wide, tall = patch_size(text, font_size)
+    if wide > size[0] or 3 * tall > size[1]:
+        return None
+    for x, y in _corners(size, box, wide, tall):
+        patch = (x, y, x + wide, y + tall)
+        if not any(_overlap(patch, other) for other in taken):
+            return Label(text, patch)
+    return None
+
+
+def _corners(size: tuple[int, int], box: Rectangle, wide: float, tall: float) -> list[tuple[float, float]]:
+    """Top left corners for a patch, the best first: above the box, then down its edges; all inside the picture."""
+    left, top, right, bottom = box
+    steps = range(-1, max(3, min(12, int((bottom - top) / tall))))
+    corners = [(x, top + step * tall) for x in (left, right - wide) for step in steps]
+    corners += [(left, bottom), (right - wide, bottom)]
+    limit_x, limit_y = max(0, size[0] - wide), max(0, size[1] - tall)
+    return [(min(max(x, 0), limit_x), min(max(y, 0), limit_y)) for x, y in corners]
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,183 @@
+"""What main_predict.py writes: a journal while it works, and from it the results whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from util.errors import UserError
+from util.files import written_whole
+
+JOURNAL = "predictions.jsonl"
+RESULTS = "predictions.json"
+TABLE = "predictions.csv"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """Everything found in one image.
+
+    Attributes:
+        file: its path.
+        width, height: of the upright image in pixels.
+        found: [category id, score, x1, y1, x2, y2] of each detection, best first, in pixels.
+    """
+
+    file: str
+    width: int
+    height: int
+    found: list[list[float]]
+
+
+class PredictionJournal:
+    """``predictions.jsonl``: what decides the results, and then a line for each image as it is done.
+
+    A run that is killed loses the images that it was working on, and nothing else.
+
+    Attributes:
+        done: file -> where its line begins, in bytes.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Open the journal of ``folder``, new or to go on with.
+
+        Raises:
+            UserError: the folder holds predictions that were made with other ``settings``.
+        """
+        self._path = folder / JOURNAL
+        self.done: dict[str, int] = {}
+        if self._path.exists():
+            self._read(settings)
+        elif (folder / RESULTS).exists():
+            raise UserError(f"--output_dir {folder} holds a {RESULTS} of something else: name another folder")
+        self._file = self._path.open("ab")
+        if self._file.tell() == 0:
+            self._append([{"settings": settings}])
+
+    def add(self, records: Sequence[ImageRecord]) -> None:
+        """Images that are done, pictures included."""
+        start = self._file.tell()
+        for record, length in zip(records, self._append([asdict(record) for record in records]), strict=True):
+            self.done[record.file] = start
+            start += length
+
+    def records(self, files: Sequence[str]) -> Iterator[tuple[int, ImageRecord]]:
+        """(place in ``files``, record) of those that are done, in the order of ``files``."""
+        with self._path.open("rb") as lines:
+            for place, file in enumerate(files):
+                if file in self.done:
+                    lines.seek(self.done[file])
+                    yield place, ImageRecord(**json.loads(lines.readline()))
+
+    def close(self) -> None:
+        """No more is added."""
+        self._file.close()
+
+    def _append(self, lines: list[dict[str, Any]]) -> list[int]:
+        """Write all lines at once; returns their lengths in bytes."""
+        encoded = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines]
+        self._file.write(b"".join(encoded))
+        self._file.flush()
+        return list(map(len, encoded))
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        """Find the lines of a stopped run, and cut off one that it could not finish."""
+        with self._path.open("r+b") as file:
+            start = 0
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break
+                self._take(number, start, line, settings)
+                start += len(line)
+            file.truncate(start)
+
+    def _take(self, number: int, start: int, line: bytes, settings: dict[str, Any]) -> None:
+        try:
+            content = json.loads(line)
+            if number == 0:
+                self._compare(content["settings"], json.loads(json.dumps(settings)))
+            else:
+                self.done[content["file"]] = start
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self._path}, line {number + 1}: damaged; delete the file to begin anew") from None
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        other = [name for name in now if before.get(name) != now[name]]
+        if other:
+            raise UserError(
+                f"--output_dir {self._path.parent} holds another run's predictions ({', '.join(other)} differ"
+                f"{'s' if len(other) == 1 else ''}): name another folder, or delete this one"
+            )
+
+
+def write_results(
+    folder: Path,
+    journal: PredictionJournal,
+    files: Sequence[str],
+    categories: Sequence[dict[str, Any]],
+    info: dict[str, Any],
+) -> int:
+    """Write ``predictions.json`` and ``predictions.csv``, whole or not at all; returns the number of detections.
+
+    Neither is ever held in memory: a line of the journal is read at a time.
+
+    Args:
+        files: all images; the id of one is its place among them, from 1.
+        categories: ``{"id", "name"}``.
+        info: what else is to be told.
+    """
+    with _text_written_whole(folder / RESULTS) as out:
+        head = json.dumps({"info": info, "categories": list(categories)}, indent=1, ensure_ascii=False)
+        out.write(head.removesuffix("\n}") + ',\n "images": [')
+        _write_rows(out, (_image_row(place, record) for place, record in journal.records(files)))
+        out.write(',\n "annotations": [')
+        count = _write_rows(out, _annotation_rows(journal, files))
+        out.write("\n}\n")
+    name_of_id = {category["id"]: category["name"] for category in categories}
+    with _text_written_whole(folder / TABLE) as out:
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(["file", "class", "score", "x1", "y1", "x2", "y2"])
+        for _, record in journal.records(files):
+            table.writerows([record.file, name_of_id[int(row[0])], *row[1:]] for row in record.found)
+    return count
+
+
+def _image_row(place: int, record: ImageRecord) -> dict[str, Any]:
+    return {"id": place + 1, "file_name": record.file, "width": record.width, "height": record.height}
+
+
+def _annotation_rows(journal: PredictionJournal, files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """COCO's results form, with the entries that its annotations must have, so that every reader of COCO takes them."""
+    number = 0
+    for place, record in journal.records(files):
+        for category_id, score, x1, y1, x2, y2 in record.found:
+            number += 1
+            width, height = round(x2 - x1, 3), round(y2 - y1, 3)
+            yield {
+                "id": number,
+                "image_id": place + 1,
+                "category_id": int(category_id),
+                "bbox": [x1, y1, width, height],
+                "score": score,
+                "area": round(width * height, 3),
+                "iscrowd": 0,
+            }
+
+
+def _write_rows(out: TextIO, rows: Iterator[dict[str, Any]]) -> int:
+    count = 0
+    for count, row in enumerate(rows, start=1):
+        out.write(("," if count > 1 else "") + "\n  " + json.dumps(row, ensure_ascii=False))
+    out.write("\n ]")
+    return count
+
+
+@contextmanager
+def _text_written_whole(path: Path) -> Iterator[TextIO]:
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        yield out
