@@ -94,10 +94,14 @@ def build(args: argparse.Namespace, origin: Origin | None, device: torch.device)
 
 
 def param_groups(args: argparse.Namespace, method: nn.Module) -> list[dict[str, Any]]:
-    """What the detector's record names learns at a multiple of ``--lr``; a multiple of 1 makes no group."""
-    multipliers = {part: flag for part, flag in DETECTORS[args.detr].rates.items() if getattr(args, flag) != 1}
-    rates = {"rest": args.lr} | {flag: args.lr * getattr(args, flag) for flag in multipliers.values()}
-    return engine.param_groups(method, rates, multipliers)
+    """What the detector's record names learns at a multiple of ``--lr``; a multiple of 1 makes no group.
+
+    A flag that only finetuning has does not count here.
+    """
+    shares = {flag: getattr(args, flag, 1) for flag in DETECTORS[args.detr].rates.values()}
+    group_of = {part: flag for part, flag in DETECTORS[args.detr].rates.items() if shares[flag] != 1}
+    rates = {"rest": args.lr} | {flag: args.lr * shares[flag] for flag in group_of.values()}
+    return engine.param_groups(method, rates, group_of)
 
 
 def build_dataset(args: argparse.Namespace) -> PretextDataset:

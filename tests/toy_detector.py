@@ -75,9 +75,11 @@ TOY_DETECTOR = DetectorRecord(
     classification="focal",
     finetuning=Finetuning(lr=3e-4, epochs=7, drop_at=0.5),
     flags=(Flag(name="query_gain", help="factor of the queries", options={"type": float}, default=2.0, least=0),),
-    finetune_flags=(
-        Flag(name="lr_query_mult", help="queries learn at --lr times this", options={"type": float}, default=0.5),
-    ),
+    training_flags={
+        "finetune": (
+            Flag(name="lr_query_mult", help="queries learn at --lr times this", options={"type": float}, default=0.5),
+        )
+    },
     defaults={"num_queries": 20},
     pretraining={"toy": {"toy_weight": 4.0}},
     check=_check,

@@ -30,7 +30,7 @@ def small_args(**changes) -> argparse.Namespace:
         "set_cost_class": 1.0, "set_cost_bbox": 5.0, "set_cost_giou": 2.0,
         "cls_loss_coef": 1.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0, "eos_coef": 0.1,
         "num_feature_levels": 4 if changes.get("detr") == "deformable" else 1, "enc_n_points": 2, "dec_n_points": 2,
-        "with_box_refine": False, "two_stage": False,
+        "with_box_refine": False, "two_stage": False, "pre_norm": False,
     }  # fmt: skip
     return argparse.Namespace(**{**args, **changes})
 
