@@ -25,5 +25,7 @@ def detect(session, image, threshold=0.5):
 
 
 if __name__ == "__main__":
-    for name, score, box in detect(onnxruntime.InferenceSession(sys.argv[1]), Image.open(sys.argv[2])):
+    for name, score, box in detect(
+        onnxruntime.InferenceSession(sys.argv[1]), Image.open(sys.argv[2], formats=("JPEG", "PNG", "WEBP"))
+    ):
         print(name, round(float(score), 3), np.round(box, 1).tolist())

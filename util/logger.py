@@ -15,7 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from util import distributed
+from util.errors import UserError
 from util.files import naming, write_bytes
+from util.inputs import Unreadable, read_bytes
 
 
 class Meters:
@@ -55,7 +57,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-        text = self._path.read_bytes() if self._path.exists() else b""
+        text = _read(self._path)
         lines = text.splitlines(keepends=True)
         steps = [_step_of(line) for line in lines]
         unreadable = [number for number, found in enumerate(steps, start=1) if found is None]
@@ -85,11 +87,19 @@ class RunLog:
 
 def was_evaluated(folder: Path, step: int) -> bool:
     """Whether log.txt in ``folder`` has the scores of the checkpoint that was saved after ``step``."""
+    return any(b'"eval"' in line and _step_of(line) == step for line in _read(folder / "log.txt").splitlines())
+
+
+def _read(path: Path) -> bytes:
+    """A log, or nothing if there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        lines = (folder / "log.txt").read_bytes().splitlines()
-    except OSError:
-        return False
-    return any(b'"eval"' in line and _step_of(line) == step for line in lines)
+        return read_bytes(path) if path.exists() else b""
+    except Unreadable as error:
+        raise UserError(f"{path}: cannot be read ({error}); move it away") from None
 
 
 def _step_of(line: bytes) -> int | None:

@@ -103,7 +103,7 @@ class PredictionJournal:
                 self._compare(content["settings"], json.loads(json.dumps(settings)))
             else:
                 self.done[content["file"]] = start
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{self._path}, line {number + 1}: damaged; delete the file to begin anew") from None
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -17,8 +17,6 @@ import main_pretrain
 from datasets.images import load_image, load_reduced
 from datasets.proposals.journal import Journal, encode, read_journal
 from datasets.proposals.store import ProposalStore, write_proposals
-from models.backbone import build_backbone
-from models.backbone_weights import load_backbone_weights
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set, write_voc
 from tools import convert_checkpoint, make_proposals
 from tools.comparison.execution import RECORD, is_finished, record_of
@@ -183,8 +181,9 @@ def _convert(folder: Path) -> None:
 
 
 def _body(folder: Path) -> None:
-    args, _ = main_pretrain.parse(["--data_path", ".", *PRETRAIN, *DETECTOR])
-    load_backbone_weights(build_backbone(args, train_backbone=False)[0], folder / "checkpoint.pth")
+    weights = str(folder / "checkpoint.pth")
+    args, _ = main_pretrain.parse(["--data_path", ".", *PRETRAIN, *DETECTOR, "--backbone_weights", weights])
+    main_pretrain.build_detector(args, None)
 
 
 READERS: dict[str, tuple[Callable[[Path], None], int]] = {

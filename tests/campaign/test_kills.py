@@ -85,7 +85,7 @@ def _lives(group: int) -> bool:
 
 
 def disturbed(task: Callable[[], None], rng: random.Random, is_done: Callable[[], bool], longest: float = 1.5) -> int:
-    """Kill the run until it is done or was killed often enough, then let it finish; returns the number of kills."""
+    """Kill the run until it is done or has been killed often enough, and let it finish; returns the number of kills."""
     kills = 0
     while kills < KILLS and not is_done():
         kills += kill_at_random(task, rng, (signal.SIGKILL, signal.SIGTERM)[kills % 2], longest)
@@ -94,13 +94,13 @@ def disturbed(task: Callable[[], None], rng: random.Random, is_done: Callable[[]
 
 
 def _pretraining(data: Path, out: Path, workers: str) -> None:
-    argv = ["--data_path", f"{data}/train", *PRETRAIN, *DETECTOR, "--max_steps", "300", "--lr_drop_step", "200"]
+    argv = ["--data_path", f"{data}/train", *PRETRAIN, *DETECTOR, "--max_steps", "120", "--lr_drop_step", "90"]
     argv += ["--save_every_steps", "7", "--num_workers", workers, "--resume", "auto", "--output_dir", str(out)]
     main_pretrain.main(argv)
 
 
 def _finetuning(data: Path, out: Path, workers: str) -> None:
-    argv = ["--data_path", str(data), *COMMON, *DETECTOR, "--epochs", "50", "--lr_drop", "30", "--eval_every", "5"]
+    argv = ["--data_path", str(data), *COMMON, *DETECTOR, "--epochs", "16", "--lr_drop", "9", "--eval_every", "4"]
     argv += ["--save_every_steps", "3", "--num_workers", workers, "--resume", "auto", "--output_dir", str(out)]
     main_finetune.main(argv)
 

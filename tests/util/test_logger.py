@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from util.errors import UserError
 from util.logger import Meters, RunLog, was_evaluated
 
 
@@ -61,6 +62,13 @@ def test_whether_a_step_was_evaluated(tmp_path):
     assert was_evaluated(tmp_path, 5)
     assert not was_evaluated(tmp_path, 4)
     assert not was_evaluated(tmp_path / "nowhere", 5)
+
+
+def test_a_log_that_is_no_file(tmp_path):
+    (tmp_path / "log.txt").symlink_to("/dev/zero")
+    for read in (lambda: RunLog(tmp_path, step=1, tensorboard=False), lambda: was_evaluated(tmp_path, 1)):
+        with pytest.raises(UserError, match=r"log\.txt: cannot be read \(a pipe, socket or device"):
+            read()
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path):
