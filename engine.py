@@ -111,7 +111,7 @@ def make_training(
     device: torch.device,
     num_batches: int,
 ) -> Training:
-    """Optimizer (AdamW) and schedule (lr x 0.1 at one step) for ``method``.
+    """Optimizer (AdamW) and schedule (warm-up, lr x 0.1 at one step) for ``method``.
 
     Args:
         param_groups: of the optimizer; those without ``lr`` learn at ``--lr``.
@@ -127,10 +127,20 @@ def make_training(
     param_groups = [{"lr": args.lr, **group} for group in param_groups]
     # fused: each parameter is read and written once; a third of the time of the default on a CPU
     optimizer = torch.optim.AdamW(param_groups, lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    scheduler = LambdaLR(optimizer, lambda step: 0.1 if drop_step is not None and step >= drop_step else 1.0)
+
+    def factor(step: int) -> float:
+        drop = 0.1 if drop_step is not None and step >= drop_step else 1.0
+        return drop * warm_up(step, args.warmup_steps)
+
+    scheduler = LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     rates = [group["lr"] for group in param_groups]
     return Training(method, optimizer, scheduler, scaler, rates, total_steps, steps_per_epoch)
+
+
+def warm_up(step: int, steps: int) -> float:
+    """The share of the learning rate in step ``step`` (from 0) of a linear warm-up over so many steps."""
+    return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
 def resume(training: Training, origin: Origin | None, args: argparse.Namespace) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from pathlib import Path
+
+import numpy as np
 
 from datasets.images import list_images
 from datasets.records import pack_paths
@@ -25,6 +28,12 @@ class UnlabelledImages:
     def from_folder(cls, folder: str | Path) -> UnlabelledImages:
         """All images in ``folder`` and below (see :func:`datasets.images.list_images`)."""
         return cls(folder, list_images(folder))
+
+    def select(self, indices: np.ndarray) -> UnlabelledImages:
+        """The images ``indices`` [m] int64 alone."""
+        chosen = copy.copy(self)
+        chosen._paths = self._paths[indices]
+        return chosen
 
     def __len__(self) -> int:
         return len(self._paths)

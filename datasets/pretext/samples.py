@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +21,30 @@ class ImageSource(Protocol):
     def path(self, index: int) -> Path:
         """The file of image ``index``."""
 
+    def relative_paths(self) -> list[str]:
+        """Paths of all images relative to their root."""
+
+    def select(self, indices: np.ndarray) -> ImageSource:
+        """The images ``indices`` [m] alone."""
+
 
 class ProposalSource(Protocol):
     """What :class:`PretextDataset` asks of proposals, see :class:`datasets.proposals.store.ProposalStore`."""
 
     def boxes(self, index: int) -> np.ndarray:
         """[N, 4] float32, xyxy in pixels of the upright image ``index``, best first."""
+
+
+@dataclass(frozen=True)
+class ChosenProposals:
+    """The proposals of the images ``indices`` [m] alone."""
+
+    source: ProposalSource
+    indices: np.ndarray
+
+    def boxes(self, index: int) -> np.ndarray:
+        """See :class:`ProposalSource`."""
+        return self.source.boxes(int(self.indices[index]))
 
 
 class PretextDataset(Dataset):
@@ -51,6 +71,14 @@ class PretextDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def select(self, indices: np.ndarray, *, seed: int | None = None) -> PretextDataset:
+        """The images ``indices`` [m] int64 alone, perhaps with another seed."""
+        chosen = copy.copy(self)
+        chosen.images = self.images.select(indices)
+        chosen.proposals = None if self.proposals is None else ChosenProposals(self.proposals, indices)
+        chosen.seed = self.seed if seed is None else seed
+        return chosen
 
     def proposals_of(self, index: int) -> np.ndarray:
         """[N, 4] float32, xyxy in pixels of the upright image ``index``, best first; without proposals N = 0."""
