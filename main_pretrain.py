@@ -28,7 +28,7 @@ from util import distributed, recipes
 from util.args import pretrain_parser
 from util.check_args import check_pretrain
 from util.checkpoint import make_writable, open_output_dir
-from util.errors import UserError
+from util.errors import CheckpointError, UserError
 from util.files import write_json
 from util.logger import RunLog, say
 from util.records import Choices, num_outputs
@@ -144,17 +144,32 @@ def make_val_loader(args: argparse.Namespace, dataset: PretextDataset) -> DataLo
     return make_loader(dataset, sampler, collate, num_workers=args.num_workers, pin_memory=pinned)
 
 
-def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device) -> None:
-    """``--eval``: measure a checkpoint on all images of ``--data_path``."""
-    make_writable(args.output_dir)
+def measured_data(args: argparse.Namespace) -> PretextDataset:
+    """All images of ``--data_path``, as ``--eval`` measures on them."""
     dataset = build_dataset(args)
-    loader = make_val_loader(args, dataset.select(np.arange(len(dataset)), seed=MEASURE_SEED))
+    return dataset.select(np.arange(len(dataset)), seed=MEASURE_SEED)
+
+
+def restore_method(args: argparse.Namespace, origin: Origin) -> PretextTask:
+    """The pretext task of a checkpoint, heads included.
+
+    Raises:
+        CheckpointError: it does not fit the flags.
+    """
     method = PRETEXTS[args.method].build(args, build_detector(args, origin))
     try:
         method.load_pretext_state_dict(origin.content["pretext"])
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"--resume {origin.path}: its heads do not fit ({error})") from None
-    score(args, method.to(device), loader, device)
+        raise CheckpointError(f"--resume {origin.path}: its heads do not fit these flags ({error})") from None
+    return method
+
+
+def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device) -> None:
+    """``--eval``: measure a checkpoint on all images of ``--data_path``."""
+    make_writable(args.output_dir)
+    loader = make_val_loader(args, measured_data(args))
+    say(f"{args.method}: measuring on {len(loader.dataset)} images, regions: {args.proposals}")
+    score(args, restore_method(args, origin).to(device), loader, device)
 
 
 def score(args: argparse.Namespace, method: PretextTask, loader: DataLoader, device: torch.device) -> dict[str, float]:

@@ -3,8 +3,8 @@
 Attributes of a Transformer: ``d_model`` (C), ``query_dim`` (width of the learned queries; None: it makes its own) and
 ``has_reference`` (whether :class:`Decoded` has one). Its methods: ``encode`` (feature maps -> :class:`Memory`),
 ``decode`` (memory and queries -> :class:`Decoded`), ``with_content`` (how the content of a region enters the queries,
-see :data:`ContentPlace`) and ``make_heads`` (whether the decoder layers share the heads). All tensors are batch first. A mask is True at padding,
-or where a query may not attend, as in ``nn.MultiheadAttention``.
+see :data:`ContentPlace`) and ``make_heads`` (whether the decoder layers share the heads). All tensors are batch first.
+A mask is True at padding, or where a query may not attend, as in ``nn.MultiheadAttention``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 ContentPlace = Literal["query_pos", "tgt"]
-"""Where the content of a region enters: the queries' positions, or the content that the first decoder layer starts with."""
+"""Where the content of a region enters: the queries' positions, or what the first decoder layer starts with."""
 
 
 @dataclass
