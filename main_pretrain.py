@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
 
     end_in_one_line(INTERRUPTED)
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -17,8 +18,8 @@ from torch.utils.data import DataLoader
 import engine
 from datasets import DATASETS
 from datasets.check_images import usable_images
-from datasets.loader import make_train_loader
-from datasets.pretext.data import build_pretext_data
+from datasets.loader import EvalSampler, make_loader, make_train_loader
+from datasets.pretext.data import build_pretext_data, build_val_data, hold_out
 from datasets.pretext.samples import PretextDataset
 from models import DETECTORS, PRETEXTS
 from models.backbone import backbone_normalization
@@ -27,20 +28,34 @@ from models.checkpoints.find import find_origin
 from models.checkpoints.load import load_detector
 from models.checkpoints.origin import Origin
 from models.detr import DETR
+from models.pretext.base import PretextTask
+from models.pretext.evaluate import evaluate, table
 from util import distributed, recipes
 from util.args import pretrain_parser
 from util.check_args import check_pretrain
-from util.checkpoint import open_output_dir, output_dir_of_one_run
+from util.checkpoint import make_writable, open_output_dir, output_dir_of_one_run
+from util.errors import CheckpointError, UserError
+from util.files import write_json
 from util.logger import RunLog, say
+from util.precision import autocast
 from util.records import Choices, num_outputs
 from util.saved_args import check_saved_args
 from util.script import run_script, start
 
+FIXED = ("method", "recipe", "val_fraction")
+"""Arguments that a resumed run keeps, beside the detector's."""
+
+MEASURE_SEED = 0
+"""Of the samples to measure on, whatever ``--seed`` is: runs that are compared see the same."""
+
 
 def main(argv: list[str] | None = None) -> None:
-    """Arguments -> data, detector, pretext task -> training."""
+    """Arguments -> data, detector, pretext task -> training, or measurement alone."""
     args, origin = parse(argv)
     device = start(args)
+    if args.eval:
+        evaluate_only(args, origin, device)
+        return
     with output_dir_of_one_run(args):
         run(args, origin, device)
 
@@ -48,11 +63,15 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> None:
     """Build everything and train."""
     folder = open_output_dir(args, origin and origin.resumed)
-    training, loader = build(args, origin, device)
+    training, loader, val_loader = build(args, origin, device)
     del origin  # a model and its optimizer once more
     log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
     describe = {"args": vars(args), "stage": "pretrain", "categories": None}
-    engine.train(training, loader, args, device, log, describe)
+    if args.val_fraction is not None:
+        describe["val_images"] = val_loader.dataset.images.relative_paths()
+    method = training.method
+    evaluate_now = None if val_loader is None else lambda: score(args, method, val_loader, device)
+    engine.train(training, loader, args, device, log, describe, evaluate_now)
 
 
 def choices() -> Choices:
@@ -61,36 +80,47 @@ def choices() -> Choices:
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
-    """Complete arguments, and the checkpoint to go on from if ``--resume`` finds one."""
+    """Complete arguments, and the checkpoint to go on from if ``--resume`` finds one.
+
+    Raises:
+        UserError: ``--eval`` without a checkpoint, or flags that cannot work.
+    """
     known = choices()
     parser = pretrain_parser(known)
     args, defaults = recipes.parse(parser, argv, known)
     origin = find_origin(args, "pretrain")
+    if args.eval and origin is None:
+        found = "" if args.resume is None else f" (there is none in {args.output_dir})"
+        raise UserError(f"--eval needs the checkpoint to measure: --resume FILE{found}")
     start_from = {}
     if origin:
         check_saved_args(parser, origin.content["args"], origin.path)
-        start_from = {"saved": origin.content["args"], "source": origin.path, "resumes": True}
-    recipes.complete(args, defaults, known, recipes.pretrain_recipe, **start_from, fixed=("method",))
+        saved = {"recipe": recipes.PAPER} | origin.content["args"]  # older runs knew no other
+        start_from = {"saved": saved, "source": origin.path, "resumes": True}
+    recipes.complete(args, defaults, known, recipes.pretrain_recipe, **start_from, fixed=FIXED)
     check_pretrain(args, known, distributed.num_launched())
     return args, origin
 
 
-def build(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> tuple[engine.Training, DataLoader]:
-    """The run, new or as the checkpoint left it, and its data."""
+def build(
+    args: argparse.Namespace, origin: Origin | None, device: torch.device
+) -> tuple[engine.Training, DataLoader, DataLoader | None]:
+    """The run, new or as the checkpoint left it, its data, and samples to measure on (None: it is not measured)."""
     task = PRETEXTS[args.method]
-    dataset = build_dataset(args)
-    chosen = usable_images(dataset.images, None, dataset.reading, args, "train")
-    if chosen is not None:
-        dataset.keep(chosen)
+    dataset, val_set = build_datasets(args, origin)
+    val_loader = None if val_set is None else make_val_loader(args, val_set)
     loader = make_train_loader(dataset, task.collate, args)
     say(f"{args.method}: {len(dataset)} images, {len(loader)} batches per epoch, regions: {args.proposals}")
+    if args.recipe in task.recipes:
+        values = " ".join(f"--{name} {getattr(args, name)}" for name in task.recipes[args.recipe])
+        say(f"--recipe {args.recipe}, not the paper's: {values}")
     if warning := task.warning(args):
         say(f"warning: {warning}")
     detector = build_detector(args, origin)
     method = task.build(args, detector).to(device)
     training = engine.make_training(args, method, param_groups(args, method), device, len(dataset))
     engine.resume(training, origin, args)
-    return training, loader
+    return training, loader, val_loader
 
 
 def param_groups(args: argparse.Namespace, method: nn.Module) -> list[dict[str, Any]]:
@@ -107,6 +137,74 @@ def param_groups(args: argparse.Namespace, method: nn.Module) -> list[dict[str, 
 def build_dataset(args: argparse.Namespace) -> PretextDataset:
     """Samples of the unlabelled images for ``--method``, as the backbone wants them."""
     return build_pretext_data(args, PRETEXTS[args.method], *backbone_normalization(args.backbone))
+
+
+def usable(args: argparse.Namespace, dataset: PretextDataset, name: str) -> PretextDataset:
+    """The images that can be read, checked as the flags say; ``name`` is that of the set, for messages."""
+    chosen = usable_images(dataset.images, None, dataset.reading, args, name)
+    return dataset if chosen is None else dataset.select(chosen)
+
+
+def build_datasets(args: argparse.Namespace, origin: Origin | None) -> tuple[PretextDataset, PretextDataset | None]:
+    """Samples to train and to measure on, no image in both. The list of images that are held out is written."""
+    dataset = usable(args, build_dataset(args), "train")
+    if args.val_path is not None:
+        task, normalization = PRETEXTS[args.method], backbone_normalization(args.backbone)
+        return dataset, usable(args, build_val_data(args, task, *normalization, MEASURE_SEED), "val")
+    if args.val_fraction is None:
+        return dataset, None
+    kept = origin.content.get("val_images") if origin else None
+    train_set, val_set = hold_out(dataset, args.val_fraction, args.seed, kept, measure_seed=MEASURE_SEED)
+    path = f"{args.output_dir}/val_images.json"
+    if distributed.is_main():
+        write_json(val_set.images.relative_paths(), path)
+    say(f"measuring on {len(val_set)} of {len(dataset)} images, listed in {path}")
+    return train_set, val_set
+
+
+def make_val_loader(args: argparse.Namespace, dataset: PretextDataset) -> DataLoader:
+    """This process's share of the samples to measure on."""
+    sampler = EvalSampler(len(dataset), args.batch_size, world_size=distributed.world_size(), rank=distributed.rank())
+    collate, pinned = PRETEXTS[args.method].collate, args.device == "cuda"
+    return make_loader(dataset, sampler, collate, num_workers=args.num_workers, pin_memory=pinned)
+
+
+def measured_data(args: argparse.Namespace) -> PretextDataset:
+    """All images of ``--data_path``, as ``--eval`` measures on them."""
+    dataset = usable(args, build_dataset(args), "val")
+    return dataset.select(np.arange(len(dataset)), seed=MEASURE_SEED)
+
+
+def restore_method(args: argparse.Namespace, origin: Origin) -> PretextTask:
+    """The pretext task of a checkpoint, heads included.
+
+    Raises:
+        CheckpointError: it does not fit the flags.
+    """
+    method = PRETEXTS[args.method].build(args, build_detector(args, origin))
+    try:
+        method.load_pretext_state_dict(origin.content["pretext"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"--resume {origin.path}: its heads do not fit these flags ({error})") from None
+    return method
+
+
+def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device) -> None:
+    """``--eval``: measure a checkpoint on all images of ``--data_path``."""
+    make_writable(args.output_dir)
+    loader = make_val_loader(args, measured_data(args))
+    say(f"{args.method}: measuring on {len(loader.dataset)} images, regions: {args.proposals}")
+    score(args, restore_method(args, origin).to(device), loader, device)
+
+
+def score(args: argparse.Namespace, method: PretextTask, loader: DataLoader, device: torch.device) -> dict[str, float]:
+    """Measure, print the table, write eval.json; returns the last decoder layer's numbers, for log.txt. Collective."""
+    with autocast(device, args.amp):
+        by_layer = evaluate(method, (engine.to_device(batch, device) for batch in loader))
+    say(table(by_layer))
+    if distributed.is_main():
+        write_json({"images": len(loader.dataset), "by_layer": by_layer}, f"{args.output_dir}/eval.json")
+    return {name: values[-1] for name, values in by_layer.items()}
 
 
 def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:

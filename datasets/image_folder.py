@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from pathlib import Path
 
@@ -28,12 +29,14 @@ class UnlabelledImages:
         """All images in ``folder`` and below (see :func:`datasets.images.list_images`)."""
         return cls(folder, list_images(folder))
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def select(self, indices: np.ndarray) -> UnlabelledImages:
         """The images ``indices`` [m] int64 alone."""
-        return UnlabelledImages(self.root, [os.fsdecode(path) for path in self._paths[indices]])
+        chosen = copy.copy(self)
+        chosen._paths = self._paths[indices]
+        return chosen
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
     def path(self, index: int) -> Path:
         """The file of image ``index``."""

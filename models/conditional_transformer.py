@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.build import build_single_scale
 from models.checkpoints.hf_shared import SINGLE_SCALE
 from models.detr import DETR
-from models.interface import Decoded, Memory
+from models.interface import Decoded, Memory, split_queries
 from models.layers import MLP, ProjectedAttention, TransformerLayer, full_precision
 from models.position_encoding import sine_waves
 from models.transformer import PRE_NORM, Transformer, TransformerEncoder, infer_norms, only_post_norm
@@ -126,10 +126,10 @@ class ConditionalDecoder(nn.Module):
         self.query_scale = MLP(d_model, d_model, d_model, 2)
         self.ref_point_head = MLP(d_model, d_model, 2, 2)
 
-    def forward(self, memory: Memory, query_pos: Tensor, query_mask: Tensor | None) -> Decoded:
+    def forward(self, memory: Memory, queries: Tensor, query_mask: Tensor | None) -> Decoded:
         """See :meth:`Transformer.decode`; the reference is [B, Q, 2]."""
+        query_pos, tgt = split_queries(queries, memory.tokens.shape[-1])  # [B, Q, C] each
         reference, point_embedding = self._reference(query_pos)  # [B, Q, 2], [B, Q, C]
-        tgt = torch.zeros_like(query_pos)  # [B, Q, C]
         outputs = []
         for index, layer in enumerate(self.layers):
             # p_q = T p_s; in the first layer T = 1, because the decoder embedding is still empty.

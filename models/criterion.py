@@ -17,12 +17,18 @@ from util.distributed import all_reduce_mean, world_size
 from util.records import Classification
 
 
-def build_criterion(args: argparse.Namespace, *, num_logits: int, classification: Classification) -> SetCriterion:
+def build_criterion(
+    args: argparse.Namespace,
+    *,
+    num_logits: int,
+    classification: Classification,
+    matcher_class: type[HungarianMatcher] = HungarianMatcher,
+) -> SetCriterion:
     """The criterion, its matcher included, of the flags in :func:`util.args.add_loss_arguments`.
 
     ``--focal_alpha`` weighs the loss alone; in the matching it is 0.25, as in the public codes.
     """
-    matcher = HungarianMatcher(
+    matcher = matcher_class(
         cost_class=args.set_cost_class,
         cost_bbox=args.set_cost_bbox,
         cost_giou=args.set_cost_giou,

@@ -19,7 +19,7 @@ from models.build import backbone_of, positions_of, widths_of
 from models.checkpoints.deformable import DECIDING_FLAGS, HUGGING_FACE, infer, tidy
 from models.detr import DETR
 from models.input_projection import NORM_GROUPS, LevelProjection
-from models.interface import Decoded, Memory, check_widths
+from models.interface import ContentPlace, Decoded, Memory, check_widths
 from models.layers import MLP, LayerHeads, MultiheadAttention, TransformerLayer, full_precision, inverse_sigmoid
 from models.position_encoding import sine_waves
 from ops.module import MSDeformAttn
@@ -293,17 +293,16 @@ class DeformableTransformer(nn.Module):
         decoded.proposals = proposals
         return decoded
 
-    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
-        """Learned queries [B, Q, 2C] that ask for what ``content`` [B, Q, C] describes.
-
-        It is added to the position embedding. What the decoder starts with stays the learned half.
+    def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
+        """Learned queries [B, Q, 2C] that ask for what ``content`` [B, Q, C] describes: it is added to one half.
 
         Raises:
             ValueError: other widths.
         """
         check_widths(queries, content, 2 * self.d_model, self.d_model)
-        position, target = queries.chunk(2, dim=-1)
-        return torch.cat([position + content, target], dim=-1)
+        query_pos, tgt = queries.chunk(2, dim=-1)
+        halves = [query_pos + content, tgt] if into == "query_pos" else [query_pos, tgt + content]
+        return torch.cat(halves, dim=-1)
 
     def _propose(self, memory: Memory) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The first stage: every position proposes a box, and the best boxes become queries.

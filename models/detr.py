@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.interface import Decoded, Memory
+from models.interface import ContentPlace, Decoded, Memory
 from models.layers import MLP, full_precision, to_float32
 from util.nested_tensor import NestedTensor
 from util.records import Classification
@@ -102,15 +102,16 @@ class DETR(nn.Module):
         """
         return self.transformer.decode(memory, queries, query_mask)
 
-    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
-        """Queries [B, Q, D] that ask for regions, whose ``content`` [B, Q, C] says what they look like.
+    def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
+        """Queries for :meth:`decode` that ask for regions; ``content`` [B, Q, C] says what these look like.
 
-        How it enters is the Transformer's affair.
+        The Transformer adds it to the queries' positions ("query_pos"), or to what the first decoder layer starts with
+        ("tgt").
 
         Raises:
             ValueError: other widths.
         """
-        return self.transformer.with_content(queries, content)
+        return self.transformer.with_content(queries, content, into)
 
     def predict(self, decoded: Decoded) -> dict[str, Any]:
         """Classes and boxes of every decoder layer, in float32 under autocast as well.

@@ -2,16 +2,21 @@
 
 Attributes of a Transformer: ``d_model`` (C), ``query_dim`` (width of the learned queries; None: it makes its own) and
 ``has_reference`` (whether :class:`Decoded` has one). Its methods: ``encode`` (feature maps -> :class:`Memory`),
-``decode`` (memory and queries -> :class:`Decoded`), ``with_content`` (how the content of a region enters the queries)
-and ``make_heads`` (whether the decoder layers share the heads). All tensors are batch first. A mask is True at padding,
-or where a query may not attend, as in ``nn.MultiheadAttention``.
+``decode`` (memory and queries -> :class:`Decoded`), ``with_content`` (how the content of a region enters the queries,
+see :data:`ContentPlace`) and ``make_heads`` (whether the decoder layers share the heads). All tensors are batch first.
+A mask is True at padding, or where a query may not attend, as in ``nn.MultiheadAttention``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
+
+ContentPlace = Literal["query_pos", "tgt"]
+"""Where the content of a region enters: the queries' positions, or what the first decoder layer starts with."""
 
 
 @dataclass
@@ -47,6 +52,10 @@ class Decoded:
     reference: Tensor | None
     proposals: dict[str, Tensor] | None = None
 
+    def at(self, query: Tensor) -> Tensor:
+        """The outputs of some queries of every layer: indices [L, B, N] -> [L, B, N, C]."""
+        return self.hidden.gather(2, query[..., None].expand(*query.shape, self.hidden.shape[-1]))
+
 
 def check_widths(queries: Tensor, content: Tensor, query_dim: int, content_dim: int) -> None:
     """Whether contents fit queries: [B, Q, query_dim] and [B, Q, content_dim].
@@ -60,3 +69,10 @@ def check_widths(queries: Tensor, content: Tensor, query_dim: int, content_dim: 
             f"queries {list(queries.shape)} and contents {list(content.shape)}: must be [B, Q, {query_dim}] and "
             f"[B, Q, {content_dim}]"
         )
+
+
+def split_queries(queries: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
+    """Queries [B, Q, C] or [B, Q, 2C] -> ``query_pos`` and ``tgt`` (zeros without a second half), [B, Q, C] each."""
+    if queries.shape[-1] == d_model:
+        return queries, torch.zeros_like(queries)
+    return queries.chunk(2, dim=-1)

@@ -123,3 +123,29 @@ class HungarianMatcher(nn.Module):
         positive = -alpha * (1 - prob) ** gamma * (prob + eps).log()
         negative = -(1 - alpha) * prob**gamma * (1 - prob + eps).log()
         return positive - negative
+
+
+class GroupMatcher(HungarianMatcher):
+    """Assigns to every region the best of its own queries: of Q queries and R regions, each has Q/R consecutive ones.
+
+    Free matching does not ask a query for its own region: any query that finds a region will do. The costs are those of
+    :class:`HungarianMatcher`.
+    """
+
+    @torch.no_grad()
+    def forward(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Matching:
+        """As :meth:`HungarianMatcher.forward`, but every image has R targets; the host does not wait for the device.
+
+        Raises:
+            ValueError: R does not divide Q.
+        """
+        costs = self.costs(outputs, targets)  # [L, B, Q, R]
+        num_layers, num_images, num_queries, num_regions = costs.shape
+        if num_queries % num_regions:
+            raise ValueError(f"{num_queries} queries cannot be shared evenly by {num_regions} regions")
+        group = num_queries // num_regions
+        own = costs.unflatten(2, (num_regions, group)).diagonal(dim1=2, dim2=4)  # [L, B, group, R]
+        ranges = [torch.arange(size, device=costs.device) for size in (num_layers, num_images, num_regions)]
+        layer, image, region = torch.meshgrid(*ranges, indexing="ij")  # [L, B, R] each
+        query = own.argmin(dim=2) + region * group
+        return Matching(layer.flatten(), image.flatten(), query.flatten(), region.flatten())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.build import build_single_scale
 from models.checkpoints.hf_shared import SINGLE_SCALE
 from models.detr import DETR
-from models.interface import Decoded, Memory, check_widths
+from models.interface import ContentPlace, Decoded, Memory, check_widths, split_queries
 from models.layers import MLP, MultiheadAttention, TransformerLayer
 from util.errors import UserError
 from util.records import Classification, DetectorRecord, Finetuning, Flag, HuggingFace
@@ -113,10 +113,10 @@ class TransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(TransformerDecoderLayer(**widths, pre_norm=pre_norm) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, memory: Memory, query_pos: Tensor, query_mask: Tensor | None) -> Decoded:
+    def forward(self, memory: Memory, queries: Tensor, query_mask: Tensor | None) -> Decoded:
         """See :meth:`Transformer.decode`."""
         memory_key = memory.tokens + memory.pos  # [B, S, C], once for all layers
-        tgt = torch.zeros_like(query_pos)  # [B, Q, C]
+        query_pos, tgt = split_queries(queries, memory.tokens.shape[-1])  # [B, Q, C] each
         outputs = []
         for layer in self.layers:
             tgt = layer(tgt, query_pos, memory, memory_key, query_mask)
@@ -170,20 +170,24 @@ class Transformer(nn.Module):
 
         Args:
             memory: from :meth:`encode`.
-            queries: [B, Q, C], added as positions in every layer; the first layer's content is zeros.
+            queries: [B, Q, C], added as positions in every layer; the first layer's content is zeros. Or [B, Q, 2C]:
+                the second half is that content.
             query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
                 True. None: every query attends to all.
         """
         return self.decoder(memory, queries, query_mask)
 
-    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
-        """Learned queries [B, Q, C] that ask for what ``content`` [B, Q, C] describes: their sum.
+    def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
+        """Learned queries [B, Q, C] that ask for what ``content`` [B, Q, C] describes.
+
+        Returns:
+            Their sum [B, Q, C]; with ``into`` "tgt" [B, Q, 2C], where the first layer's content is ``content``.
 
         Raises:
             ValueError: other widths.
         """
         check_widths(queries, content, self.query_dim, self.d_model)
-        return queries + content
+        return queries + content if into == "query_pos" else torch.cat([queries, content], dim=-1)
 
 
 def build_transformer(

@@ -83,8 +83,7 @@ def test_proposals_stay_with_their_images(data, tmp_path):
     flags = ["--proposals", "mine", "--proposal_dir", str(tmp_path / "p"), "--damaged", "skip"]
     pretrain(data, tmp_path / "out", *flags)
     args, _ = main_pretrain.parse(["--data_path", f"{data}/train", *PRETRAIN, *flags])
-    dataset = main_pretrain.build_dataset(args)
-    dataset.keep(np.array([0, 3]))
+    dataset = main_pretrain.build_dataset(args).select(np.array([0, 3]))
     assert dataset.images.path(1).name == names[3]
     np.testing.assert_array_equal(dataset.proposals_of(1), boxes[3])
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.build import build_single_scale
 from models.detr import DETR
-from models.interface import Decoded, Memory, check_widths
+from models.interface import ContentPlace, Decoded, Memory, check_widths
 from models.transformer import Transformer, TransformerDecoder, TransformerEncoder
 from util.errors import UserError
 from util.records import Classification, DetectorRecord, Finetuning, Flag, Stage
@@ -45,8 +45,10 @@ class ToyTransformer(Transformer):
         content = queries[..., 4:]
         return super().decode(memory, placed + content if content.shape[-1] else placed, query_mask)
 
-    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
-        """Both side by side."""
+    def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
+        """Both side by side, for their sum."""
+        if into != "query_pos":
+            raise ValueError("the toy's decoder always starts with zeros")
         check_widths(queries, content, 4, self.d_model)
         return torch.cat([queries, content], dim=-1)
 

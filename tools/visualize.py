@@ -6,14 +6,16 @@
     python tools/visualize.py pr --out pr.png --resume OUT/checkpoint.pth --data_path DIR
     python tools/visualize.py confusion --out confusion.png --resume OUT/checkpoint.pth --data_path DIR
     python tools/visualize.py worst --out worst.png --resume OUT/checkpoint.pth --data_path DIR
+    python tools/visualize.py regions OUT/checkpoint.pth --out regions.png --data_path DIR
     python tools/visualize.py curves --out curves.png PRETRAINED/log.txt SCRATCH/log.txt
 
 `views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `proposals` shows
 the best boxes of a folder of proposals, 0 the first. `predictions` shows the boxes that a finetuned checkpoint finds in
 the validation images beside the true ones. `pr` draws precision over recall of each class, `confusion` which class was
 taken for which, `worst` the images with the most mistakes; all three at IoU 0.5, the latter two at the score with the
-best F1, and with the figures as JSON beside the picture. `curves` draws losses and scores of runs. `views` and
-`proposals` take all flags of main_pretrain.py, those of detections all of main_finetune.py.
+best F1, and with the figures as JSON beside the picture. `regions` shows what a pretrained checkpoint finds in one view
+for the regions of the other. `curves` draws losses and scores of runs. `views`, `proposals` and `regions` take all
+flags of main_pretrain.py, those of detections all of main_finetune.py.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from models.checkpoints.restore import restore_detector
 from models.postprocess import PostProcess
 from models.predictor import Predictor
 from tools.looking.pictures import collect, draw_confusion, draw_curves, draw_worst
+from tools.region_pictures import draw_regions
 from util.box_ops import box_cxcywh_to_xyxy
 from util.check_args import at_least
 from util.errors import UserError
@@ -71,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         save_picture(draw_views(rest, args.count), out)
     elif args.command == "proposals":
         save_picture(draw_proposals(rest, args.count, args.boxes), out)
+    elif args.command == "regions":
+        save_picture(draw_regions(["--resume", args.checkpoint, *rest], args.count, legible_zoom), out)
     elif args.command == "predictions":
         save_picture(draw_predictions(rest, args.count, args.threshold), out)
     else:
@@ -85,10 +90,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     pictures = {}
-    for name, count in (("views", 3), ("proposals", 8), ("predictions", 8)):
+    for name, count in (("views", 3), ("proposals", 8), ("predictions", 8), ("regions", 6)):
         pictures[name] = commands.add_parser(name, allow_abbrev=False)
         pictures[name].add_argument("--out", required=True, metavar="FILE", help="PNG or JPEG to write")
         pictures[name].add_argument("--count", type=int, default=count, help="images to show")
+    pictures["regions"].add_argument("checkpoint", metavar="CHECKPOINT", help="of main_pretrain.py --method siamese")
     pictures["proposals"].add_argument("--boxes", type=int, default=10, help="boxes to show of each image")
     pictures["predictions"].add_argument(
         "--threshold", type=float, default=0.3, help="least score of a box to be drawn"

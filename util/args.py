@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from util.recipes import COMMON_ARCHITECTURE, FIRST_LR
+from util.recipes import COMMON_ARCHITECTURE, FIRST_LR, PAPER
 from util.records import Choices, DetectorRecord, Finetuning, Flag, Record
 
 
@@ -207,6 +207,9 @@ def add_optimizer_arguments(
     group.add_argument(
         "--lr_drop_step", type=int, help="step after which lr is multiplied by 0.1; default: after the same share"
     )
+    group.add_argument(
+        "--warmup_steps", type=int, default=0, help="steps in which lr rises linearly at the beginning; default: 0"
+    )
     group.add_argument("--amp", choices=["none", "bf16", "fp16"], help="mixed precision; default: none")
     return group
 
@@ -231,6 +234,9 @@ def add_pretext_arguments(parser: argparse.ArgumentParser, choices: Choices) -> 
     """The pretext task and the flags that its record has."""
     group = parser.add_argument_group("pretext task (default: the checkpoint's)")
     add_choice(group, "method", choices.pretexts)
+    ours = {name: task for task, record in choices.pretexts.items() for name in record.recipes}
+    words = "".join(f"; {name}: ours for short --method {task}, see the README" for name, task in ours.items())
+    group.add_argument("--recipe", choices=[PAPER, *ours], default=PAPER, help=f"{PAPER}: the paper's values{words}")
     add_owned_arguments(parser, choices, "method")
 
 
@@ -248,6 +254,11 @@ def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
     )
     data.add_argument("--proposal_dir", help="folder of proposals made for this data set")
     data.add_argument("--crop_size", type=int, default=128, help="side of the region crops in pixels")
+    data.add_argument("--val_path", metavar="DIR", help="measure on the images of this folder while training")
+    data.add_argument("--val_proposal_dir", metavar="DIR", help="proposals made for --val_path")
+    data.add_argument(
+        "--val_fraction", type=float, metavar="F", help="measure on a share of the images, held out by --seed, instead"
+    )
     add_owned_arguments(parser, choices, "dataset_file")
     add_detector_arguments(parser, choices)
     add_pretext_arguments(parser, choices)
@@ -256,7 +267,16 @@ def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
     words = {name: pretraining_default(name, value, choices) for name, value in usual.items()}
     drop = pretraining_default("lr_drop", "2/3", choices).replace("(", "(after a fixed number: ")
     add_optimizer_arguments(parser, **words, drop=drop)
-    add_run_arguments(parser)
+    run = add_run_arguments(parser)
+    run.add_argument(
+        "--eval", action="store_true", help="measure the checkpoint of --resume on all images of --data_path, and stop"
+    )
+    run.add_argument(
+        "--eval_every",
+        type=int,
+        default=1,
+        help="with --val_path or --val_fraction: epochs between two measurements; 0: at the end only",
+    )
     return parser
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from util.errors import UserError
 from util.optional import require
+from util.recipes import PAPER
 from util.records import Choices, Classification, DataRecord
 from util.resources import LARGEST_SIDE, MOST_LAYERS, MOST_QUERIES
 
@@ -84,6 +85,7 @@ def check_common(args: argparse.Namespace, choices: Choices, classification: Cla
     at_most(args, MOST_LAYERS, "enc_layers", "dec_layers", "enc_n_points", "dec_n_points")
     at_most(args, MOST_QUERIES, "num_queries", "hidden_dim", "dim_feedforward")
     at_least(args, 0, "num_workers", "save_every_epochs", "save_every_steps", "seed", "lr_drop", "lr_drop_step")
+    at_least(args, 0, "warmup_steps", "eval_every")
     at_least(args, 0, "lr", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox", "set_cost_giou")
     at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "focal_alpha")
     if args.seed >= 2**63:
@@ -140,12 +142,37 @@ def check_pretrain(args: argparse.Namespace, choices: Choices, world_size: int) 
     if args.data_path is None:
         raise UserError("--data_path DIR is needed: the folder of images to pretrain on")
     at_least(args, 1, "crop_size")
+    if args.recipe not in (PAPER, *task.recipes):
+        owners = " or ".join(
+            f"--method {name}" for name, record in choices.pretexts.items() if args.recipe in record.recipes
+        )
+        raise UserError(f"--recipe {args.recipe} goes with {owners}, not with --method {args.method}")
     task.check(args, world_size)
+    check_validation(args)
     if (args.proposals == "random") != (args.proposal_dir is None):
         raise UserError(
             "--proposal_dir goes with --proposals edgebox, selective_search or whatever made them"
             if args.proposals == "random"
             else f"--proposals {args.proposals} needs --proposal_dir DIR, the folder they were written to"
+        )
+
+
+def check_validation(args: argparse.Namespace) -> None:
+    """Whether the flags say on which images pretraining is measured.
+
+    Raises:
+        UserError: names the flags.
+    """
+    if args.val_path is not None and args.val_fraction is not None:
+        raise UserError("--val_path and --val_fraction both say what to measure on: choose one")
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
+        raise UserError(f"--val_fraction {args.val_fraction}: must lie between 0 and 1")
+    needs = args.val_path is not None and args.proposals != "random"
+    if needs != (args.val_proposal_dir is not None):
+        raise UserError(
+            f"--val_path with --proposals {args.proposals} needs --val_proposal_dir DIR: those of its images"
+            if needs
+            else "--val_proposal_dir goes with --val_path and with --proposals that are read from a folder"
         )
 
 
@@ -156,7 +183,7 @@ def check_finetune(args: argparse.Namespace, choices: Choices) -> None:
         UserError: names the flags.
     """
     check_common(args, choices, choices.detectors[args.detr].classification)
-    at_least(args, 0, "eval_every", "lr_backbone")
+    at_least(args, 0, "lr_backbone")
     at_least(args, 1, "eval_size", "eval_max_size", "train_images_per_class")
     if args.resume and args.resume != "auto" and args.pretrain:
         raise UserError("--pretrain starts a run and --resume FILE goes on with one: choose one")

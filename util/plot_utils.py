@@ -23,7 +23,16 @@ from util.optional import require
 Colour = tuple[int, int, int]
 BACKGROUND = (24, 24, 24)
 LOSS_PREFIX = "loss"
-SCORES = ("AP", "AP50", "voc_mAP50")  # of evaluation lines, where present
+SCORES = (
+    "AP",
+    "AP50",
+    "voc_mAP50",
+    "own_iou",
+    "others_iou",
+    "recall",
+    "best_recall",
+    "feature_top1",
+)  # of evaluation lines, where present
 
 
 def colour_of(index: int) -> Colour:

@@ -32,7 +32,10 @@ SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
 
 # Where things lie, and how a run starts: no part of what it computes when it is resumed.
 PLACES = ("data_path", "proposal_dir", "backbone_weights", "pretrain", "new_parts", "resume", "output_dir", "device")
-PLACES += ("num_workers", "eval")
+PLACES += ("num_workers", "eval", "val_path", "val_proposal_dir")
+
+PAPER = "paper"
+"""The value of ``--recipe`` that changes nothing."""
 
 FIRST_LR = 1e-4
 """Learning rate of pretraining, and of DETR."""
@@ -134,7 +137,7 @@ def places(datasets: Mapping[str, DataRecord]) -> set[str]:
 def pretrain_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any]:
     """Values of the papers' pretraining for this task, detector and data.
 
-    The data have the last word, then the detector, then the task.
+    The data have the last word, then the detector, then the task. Before all of them come the values of ``--recipe``.
     """
     data, detector = choices.datasets[args.dataset_file], choices.detectors[args.detr]
     task = choices.pretexts[args.method]
@@ -150,6 +153,7 @@ def pretrain_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any
         **task.defaults,
         **detector.pretraining.get(args.method, {}),
         **data.pretraining.get(args.method, {}),
+        **task.recipes.get(args.recipe, {}),
     }
     epochs, lr_drop = recipe.pop("epochs", None), recipe.pop("lr_drop", None)
     length = {"max_steps": data.max_steps} if epochs is None else {"epochs": epochs}

@@ -193,6 +193,7 @@ class PretextRecord:
         flags: its own flags.
         defaults: its recipe where it differs from the usual one and from the flags' own defaults, whatever the
             detector; see ``pretraining`` of :class:`DetectorRecord`.
+        recipes: ``--recipe`` -> values of flags, its own or of all tasks, which replace the paper's.
         check: (args, number of processes) raises UserError for values of its flags that do not go together.
         warning: args -> what the user should know before training starts; None: nothing.
         detects_alone: its detector detects by itself; otherwise it must be shown what to find.
@@ -211,6 +212,7 @@ class PretextRecord:
     collate: Callable[[list], Any]
     flags: tuple[Flag, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     check: Callable[[argparse.Namespace, int], None] = _no_check
     warning: Callable[[argparse.Namespace], str | None] = lambda args: None
     detects_alone: bool = False

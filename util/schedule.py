@@ -15,6 +15,7 @@ class Schedule:
             step is not trained on.
         epochs, lr_drop: a schedule in epochs: its length, and after how many epochs lr drops (None: never).
         max_steps, lr_drop_step: a schedule in steps, likewise. ``epochs`` is None then.
+        warmup_steps: first steps, in which the learning rate rises linearly.
         step: optimizer steps done.
         epoch: epochs done.
         images: images of the present epoch that were trained on.
@@ -28,6 +29,7 @@ class Schedule:
     lr_drop: int | None = None
     max_steps: int | None = None
     lr_drop_step: int | None = None
+    warmup_steps: int = 0
     step: int = 0
     epoch: int = 0
     images: int = 0
@@ -74,8 +76,9 @@ class Schedule:
         self._plan()
 
     def learning_rate_factor(self, step: int) -> float:
-        """0.1 from ``drop_step`` on, else 1."""
-        return 0.1 if self.drop_step is not None and step >= self.drop_step else 1.0
+        """Rises linearly to 1 in the first ``warmup_steps``; a tenth from ``drop_step`` on. Steps count from 0."""
+        drop = 0.1 if self.drop_step is not None and step >= self.drop_step else 1.0
+        return drop * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
     def _finish_epoch(self) -> None:
         if self.images and not self.steps_left_in_epoch:

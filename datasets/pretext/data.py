@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
+
 from datasets import build_unlabelled, reading_of
+from datasets.image_folder import UnlabelledImages
 from datasets.images import load_image
-from datasets.pretext.samples import PretextDataset
+from datasets.pretext.samples import ImageSource, PretextDataset
 from datasets.proposals.store import ProposalStore
+from util.errors import DataError, UserError
 from util.records import PretextRecord
 
 
@@ -24,13 +28,60 @@ def build_pretext_data(
         UserError: no images there, proposals that were made for others, or an image that could not be read then and
             cannot now.
     """
-    images, reading = build_unlabelled(args), reading_of(args)
-    proposals = None
+    return _build(args, task, build_unlabelled(args), args.proposal_dir, mean, std, args.seed)
+
+
+def build_val_data(
+    args: argparse.Namespace, task: PretextRecord, mean: tuple[float, ...], std: tuple[float, ...], seed: int
+) -> PretextDataset:
+    """The same of all images in ``--val_path``, with the proposals in ``--val_proposal_dir``; raises likewise."""
+    images = UnlabelledImages.from_folder(args.val_path)
+    return _build(args, task, images, args.val_proposal_dir, mean, std, seed)
+
+
+def _build(
+    args: argparse.Namespace,
+    task: PretextRecord,
+    images: ImageSource,
+    proposal_dir: str | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+) -> PretextDataset:
+    proposals, reading = None, reading_of(args)
     if args.proposals != "random":
-        proposals = ProposalStore(args.proposal_dir)
+        proposals = ProposalStore(proposal_dir)
         proposals.check(images.relative_paths(), args.proposals)
         if args.damaged == "error":
             for index in proposals.failed():
                 load_image(images.path(index), reading=reading)
     common = {"scales": args.scales, "max_size": args.max_size, "crop_size": args.crop_size, "mean": mean, "std": std}
-    return task.dataset(images, proposals, task.build_transform(args, common), args.seed, reading)
+    return task.dataset(images, proposals, task.build_transform(args, common), seed, reading)
+
+
+def hold_out(
+    dataset: PretextDataset, fraction: float, seed: int, kept: list[str] | None, *, measure_seed: int
+) -> tuple[PretextDataset, PretextDataset]:
+    """The data set less a share of its images, and these images, at least one, with a seed of their own.
+
+    Args:
+        fraction: the share.
+        seed: draws the images.
+        kept: paths of the images that a resumed run has held out; None: they are drawn.
+        measure_seed: seed of the samples of the images held out.
+
+    Raises:
+        UserError: no image is left to train on.
+        DataError: one of ``kept`` is not in the data set.
+    """
+    count = max(1, round(fraction * len(dataset)))
+    if count >= len(dataset):
+        raise UserError(f"--val_fraction {fraction}: of {len(dataset)} images none is left to train on")
+    held = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
+    if kept is not None:
+        index_of = {path: index for index, path in enumerate(dataset.images.relative_paths())}
+        if missing := [path for path in kept if path not in index_of]:
+            raise DataError(f"{missing[0]}: the resumed run holds it out, and it is not in the data set")
+        held = np.array([index_of[path] for path in kept], dtype=np.int64)
+    rest = np.setdiff1d(np.arange(len(dataset)), held)
+    return dataset.select(rest), dataset.select(held, seed=measure_seed)

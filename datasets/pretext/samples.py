@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +22,11 @@ class ImageSource(Protocol):
     def path(self, index: int) -> Path:
         """The file of image ``index``."""
 
+    def relative_paths(self) -> list[str]:
+        """Paths of all images relative to their root."""
+
     def select(self, indices: np.ndarray) -> ImageSource:
-        """The images ``indices`` [m] int64 alone."""
+        """The images ``indices`` [m] alone."""
 
 
 class ProposalSource(Protocol):
@@ -31,16 +36,16 @@ class ProposalSource(Protocol):
         """[N, 4] float32, xyxy in pixels of the upright image ``index``, best first."""
 
 
-class SomeProposals:
-    """The proposals of the images ``indices`` [m] int64 of a data set."""
+@dataclass(frozen=True)
+class ChosenProposals:
+    """The proposals of the images ``indices`` [m] alone."""
 
-    def __init__(self, proposals: ProposalSource, indices: np.ndarray) -> None:
-        self._proposals = proposals
-        self._indices = indices
+    source: ProposalSource
+    indices: np.ndarray
 
     def boxes(self, index: int) -> np.ndarray:
-        """As :meth:`ProposalSource.boxes`."""
-        return self._proposals.boxes(int(self._indices[index]))
+        """See :class:`ProposalSource`."""
+        return self.source.boxes(int(self.indices[index]))
 
 
 class PretextDataset(Dataset):
@@ -77,11 +82,13 @@ class PretextDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def keep(self, indices: np.ndarray) -> None:
-        """Leave out all images but ``indices`` [m] int64, with their proposals."""
-        self.images = self.images.select(indices)
-        if self.proposals is not None:
-            self.proposals = SomeProposals(self.proposals, indices)
+    def select(self, indices: np.ndarray, *, seed: int | None = None) -> PretextDataset:
+        """The images ``indices`` [m] int64 alone, perhaps with another seed."""
+        chosen = copy.copy(self)
+        chosen.images = self.images.select(indices)
+        chosen.proposals = None if self.proposals is None else ChosenProposals(self.proposals, indices)
+        chosen.seed = self.seed if seed is None else seed
+        return chosen
 
     def proposals_of(self, index: int) -> np.ndarray:
         """[N, 4] float32, xyxy in pixels of the upright image ``index``, best first; without proposals N = 0."""

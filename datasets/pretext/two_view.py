@@ -21,7 +21,13 @@ from datasets.images import load_reduced
 from datasets.pixels.photometric import Normalisation, Photometric, change, draw_photometric
 from datasets.pixels.resample import resample
 from datasets.pretext.samples import PretextDataset
-from datasets.pretext.view_geometry import ViewGeometry, choose_regions, draw_geometry, greatest_zoom
+from datasets.pretext.view_geometry import (
+    ViewGeometry,
+    choose_differing_regions,
+    choose_regions,
+    draw_geometry,
+    greatest_zoom,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,7 @@ class TwoViewTransform:
         num_regions: R, at least 1.
         crop_size: s, side of the region crops in pixels.
         view_iou: tau in (0, 1), least IoU of the two views.
+        region_nms: least IoU in (0, 1] at which a region is too close to a better one to be chosen; None: none is.
         mean, std: of the channels, what the backbone wants.
         change_later: leave the photometric part to the batch, when it comes to its device.
     """
@@ -85,6 +92,7 @@ class TwoViewTransform:
         view_iou: float,
         mean: Sequence[float],
         std: Sequence[float],
+        region_nms: float | None = None,
         change_later: bool = False,
     ) -> None:
         self.scales = list(scales)
@@ -92,6 +100,7 @@ class TwoViewTransform:
         self.num_regions = num_regions
         self.crop_size = crop_size
         self.view_iou = view_iou
+        self.region_nms = region_nms
         self.normalise = Normalisation(mean, std)
         self.change_later = change_later
 
@@ -114,9 +123,15 @@ class TwoViewTransform:
         """Everything random about a sample of an image of (width, height) ``source_size``."""
         geometry = draw_geometry(rng, source_size, scales=self.scales, max_size=self.max_size, view_iou=self.view_iou)
         proposals = geometry.from_source(proposals.astype(np.float64))
-        regions = choose_regions(rng, geometry.intersection, proposals, self.num_regions)
+        regions = self.choose(rng, geometry.intersection, proposals)
         photometrics = [draw_photometric(rng) for _ in range(2 + 2 * self.num_regions)]
         return ViewPlan(geometry=geometry, boxes=geometry.to_views(regions), photometrics=photometrics)
+
+    def choose(self, rng: np.random.Generator, intersection: np.ndarray, proposals: np.ndarray) -> np.ndarray:
+        """The regions [R, 4] in image pixels; see :func:`choose_regions`."""
+        if self.region_nms is None:
+            return choose_regions(rng, intersection, proposals, self.num_regions)
+        return choose_differing_regions(rng, intersection, proposals, self.num_regions, self.region_nms)
 
     def render(self, image: Image.Image, plan: ViewPlan) -> TwoViewSample:
         """The sample as planned; nothing is random here. ``image`` may be read at a fraction of the planned size."""

@@ -21,6 +21,7 @@ OUTER_AREA = (0.5, 1.0)  # of the image's area
 OUTER_ASPECT = (3 / 4, 4 / 3)  # width / height
 OUTER_TRIES = 10
 REPEAT_JITTER = 0.1  # of a region's side, how far the corners of repeated regions move
+RANDOM_REGIONS = 60  # tried where proposals differ too little
 MIN_SIDE = 1.0  # image pixels; a view magnifies, so no region is thinner than a pixel of a view either
 
 
@@ -197,6 +198,37 @@ def choose_regions(
     else:
         extra = random_boxes(rng, intersection, missing)
     return widen_boxes(np.concatenate([intersection[None], chosen, extra]), intersection)
+
+
+def choose_differing_regions(
+    rng: np.random.Generator, intersection: np.ndarray, proposals: np.ndarray, num_regions: int, max_iou: float
+) -> np.ndarray:
+    """As :func:`choose_regions`, but the IoU of any two regions is below ``max_iou`` as far as there are such regions.
+
+    A greedy choice (non-maximum suppression) among the proposals, best first, then among RANDOM_REGIONS random boxes.
+    If they are not enough, the chosen ones are repeated in turn with jittered corners.
+    """
+    proposals = usable_proposals(proposals, intersection)
+    boxes = np.concatenate([intersection[None], proposals, random_boxes(rng, intersection, RANDOM_REGIONS)])
+    chosen = boxes[differing(boxes, max_iou)[:num_regions]]
+    others = chosen[1:] if len(chosen) > 1 else boxes[1:]
+    repeated = others[np.arange(num_regions - len(chosen)) % len(others)]
+    extra = clip_boxes(jitter_corners(rng, repeated), intersection)
+    return widen_boxes(np.concatenate([chosen, extra]), intersection)
+
+
+def differing(boxes: np.ndarray, max_iou: float) -> list[int]:
+    """Rows of boxes [N, 4] xyxy, in their order, whose IoU with all rows chosen before is below ``max_iou``."""
+    top_left = np.maximum(boxes[:, None, :2], boxes[:, :2])
+    bottom_right = np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    common = (bottom_right - top_left).clip(0).prod(-1)  # [N, N]
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    too_close = common >= max_iou * (areas[:, None] + areas - common)
+    chosen: list[int] = []
+    for row in range(len(boxes)):
+        if not too_close[row, chosen].any():
+            chosen.append(row)
+    return chosen
 
 
 def usable_proposals(proposals: np.ndarray, intersection: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from models.backbone import Backbone
 from models.criterion import SetCriterion
 from models.detr import DETR
 from models.fast.frozen_backbone import fold_frozen_batch_norms
-from models.interface import Decoded
+from models.interface import ContentPlace, Decoded
 from models.layers import MLP, to_float32
 from models.matcher import Matching
 from models.pretext.losses import feature_loss
@@ -75,6 +76,14 @@ class PretextTask(nn.Module):
         logs = {f"loss_{name}": value[-1] for name, value in losses.items()}
         return total, logs | self.criterion.errors(outputs, targets, matching)
 
+    def measure(self, batch: Any) -> dict[str, Tensor]:
+        """How well the task is solved, without a gradient and in evaluation mode; see ``models/pretext/measure.py``.
+
+        Returns:
+            Name -> values [L, n] of n regions of the batch, in each decoder layer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be measured")
+
     def pretext_state_dict(self) -> dict[str, Tensor]:
         """What pretraining learns beside the detector: its own heads."""
         inherited = ("detector.", "frozen_")
@@ -137,13 +146,14 @@ def pooled_features(backbone: Backbone, pictures: Tensor) -> Tensor:
     return torch.cat([to_float32(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
 
 
-def add_to_queries(detector: DETR, learned: Tensor, content: Tensor) -> Tensor:
+def add_to_queries(detector: DETR, learned: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
     """Learned queries [N, Q, D] and region contents [N, R, C] -> queries, Q/R consecutive ones a region (R divides Q).
 
     Every image has queries of its own. How a content enters a query is the detector's affair
     (:meth:`models.detr.DETR.with_content`).
     """
-    return detector.with_content(learned, content.repeat_interleave(learned.shape[1] // content.shape[1], dim=1))
+    content = content.repeat_interleave(learned.shape[1] // content.shape[1], dim=1)
+    return detector.with_content(learned, content, into)
 
 
 def as_targets(boxes: list[Tensor] | Tensor, label: int) -> list[dict[str, Tensor]]:

@@ -20,6 +20,8 @@ from models.layers import MLP
 from models.matcher import Matching
 from models.pretext.base import FEATURE_LOSS_FLAGS, PretextTask, as_targets, feature_loss_coef, pooled_features
 from models.pretext.losses import embedding_loss
+from models.pretext.measure import class_confidence, measure_recall
+from util.nested_tensor import NestedTensor
 from util.records import Flag, PretextRecord
 
 OBJECT_LABEL = 0  # the one class
@@ -57,17 +59,26 @@ class DETReg(PretextTask):
             features = self.frozen_backbone(images)
             wanted = None if self.feature_embed is None else pooled_features(self.frozen_encoder, batch.crops)
 
-        with record_function("transformer"):
-            memory = self.detector.encode(features, images.mask)
-            decoded = self.detector.decode(memory, self.detector.queries(len(images)))
-            outputs = self.detector.predict(decoded)
-
+        decoded, outputs = self.look(features, images.mask)
         targets = as_targets(batch.boxes, OBJECT_LABEL)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
             feature = None if wanted is None else self.embedding_term(decoded, matching, batch.first_crops(), wanted)
             total, logs = self.sum_up(losses, feature, outputs, targets, matching)
         return total, {"loss": total, **logs}
+
+    def look(self, features: list[NestedTensor], image_mask: Tensor) -> tuple[Decoded, dict[str, Tensor]]:
+        """Detect in the images of these features, by the detector's own queries."""
+        with record_function("transformer"):
+            memory = self.detector.encode(features, image_mask)
+            decoded = self.detector.decode(memory, self.detector.queries(len(image_mask)))
+            return decoded, self.detector.predict(decoded)
+
+    def measure(self, batch: OneViewBatch) -> dict[str, Tensor]:
+        """Values [L, n] of the regions, which no query is told; see :func:`measure_recall`."""
+        _, outputs = self.look(self.frozen_backbone(batch.images), batch.images.mask)
+        confidence = class_confidence(outputs, OBJECT_LABEL, self.detector.classification)
+        return measure_recall(confidence, outputs["pred_boxes"].float(), batch.boxes)
 
     def embedding_term(self, decoded: Decoded, matching: Matching, first_crop: Tensor, wanted: Tensor) -> Tensor:
         """The embedding loss [1], unweighted: of the last decoder layer alone, as the authors' code has it.

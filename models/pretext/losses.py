@@ -11,6 +11,8 @@ from models.layers import to_float32
 from models.pretext.global_batch_norm import GlobalBatchNorm1d
 from util.distributed import all_reduce_mean, world_size
 
+CONTRAST_TEMPERATURE = 0.1
+
 
 def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: int, num_regions: int) -> Tensor:
     """Squared distance of unit vectors, summed over the matched pairs of each decoder layer.
@@ -29,6 +31,29 @@ def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: i
     target = F.normalize(to_float32(target), dim=-1)
     distance = (predicted - target).square().sum(-1)
     return distance.new_zeros(num_layers).index_add(0, layer, distance) / num_regions
+
+
+def contrastive_loss(
+    predicted: Tensor, features: Tensor, right: Tensor, layer: Tensor, num_layers: int, num_regions: int
+) -> Tensor:
+    """InfoNCE (1807.03748): which of the image's regions does each prediction describe?
+
+    Args:
+        predicted: [M, K] features that the matched decoder outputs predict.
+        features: [M, R, K] pooled backbone features of all regions of the prediction's image; no gradient.
+        right: [M] int64, the region that it should describe.
+        layer: [M] int64, the decoder layer of each pair.
+        num_layers: L.
+        num_regions: regions in the batch, the normaliser.
+
+    Returns:
+        [L], at the temperature CONTRAST_TEMPERATURE of cosines.
+    """
+    predicted = F.normalize(to_float32(predicted), dim=-1)
+    features = F.normalize(to_float32(features), dim=-1)
+    cosines = (features @ predicted[..., None]).squeeze(-1)  # [M, R]
+    entropy = F.cross_entropy(cosines / CONTRAST_TEMPERATURE, right, reduction="none")
+    return entropy.new_zeros(num_layers).index_add(0, layer, entropy) / num_regions
 
 
 def embedding_loss(predicted: Tensor, target: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from torchvision.ops import roi_align
 from datasets.pretext.two_view import TwoViewBatch, TwoViewDataset, TwoViewTransform, collate_two_view
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
+from models.interface import ContentPlace, Decoded, Memory
 from models.layers import to_float32
+from models.matcher import GroupMatcher, HungarianMatcher, Matching
 from models.pretext.base import (
     FEATURE_LOSS_FLAGS,
     NUM_CLASSES,
@@ -28,7 +31,8 @@ from models.pretext.base import (
     feature_loss_coef,
     pooled_features,
 )
-from models.pretext.losses import AgreementHead, pool_views
+from models.pretext.losses import AgreementHead, contrastive_loss, pool_views
+from models.pretext.measure import class_confidence, measure_queries, measure_stay
 from util.box_ops import box_xyxy_to_cxcywh
 from util.errors import UserError
 from util.nested_tensor import NestedTensor
@@ -36,6 +40,28 @@ from util.records import Flag, PretextRecord
 from util.script import select_device
 
 ROI_SIZE = 7
+MATCHERS = {"free": HungarianMatcher, "own": GroupMatcher}
+
+
+@dataclass(kw_only=True)
+class SeenViews:
+    """The 2B views of a batch and their regions, as the frozen backbone sees them.
+
+    Attributes:
+        features: the backbone's maps.
+        mask: [2B, H, W] bool of the views, True at padded pixels.
+        boxes: [2B, R, 4], the regions, xyxy in pixels of the view.
+        sizes: [2B, 2] (height, width) of the views without padding.
+        regions: [2B, R, K], features of the regions in the maps.
+        crops: [2B, R, K], features of the regions' crops; None: there is no feature loss.
+    """
+
+    features: list[NestedTensor]
+    mask: Tensor
+    boxes: Tensor
+    sizes: Tensor
+    regions: Tensor
+    crops: Tensor | None
 
 
 class SiameseDETR(RegionQueryTask):
@@ -45,6 +71,8 @@ class SiameseDETR(RegionQueryTask):
     ones, so that the other view of entry n is entry (n + B) mod 2B.
 
     Attributes:
+        content_in: where the features of a region enter the queries.
+        contrast_loss_coef: weight of the contrastive feature loss, which needs the head of the feature loss; 0: none.
         global_head: agreement of the encoded views (None: no global discrimination).
     """
 
@@ -57,6 +85,8 @@ class SiameseDETR(RegionQueryTask):
         query_jitter: float,
         feature_loss_coef: float,
         global_loss_coef: float,
+        contrast_loss_coef: float = 0.0,
+        content_in: ContentPlace = "query_pos",
     ) -> None:
         """``global_loss_coef`` 0 leaves that loss and its head out."""
         super().__init__(
@@ -64,6 +94,8 @@ class SiameseDETR(RegionQueryTask):
         )
         width = detector.hidden_dim
         self.query_jitter = query_jitter
+        self.content_in = content_in
+        self.contrast_loss_coef = contrast_loss_coef
         self.global_loss_coef = global_loss_coef
         self.strides = detector.backbone[0].strides
         self.global_head = (
@@ -80,29 +112,76 @@ class SiameseDETR(RegionQueryTask):
         Returns:
             As :meth:`sum_up`, with the agreement of the views and the sum itself.
         """
+        views = self.see(batch)
+        return self.learn(views)
+
+    def see(self, batch: TwoViewBatch) -> SeenViews:
+        """What the frozen backbone tells of a batch as :meth:`forward` takes it."""
         images, boxes, sizes = views_in_a_row(batch)
         with record_function("backbone"), torch.no_grad():
             features = self.frozen_backbone(images)
             regions = self.region_features(features, boxes, sizes)
-            crop_features = None if self.feature_align is None else self.crop_features(batch.crops)
+            crops = None if self.feature_align is None else self.crop_features(batch.crops)
+        return SeenViews(features=features, mask=images.mask, boxes=boxes, sizes=sizes, regions=regions, crops=crops)
 
+    def look(self, views: SeenViews) -> tuple[Memory, Decoded, dict[str, Tensor]]:
+        """Ask every view for the regions of its partner."""
         with record_function("transformer"):
-            memory = self.detector.encode(features, images.mask)
-            decoded = self.detector.decode(memory, other_view(self.region_queries(regions)))
-            outputs = self.detector.predict(decoded)
+            memory = self.detector.encode(views.features, views.mask)
+            decoded = self.detector.decode(memory, other_view(self.region_queries(views.regions)))
+            return memory, decoded, self.detector.predict(decoded)
 
-        targets = region_targets(boxes, sizes)
+    def learn(self, views: SeenViews) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses; see :meth:`forward`."""
+        memory, decoded, outputs = self.look(views)
+        targets = region_targets(views.boxes, views.sizes)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
             feature = None
             if self.feature_align is not None:
-                feature = self.feature_term(decoded, matching, other_view(crop_features))
+                feature = self.feature_term(decoded, matching, other_view(views.crops))
             total, logs = self.sum_up(losses, feature, outputs, targets, matching)
+            if self.contrast_loss_coef:
+                contrast = self.contrast_term(decoded, matching, other_view(views.crops))
+                logs["loss_contrast"] = contrast[-1]
+                total = total + self.contrast_loss_coef * contrast.sum()
             if self.global_head is not None:
                 view1, view2 = pool_views(memory, len(self.strides)).chunk(2)
                 logs["loss_global"] = self.global_head(view1, view2)
                 total = total + self.global_loss_coef * logs["loss_global"]
         return total, {"loss": total, **logs}
+
+    def measure(self, batch: TwoViewBatch) -> dict[str, Tensor]:
+        """Values [L, n] of the regions but for the first of each view; see :mod:`models.pretext.measure`."""
+        views = self.see(batch)
+        _, decoded, outputs = self.look(views)
+        targets = region_targets(views.boxes, views.sizes)
+        wanted = torch.stack([target["boxes"] for target in targets])
+        confidence = class_confidence(outputs, REGION_LABEL, self.detector.classification)
+        values = measure_queries(
+            confidence,
+            outputs["pred_boxes"].float(),
+            wanted,
+            matching=self.criterion.matcher(outputs, targets),
+            predicted=None if self.feature_align is None else lambda query: self.feature_align(decoded.at(query)),
+            features=None if self.feature_align is None else other_view(views.crops),
+            first=1,
+        )
+        stay = region_targets(other_view(views.boxes), views.sizes)  # both views have one size
+        elsewhere = torch.stack([target["boxes"] for target in stay])
+        return values | measure_stay(elsewhere, wanted, len(confidence), first=1)
+
+    def contrast_term(self, decoded: Decoded, matching: Matching, features: Tensor) -> Tensor:
+        """The contrastive loss [L], unweighted; ``features`` [N, R, K] are those of each image's query regions."""
+        hidden = decoded.hidden[matching.layer, matching.image, matching.query]
+        return contrastive_loss(
+            self.feature_align(hidden),
+            features[matching.image],
+            matching.target,
+            matching.layer,
+            len(decoded.hidden),
+            features[..., 0].numel(),
+        )
 
     def region_features(self, features: list[NestedTensor], boxes: Tensor, sizes: Tensor) -> Tensor:
         """Mean of 7x7 RoIAlign over slightly moved regions, the maps of all strides side by side.
@@ -136,7 +215,8 @@ class SiameseDETR(RegionQueryTask):
 
     def region_queries(self, regions: Tensor) -> Tensor:
         """Region features [2B, R, K] -> queries of the detector [2B, Q, ...]: each region in Q/R consecutive ones."""
-        return add_to_queries(self.detector, self.detector.queries(len(regions)), self.patch2query(regions))
+        content = self.patch2query(regions)
+        return add_to_queries(self.detector, self.detector.queries(len(regions)), content, self.content_in)
 
 
 def views_in_a_row(batch: TwoViewBatch) -> tuple[NestedTensor, Tensor, Tensor]:
@@ -173,20 +253,33 @@ def jitter_boxes(boxes: Tensor, sizes: Tensor, rho: float) -> Tensor:
 
 
 def build_siamese(args: argparse.Namespace, detector: DETR) -> SiameseDETR:
-    """The pretext task of the paper around ``detector``."""
+    """The pretext task of the paper around ``detector``, or with what ``--recipe fast`` does otherwise."""
     return SiameseDETR(
         detector=detector,
-        criterion=build_criterion(args, num_logits=detector.num_logits, classification=detector.classification),
+        criterion=build_criterion(
+            args,
+            num_logits=detector.num_logits,
+            classification=detector.classification,
+            matcher_class=MATCHERS[args.matching],
+        ),
         num_regions=args.num_regions,
         query_jitter=args.query_jitter,
         feature_loss_coef=feature_loss_coef(args),
         global_loss_coef=0.0 if args.no_global_loss else args.global_loss_coef,
+        contrast_loss_coef=0.0 if args.no_feature_loss else args.contrast_loss_coef,
+        content_in=args.content_in,
     )
 
 
 def _transform(args: argparse.Namespace, common: dict[str, Any]) -> TwoViewTransform:
     change_later = args.augment_device == "cuda"
-    return TwoViewTransform(num_regions=args.num_regions, view_iou=args.view_iou, change_later=change_later, **common)
+    return TwoViewTransform(
+        num_regions=args.num_regions,
+        view_iou=args.view_iou,
+        region_nms=args.region_nms,
+        change_later=change_later,
+        **common,
+    )
 
 
 def _check(args: argparse.Namespace, world_size: int) -> None:
@@ -195,6 +288,10 @@ def _check(args: argparse.Namespace, world_size: int) -> None:
         raise UserError(f"--view_iou {args.view_iou}: must lie between 0 and 1")
     if not 0 <= args.query_jitter < 0.5:
         raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), or corners would cross")
+    if args.region_nms is not None and not 0 < args.region_nms <= 1:
+        raise UserError(f"--region_nms {args.region_nms}: must lie in (0, 1]")
+    if args.contrast_loss_coef and not args.feature_loss_coef:
+        raise UserError("--contrast_loss_coef needs the head of the feature loss: --feature_loss_coef must be above 0")
     if args.augment_device == "cuda" and select_device(args.device).type != "cuda":
         raise UserError("--augment_device cuda goes with --device cuda, and there is no GPU in use")
     if not args.no_global_loss and args.global_loss_coef and args.batch_size * world_size < 2:
@@ -230,6 +327,18 @@ def _foreign_kind(names: Collection[str]) -> str | None:
         return "Siamese DETR, converted by its authors' tool"
     return None
 
+
+FAST = {
+    "matching": "own",
+    "region_nms": 0.5,
+    "content_in": "tgt",
+    "contrast_loss_coef": 0.5,
+    "global_loss_coef": 0.3,
+    "dropout": 0.0,
+    "lr": 4e-4,
+    "warmup_steps": 100,
+}
+"""Our recipe for short pretraining, not the paper's: a query has to look for its own region by what it looks like."""
 
 SIAMESE = PretextRecord(
     title="Siamese DETR (arXiv 2303.18144)",
@@ -274,8 +383,35 @@ SIAMESE = PretextRecord(
             least=0,
         ),
         *FEATURE_LOSS_FLAGS,
+        Flag(
+            name="matching",
+            help="free: any query may answer for any region, as in the paper; own: only a region's own queries for it",
+            options={"choices": list(MATCHERS)},
+            default="free",
+        ),
+        Flag(
+            name="region_nms",
+            help="choose regions of one image whose IoU is below this; default: the best ones, as in the paper",
+            options={"type": float, "metavar": "IOU"},
+        ),
+        Flag(
+            name="content_in",
+            help="what a region's features are added to: the queries' positions, as in the paper, or the content that "
+            "the decoder starts with",
+            options={"choices": list(get_args(ContentPlace))},
+            default="query_pos",
+        ),
+        Flag(
+            name="contrast_loss_coef",
+            help="weight of a contrastive loss beside the feature loss: a region's feature against those of the "
+            "image's other regions",
+            options={"type": float},
+            default=0.0,
+            least=0,
+        ),
     ),
     defaults={"feature_loss_coef": 3.0},
+    recipes={"fast": FAST},
     check=_check,
     foreign_kind=_foreign_kind,
     heads=("patch2query.", "pred_head.", "enc_head.", "feature_align."),

@@ -13,6 +13,7 @@ from torch.profiler import record_function
 from datasets.pretext.one_view import OneViewBatch, OneViewDataset, PatchTransform, collate_one_view
 from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
+from models.interface import Decoded
 from models.pretext.base import (
     FEATURE_LOSS_FLAGS,
     NUM_CLASSES,
@@ -25,6 +26,7 @@ from models.pretext.base import (
     feature_loss_coef,
     pooled_features,
 )
+from models.pretext.measure import class_confidence, measure_queries
 from util.errors import UserError
 from util.records import Flag, PretextRecord
 
@@ -66,6 +68,16 @@ class UPDETR(RegionQueryTask):
         Returns:
             As :meth:`sum_up`, with the sum itself.
         """
+        patches, decoded, outputs = self.look(batch)
+        targets = as_targets(batch.boxes, REGION_LABEL)
+        losses, matching = self.criterion(outputs, targets)
+        with record_function("losses"):
+            feature = None if self.feature_align is None else self.feature_term(decoded, matching, patches)
+            total, logs = self.sum_up(losses, feature, outputs, targets, matching)
+        return total, {"loss": total, **logs}
+
+    def look(self, batch: OneViewBatch) -> tuple[Tensor, Decoded, dict[str, Tensor]]:
+        """Ask every image for its patches: features of the patches [B, R, K], decoded queries, predictions."""
         images = batch.images
         with record_function("backbone"), torch.no_grad():
             features = self.frozen_backbone(images)
@@ -74,14 +86,19 @@ class UPDETR(RegionQueryTask):
         with record_function("transformer"):
             memory = self.detector.encode(features, images.mask)
             decoded = self.detector.decode(memory, self.patch_queries(patches), self.query_mask)
-            outputs = self.detector.predict(decoded)
+            return patches, decoded, self.detector.predict(decoded)
 
-        targets = as_targets(batch.boxes, REGION_LABEL)
-        losses, matching = self.criterion(outputs, targets)
-        with record_function("losses"):
-            feature = None if self.feature_align is None else self.feature_term(decoded, matching, patches)
-            total, logs = self.sum_up(losses, feature, outputs, targets, matching)
-        return total, {"loss": total, **logs}
+    def measure(self, batch: OneViewBatch) -> dict[str, Tensor]:
+        """Values [L, n] of the patches; see :mod:`models.pretext.measure`."""
+        patches, decoded, outputs = self.look(batch)
+        return measure_queries(
+            class_confidence(outputs, REGION_LABEL, self.detector.classification),
+            outputs["pred_boxes"].float(),
+            torch.stack(batch.boxes),
+            matching=self.criterion.matcher(outputs, as_targets(batch.boxes, REGION_LABEL)),
+            predicted=None if self.feature_align is None else lambda query: self.feature_align(decoded.at(query)),
+            features=None if self.feature_align is None else patches,
+        )
 
     def patch_queries(self, patches: Tensor) -> Tensor:
         """Patch features [B, R, K] -> queries of the detector [B, Q, ...], each patch in Q/R consecutive ones."""

@@ -27,6 +27,7 @@ def small_args(**changes) -> argparse.Namespace:
         "position_embedding": "sine", "enc_layers": 1, "dec_layers": 2, "hidden_dim": 32, "nheads": 4,
         "dim_feedforward": 64, "dropout": 0.0, "num_queries": 6, "num_regions": 3, "query_jitter": 0.1,
         "no_feature_loss": False, "no_global_loss": False, "feature_loss_coef": 5.0, "global_loss_coef": 10.0,
+        "matching": "free", "region_nms": None, "content_in": "query_pos", "contrast_loss_coef": 0.0,
         "set_cost_class": 1.0, "set_cost_bbox": 5.0, "set_cost_giou": 2.0,
         "cls_loss_coef": 1.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0, "eos_coef": 0.1,
         "num_feature_levels": 4 if changes.get("detr") == "deformable" else 1, "enc_n_points": 2, "dec_n_points": 2,
