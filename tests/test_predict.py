@@ -238,7 +238,7 @@ def test_scores_are_those_of_the_evaluation(checkpoint, tmp_path):
     from pycocotools.cocoeval import COCOeval
 
     root = write_data_set(tmp_path / "data")
-    flags = ["--no_pictures", "--threshold", "0", "--batch_size", "2", "--eval_size", "64"]
+    flags = ["--no_pictures", "--threshold", "0", "--eval_size", "64"]
     found = predict(tmp_path / "out", checkpoint, root / "val", *flags)
     annotations = root / "annotations" / "instances_val.json"
     content = json.loads(annotations.read_text())
@@ -250,7 +250,9 @@ def test_scores_are_those_of_the_evaluation(checkpoint, tmp_path):
     ]
     annotations.write_text(json.dumps(content))
     argv = ["--resume", checkpoint, "--eval", "--data_path", root, "--output_dir", tmp_path / "eval"]
-    main_finetune.main([*map(str, argv), "--num_workers", "0", "--device", "cpu", "--eval_size", "64"])
+    main_finetune.main(
+        [*map(str, argv), "--num_workers", "0", "--device", "cpu", "--eval_size", "64", "--batch_size", "1"]
+    )
     wanted = json.loads((tmp_path / "eval" / "eval.json").read_text())
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(root / "annotations" / "instances_val.json")
