@@ -10,12 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from datasets.images import Reading
 from datasets.inference import (
+    Failure,
     FoundImage,
     InferenceBatch,
     InferenceDataset,
     SortedBatchSampler,
-    Unreadable,
     collate_inference,
     find_images,
     picture_names,
@@ -25,6 +26,7 @@ from models.checkpoints.open import UNTOLD, restore
 from models.detections import Detections
 from models.finder import RegionFinder
 from models.predictor import MAX_DETECTIONS, THRESHOLD, Predictor, predictor_of
+from util.args import add_image_file_arguments
 from util.check_args import at_least
 from util.checkpoint import make_writable
 from util.errors import DataError, UserError
@@ -51,9 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.output_dir)
     make_writable(folder)
     journal = PredictionJournal(folder, settings_of(args, predictor))
-    unreadable = predict(predictor, images, journal, args)
+    failures = predict(predictor, images, journal, args)
     journal.close()
-    finish(predictor, images, journal, unreadable, args)
+    finish(predictor, images, journal, failures, args)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -90,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval_size", type=int, help="short side of resized images; default: the checkpoint's")
     parser.add_argument("--eval_max_size", type=int, help="their longest side; default: the checkpoint's")
     parser.add_argument("--no_pictures", action="store_true", help="write no pictures")
+    add_image_file_arguments(parser)
     add_untold_arguments(parser)
     return parser
 
@@ -101,7 +104,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         UserError: one of them cannot.
     """
     args = make_parser().parse_intermixed_args(argv)
-    at_least(args, 1, "max_detections", "batch_size", "eval_size", "eval_max_size")
+    at_least(args, 1, "max_detections", "batch_size", "eval_size", "eval_max_size", "max_image_pixels")
     at_least(args, 0, "num_workers")
     if not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold}: must lie in [0, 1]")
@@ -122,7 +125,8 @@ def build_predictor(args: argparse.Namespace) -> Predictor:
         UserError: the checkpoint cannot do what is asked, an unknown class, a query outside its image.
     """
     restored = restore(args.resume, {name: getattr(args, name) for name in UNTOLD})
-    computing = {"device": args.device, "amp": args.amp}
+    reading = Reading(args.max_image_pixels, args.allow_truncated)
+    computing = {"device": args.device, "amp": args.amp, "reading": reading}
     sizes = {"eval_size": args.eval_size, "eval_max_size": args.eval_max_size}
     if args.query:
         finder = RegionFinder(restored, **computing, **sizes)
@@ -150,13 +154,14 @@ def settings_of(args: argparse.Namespace, predictor: Predictor) -> dict:
         "eval_size": predictor.eval_size,
         "eval_max_size": predictor.eval_max_size,
         "amp": args.amp,
+        "allow_truncated": args.allow_truncated,
         "pictures": not args.no_pictures,
     }
 
 
 def predict(
     predictor: Predictor, images: Sequence[FoundImage], journal: PredictionJournal, args: argparse.Namespace
-) -> list[Unreadable]:
+) -> list[Failure]:
     """Detect in all images that the journal does not have yet; returns those that cannot be read."""
     paths = [image.path for image in images]
     wanted = {index for index, path in enumerate(paths) if path not in journal.done}
@@ -164,13 +169,13 @@ def predict(
         say(f"{args.output_dir}: {len(paths) - len(wanted)} of {len(paths)} images are done already")
     pictures = None if args.no_pictures else PictureFolder(Path(args.output_dir) / PICTURES, images)
     loader = make_loader(
-        InferenceDataset(paths, predictor.prepare),
-        SortedBatchSampler(paths, wanted, args.batch_size, predictor.resized),
+        InferenceDataset(paths, predictor.prepare, predictor.reading),
+        SortedBatchSampler(paths, wanted, args.batch_size, predictor.resized, predictor.reading),
         collate_inference,
         num_workers=min(args.num_workers, len(wanted)),
         pin_memory=predictor.device.type == "cuda",
     )
-    unreadable: list[Unreadable] = []
+    failures: list[Failure] = []
     bar = tqdm(
         total=len(paths), initial=len(paths) - len(wanted), unit="image", dynamic_ncols=True,
         disable=not shows_progress(),
@@ -179,13 +184,13 @@ def predict(
     for batch in loader:
         records, failed = predict_batch(predictor, batch, paths, pictures, args)
         journal.add(records)
-        unreadable += failed
+        failures += failed
         bar.update(len(records) + len(failed))
     bar.close()
     if wanted:
         seconds = time.perf_counter() - start
         say(f"{len(wanted)} images in {seconds:.1f} s, {len(wanted) / seconds:.3g} images/s")
-    return sorted(unreadable, key=lambda failed: failed.index)
+    return sorted(failures, key=lambda failed: failed.index)
 
 
 def predict_batch(
@@ -194,9 +199,9 @@ def predict_batch(
     paths: Sequence[str],
     pictures: PictureFolder | None,
     args: argparse.Namespace,
-) -> tuple[list[ImageRecord], list[Unreadable]]:
+) -> tuple[list[ImageRecord], list[Failure]]:
     """Detect in a batch and draw it: what was found in each image, and the images that cannot be read."""
-    records, failed = [], list(batch.unreadable)
+    records, failed = [], list(batch.failures)
     results = predictor.detect(batch.images, batch.sizes) if batch.indices else []
     for index, (height, width), result in zip(batch.indices, batch.sizes.tolist(), results, strict=True):
         detections = predictor.finish(
@@ -206,7 +211,7 @@ def predict_batch(
             if pictures is not None:
                 pictures.save(index, predictor.draw(detections))
         except DataError as error:  # changed or gone since it was read
-            failed.append(Unreadable(index, str(error)))
+            failed.append(Failure(index, str(error)))
         else:
             records.append(record_of(detections))
     return records, failed
@@ -239,7 +244,7 @@ def finish(
     predictor: Predictor,
     images: Sequence[FoundImage],
     journal: PredictionJournal,
-    unreadable: list[Unreadable],
+    failures: list[Failure],
     args: argparse.Namespace,
 ) -> None:
     """Write the results and list the images that could not be read.
@@ -248,13 +253,13 @@ def finish(
         UserError: there are such images.
     """
     files = [image.path for image in images]
-    failed = [{"file_name": files[failure.index], "reason": failure.reason} for failure in unreadable]
+    failed = [{"file_name": files[failure.index], "reason": failure.reason} for failure in failures]
     info = {"checkpoint": args.resume, "threshold": args.threshold, "failed": failed}
     categories = [{"id": category["id"], "name": category["name"]} for category in predictor.categories.values()]
     count = write_results(Path(args.output_dir), journal, files, categories, info)
     say(f"wrote {args.output_dir}/{RESULTS}: {count} detections in {len(files) - len(failed)} images")
     if failed:
-        for failure in unreadable:
+        for failure in failures:
             say(f"  {failure.reason}")
         raise UserError(f"{len(failed)} of {len(files)} images could not be read, as listed above; the others are done")
 

@@ -113,28 +113,29 @@ def load_reduced(path: str | Path, short_side: int, reading: Reading = STRICTLY)
         return image, stored[::-1] if orientation in SIDEWAYS else stored
 
 
-def upright_size(path: str | Path) -> tuple[int, int]:
+def upright_size(path: str | Path, reading: Reading = STRICTLY) -> tuple[int, int]:
     """(width, height) of an image file as :func:`load_image` returns it, from its header alone.
 
     Raises:
         DataError: missing, or not an image; the message names the file.
     """
-    with _open_image(path) as file:
+    with _open_image(path, reading) as file:
         sideways = file.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS and file.format != "TIFF"
         return file.size[::-1] if sideways else file.size
 
 
-def read_any(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
+def read_any(image: str | Path | Image.Image | np.ndarray | torch.Tensor, reading: Reading = STRICTLY) -> Image.Image:
     """An image in whatever form, as RGB, 8 bits a channel, upright.
 
     Args:
         image: a path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+        reading: which files are taken.
 
     Raises:
         DataError: the file cannot be read, or an array has another shape or type.
     """
     if isinstance(image, str | Path):
-        return load_image(image)
+        return load_image(image, reading=reading)
     if isinstance(image, Image.Image):
         try:
             return _to_rgb(_load_upright(image))

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.images import list_images, load_image, upright_size
+from datasets.images import STRICTLY, Reading, list_images, load_image, upright_size
 from util.errors import DataError
+from util.inputs import Unreadable, read_text
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 BATCHES_AT_ONCE = 64
@@ -75,8 +76,8 @@ def _expand(argument: str) -> Iterator[FoundImage]:
 def _expand_list(path: str) -> Iterator[FoundImage]:
     """The images of a text file. A line that names nothing is an image that cannot be read, not an error yet."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except Unreadable as error:
         raise DataError(f"@{path}: not a text file with a path in every line ({error})") from None
     for line in filter(None, map(str.strip, lines)):
         if os.path.exists(line) or glob.has_magic(line):
@@ -97,7 +98,7 @@ def _below_nothing(path: str) -> str:
 
 
 @dataclass
-class Unreadable:
+class Failure:
     """An image that cannot be detected in: its place in the data set, and why."""
 
     index: int
@@ -112,18 +113,18 @@ class InferenceBatch:
         indices: places of the images in the data set.
         images: None where none could be read.
         sizes: [B, 2] int64, (height, width) of the upright files in pixels.
-        unreadable: the others.
+        failures: the others.
     """
 
     indices: list[int]
     images: NestedTensor | None
     sizes: Tensor
-    unreadable: list[Unreadable]
+    failures: list[Failure]
 
     def pin_memory(self) -> InferenceBatch:
         """The same batch in page-locked memory; called by the data loader."""
         images = None if self.images is None else self.images.pin_memory()
-        return InferenceBatch(self.indices, images, self.sizes, self.unreadable)
+        return InferenceBatch(self.indices, images, self.sizes, self.failures)
 
 
 class InferenceDataset(Dataset):
@@ -132,32 +133,36 @@ class InferenceDataset(Dataset):
     Args:
         paths: image files.
         prepare: RGB image -> float32 [3, H, W].
+        reading: which files are taken.
     """
 
-    def __init__(self, paths: Sequence[str], prepare: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(
+        self, paths: Sequence[str], prepare: Callable[[Image.Image], Tensor], reading: Reading = STRICTLY
+    ) -> None:
         self.paths = list(paths)
         self.prepare = prepare
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor, tuple[int, int]] | Unreadable:
+    def __getitem__(self, index: int) -> tuple[int, Tensor, tuple[int, int]] | Failure:
         try:
-            image = load_image(self.paths[index])
+            image = load_image(self.paths[index], reading=self.reading)
         except DataError as error:
-            return Unreadable(index, str(error))
+            return Failure(index, str(error))
         return index, self.prepare(image), (image.height, image.width)
 
 
-def collate_inference(samples: list[tuple[int, Tensor, tuple[int, int]] | Unreadable]) -> InferenceBatch:
+def collate_inference(samples: list[tuple[int, Tensor, tuple[int, int]] | Failure]) -> InferenceBatch:
     """Samples of :class:`InferenceDataset` -> padded batch."""
-    unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
-    readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    failures = [sample for sample in samples if isinstance(sample, Failure)]
+    readable = [sample for sample in samples if not isinstance(sample, Failure)]
     return InferenceBatch(
         indices=[index for index, _, _ in readable],
         images=nested_tensor_from_tensor_list([image for _, image, _ in readable]) if readable else None,
         sizes=torch.tensor([size for _, _, size in readable], dtype=torch.int64).reshape(-1, 2),
-        unreadable=unreadable,
+        failures=failures,
     )
 
 
@@ -169,6 +174,7 @@ class SortedBatchSampler(Sampler[list[int]]):
         wanted: indices of those to load; the batches of the others are left out, and whole batches stay the same.
         batch_size: images a batch.
         resized: (width, height) of a file -> that of the image in the batch.
+        reading: which files are taken.
     """
 
     def __init__(
@@ -177,11 +183,13 @@ class SortedBatchSampler(Sampler[list[int]]):
         wanted: set[int],
         batch_size: int,
         resized: Callable[[tuple[int, int]], tuple[int, int]],
+        reading: Reading = STRICTLY,
     ) -> None:
         self.paths = paths
         self.wanted = wanted
         self.batch_size = batch_size
         self.resized = resized
+        self.reading = reading
 
     def __iter__(self) -> Iterator[list[int]]:
         window = self.batch_size * BATCHES_AT_ONCE
@@ -201,7 +209,7 @@ class SortedBatchSampler(Sampler[list[int]]):
         sizes = {}
         for index in indices:
             try:
-                sizes[index] = self.resized(upright_size(self.paths[index]))
+                sizes[index] = self.resized(upright_size(self.paths[index], self.reading))
             except DataError:
                 sizes[index] = (0, 0)
         return sizes

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from datasets.images import read_any
+from datasets.images import STRICTLY, Reading, read_any
 from util.plot_utils import describe, draw_boxes
 
 
@@ -25,6 +25,7 @@ class Detections:
         category_ids: [N] ids of these categories in their data set.
         size: (width, height) of the upright image in pixels.
         image: what the detector was given: a path or the image itself.
+        reading: how a path is read again.
     """
 
     boxes: Tensor
@@ -34,6 +35,7 @@ class Detections:
     category_ids: list[int]
     size: tuple[int, int]
     image: Any
+    reading: Reading = STRICTLY
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -54,7 +56,7 @@ class Detections:
             DataError: the image cannot be read any more.
         """
         texts = [describe(name, score) for name, score in zip(self.names, self.scores.tolist(), strict=True)]
-        return draw_boxes(read_any(self.image), self.boxes, texts=texts, colours=self.labels.tolist())
+        return draw_boxes(read_any(self.image, self.reading), self.boxes, texts=texts, colours=self.labels.tolist())
 
 
 def make_detections(
@@ -65,6 +67,7 @@ def make_detections(
     max_detections: int,
     size: tuple[int, int],
     image: Any,
+    reading: Reading = STRICTLY,
 ) -> Detections:
     """The detections that count.
 
@@ -73,7 +76,7 @@ def make_detections(
         categories: by label; detections with other labels are dropped (COCO's raw ids have gaps).
         threshold: least score.
         max_detections: only the best so many are kept.
-        size, image: see :class:`Detections`.
+        size, image, reading: see :class:`Detections`.
     """
     scores, labels, boxes = (result[name].cpu() for name in ("scores", "labels", "boxes"))
     kept = _kept(scores.tolist(), labels.tolist(), categories, threshold)[:max_detections]
@@ -86,6 +89,7 @@ def make_detections(
         category_ids=[category["id"] for category in found],
         size=size,
         image=image,
+        reading=reading,
     )
 
 

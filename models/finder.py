@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datasets.images import load_image
-from datasets.pretext.one_view import OneViewTransform
+from datasets.images import STRICTLY, Reading, load_image
+from datasets.pixels.photometric import Normalisation
+from datasets.pixels.resample import resample
+from datasets.pretext.two_view import as_planes
 from models import PRETEXTS
 from models.checkpoints.open import Restored
 from models.detections import Detections
@@ -52,7 +54,9 @@ class Shown:
 class RegionFinder(Predictor):
     """Returns for each image where the regions are that :meth:`show` was given; the k-th is category k, "query k"."""
 
-    def __init__(self, restored: Restored, *, device: str = "auto", amp: str = "none", **sizes: int) -> None:
+    def __init__(
+        self, restored: Restored, *, device: str = "auto", amp: str = "none", reading: Reading = STRICTLY, **sizes: int
+    ) -> None:
         """``restored`` was pretrained by siamese or updetr; ``sizes`` are eval_size and eval_max_size.
 
         Raises:
@@ -74,6 +78,7 @@ class RegionFinder(Predictor):
             amp=amp,
             eval_size=sizes.get("eval_size") or size,
             eval_max_size=sizes.get("eval_max_size") or longest,
+            reading=reading,
         )
         self.task: RegionQueryTask = PRETEXTS[restored.method].build(restored.args, restored.detector)
         try:
@@ -81,8 +86,8 @@ class RegionFinder(Predictor):
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{restored.path}: its pretext heads do not fit ({error})") from None
         self.task.to(self.device).eval()
-        mean, std = self.normalization
-        self._views = OneViewTransform(crop_size=restored.args.crop_size, mean=mean, std=std)
+        self._crop_size = restored.args.crop_size
+        self._normalise = Normalisation(*self.normalization)
         self.shown: list[Shown] = []
 
     @torch.no_grad()
@@ -93,19 +98,24 @@ class RegionFinder(Predictor):
             DataError: the image cannot be read.
             UserError: the box does not lie inside it.
         """
-        image = load_image(path)
+        image = load_image(path, reading=self.reading)
         check_inside(box, image.size, path)
         view = image.resize(self.resized(image.size), Image.Resampling.BILINEAR)
-        boxes = np.array([box], dtype=np.float64) * np.tile(np.divide(view.size, image.size), 2)
-        sample = self._views.sample(view, boxes)
-        crop = pooled_features(self.task.frozen_backbone, sample.crops.to(self.device))
-        features = self.task.frozen_backbone(nested_tensor_from_tensor_list([sample.view]).to(self.device))
+        placed = np.array(box) * np.tile(np.divide(view.size, image.size), 2)
+        pixels = np.asarray(view)
+        crop = self._as_input(resample(pixels, placed, (self._crop_size, self._crop_size)))
+        feature = pooled_features(self.task.frozen_backbone, crop)
+        features = self.task.frozen_backbone(nested_tensor_from_tensor_list(list(self._as_input(pixels))))
         sizes = torch.tensor([[view.height, view.width]], device=self.device)
-        placed = torch.from_numpy(boxes).float().to(self.device)
-        region = self.task.features_shown(features, placed[None], sizes, crop[None])[0, 0]
+        boxes = torch.from_numpy(placed).float().to(self.device)[None, None]
+        region = self.task.features_shown(features, boxes, sizes, feature[None])[0, 0]
         label = len(self.shown)
-        self.shown.append(Shown(str(path), tuple(box), self.task.patch2query(region), crop[0]))
+        self.shown.append(Shown(str(path), tuple(box), self.task.patch2query(region), feature[0]))
         self.categories[label] = {"label": label, "id": label + 1, "name": f"query {label + 1}"}
+
+    def _as_input(self, pixels: np.ndarray) -> Tensor:
+        """A picture [H, W, 3] uint8 as the backbone wants it: [1, 3, H, W] on the device."""
+        return self._normalise(as_planes(pixels.copy())[None]).to(self.device)
 
     @torch.no_grad()
     def detect(self, images: NestedTensor, sizes: Tensor) -> list[dict[str, Tensor]]:
@@ -132,7 +142,7 @@ class RegionFinder(Predictor):
         learned = self.detector.queries(batch_size)
         learned = learned[:, : learned.shape[1] // self.task.num_regions]
         content = shown.query.expand(batch_size, 1, -1)
-        decoded = self.detector.decode(memory, add_to_queries(learned, content))
+        decoded = self.detector.decode(memory, add_to_queries(self.detector, learned, content))
         outputs = self.detector.predict(decoded)
         scores = outputs["pred_logits"][-1].float().softmax(dim=-1)[..., REGION_LABEL]
         if self.task.feature_align is not None:
@@ -149,7 +159,7 @@ class RegionFinder(Predictor):
     def _draw_shown(self, label: int, height: int) -> Image.Image:
         """The image of a query with its box, ``height`` pixels high."""
         shown: Any = self.shown[label]
-        image = load_image(shown.path)
+        image = load_image(shown.path, reading=self.reading)
         zoom = height / image.height
         small = image.resize((max(1, round(image.width * zoom)), max(1, height)), Image.Resampling.LANCZOS)
         boxes = np.array([shown.box]) * zoom

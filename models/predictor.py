@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.images import read_any, upright_size
+from datasets.images import STRICTLY, Reading, read_any, upright_size
 from datasets.inference import sorted_batches
 from datasets.transforms import ToTensor, detection_eval_transforms, resized_size
 from models.backbone import backbone_normalization
@@ -75,6 +75,7 @@ class Predictor:
         categories: label -> ``{"label", "id", "name"}``.
         device, amp: where and in which precision it computes.
         eval_size, eval_max_size: images are resized to this short side in pixels, and at most this long side.
+        reading: which image files are taken.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Predictor:
         amp: str = "none",
         eval_size: int = 800,
         eval_max_size: int = 1333,
+        reading: Reading = STRICTLY,
     ) -> None:
         """``backbone`` is the name of the detector's; it decides how pixels are normalised."""
         self.detector = detector.to(device).eval()
@@ -97,6 +99,7 @@ class Predictor:
         self.amp = amp
         self.eval_size = eval_size
         self.eval_max_size = eval_max_size
+        self.reading = reading
         self.normalization = backbone_normalization(backbone)
         self._transforms = detection_eval_transforms(eval_size, eval_max_size, *self.normalization)
 
@@ -129,7 +132,7 @@ class Predictor:
         found: dict[int, Detections] = {}
         sizes = {index: self._resized(image) if batch_size > 1 else (0, 0) for index, image in enumerate(images)}
         for batch in sorted_batches(sizes, batch_size):
-            pictures = [read_any(images[index]) for index in batch]
+            pictures = [read_any(images[index], self.reading) for index in batch]
             prepared = nested_tensor_from_tensor_list([self.prepare(picture) for picture in pictures])
             results = self.detect(prepared, torch.tensor([(p.height, p.width) for p in pictures]))
             for index, picture, result in zip(batch, pictures, results, strict=True):
@@ -139,7 +142,7 @@ class Predictor:
         return [found[index] for index in range(len(images))]
 
     def _resized(self, image: ImageLike) -> tuple[int, int]:
-        size = upright_size(image) if isinstance(image, str | Path) else read_any(image).size
+        size = upright_size(image, self.reading) if isinstance(image, str | Path) else read_any(image).size
         return self.resized(size)
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -177,8 +180,9 @@ class Predictor:
     ) -> Detections:
         """What counts of one image's entry of :meth:`detect`; ``size`` is the image's (width, height)."""
         return make_detections(
-            result, self.categories, threshold=threshold, max_detections=max_detections, size=size, image=image
-        )
+            result, self.categories, threshold=threshold, max_detections=max_detections, size=size, image=image,
+            reading=self.reading,
+        )  # fmt: skip
 
     def draw(self, detections: Detections) -> Image.Image:
         """A picture of what was found."""
@@ -229,6 +233,7 @@ def predictor_of(
     eval_size: int | None,
     eval_max_size: int | None,
     max_detections: int = MAX_DETECTIONS,
+    reading: Reading = STRICTLY,
 ) -> Predictor:
     """As :func:`load_detector`, from a checkpoint that is read already."""
     categories = _categories_of(restored)
@@ -243,6 +248,7 @@ def predictor_of(
         amp=amp,
         eval_size=eval_size or size,
         eval_max_size=eval_max_size or longest,
+        reading=reading,
     )
 
 

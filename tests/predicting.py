@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 import main_pretrain
@@ -28,21 +27,12 @@ def save_predicting(
     categories: list[dict[str, Any]] = CATEGORIES,
     *,
     num_logits: int = 2,
-    finds_something: bool = False,
     **changes: object,
 ) -> Path:
-    """A finetuned checkpoint.
-
-    Args:
-        num_logits: outputs of the class head, "no object" not counted.
-        finds_something: boxes have the usual size and place, so that some hit.
-    """
+    """A finetuned checkpoint; ``num_logits`` does not count "no object"."""
     args = small_args(detr, **{**SIZES, **changes})
     detector = build(args, num_outputs(num_logits, DETECTORS[detr].classification), train_backbone=False)
     randomize(detector)
-    if finds_something:
-        with torch.no_grad():
-            detector.bbox_embed.layers[-1].bias.copy_(torch.tensor([-0.5, -0.5, -1.0, -1.0]))
     return _save(detector, vars(args), path, stage="finetune", categories=categories)
 
 

@@ -226,22 +226,37 @@ def test_classes_and_the_number_of_detections_are_limited(checkpoint, images, tm
         assert [a["score"] for a in found["annotations"] if a["image_id"] == image["id"]] == wanted
 
 
-def test_scores_are_those_of_the_evaluation(tmp_path):
-    """pycocotools on predictions.json says what ``main_finetune.py --eval`` does."""
+def _moved(box: list[float], by: int) -> list[float]:
+    """A box (xywh) a little to the right, inside the smallest image, which is 80 pixels wide and high."""
+    x1, y1 = (min(max(value, 0), 60) for value in box[:2])
+    x2, y2 = (min(start + max(length, 9), 80) for start, length in zip((x1, y1), box[2:], strict=True))
+    return [x1 + by, y1, x2 - x1 - by, y2 - y1]
+
+
+def test_scores_are_those_of_the_evaluation(checkpoint, tmp_path):
+    """pycocotools on predictions.json says what ``main_finetune.py --eval`` does; the truth lies near what is found."""
     from pycocotools.cocoeval import COCOeval
 
     root = write_data_set(tmp_path / "data")
-    checkpoint = save_predicting("conditional", tmp_path / "c.pth", finds_something=True)
+    flags = ["--no_pictures", "--threshold", "0", "--eval_size", "64"]
+    found = predict(tmp_path / "out", checkpoint, root / "val", *flags)
+    annotations = root / "annotations" / "instances_val.json"
+    content = json.loads(annotations.read_text())
+    name_of_id = {image["id"]: Path(image["file_name"]).name for image in found["images"]}
+    id_of_file = {image["file_name"]: image["id"] for image in content["images"]}
+    content["annotations"] = [
+        {**entry, "image_id": id_of_file[name_of_id[entry["image_id"]]], "bbox": _moved(entry["bbox"], index % 3)}
+        for index, entry in enumerate(found["annotations"][::4])
+    ]
+    annotations.write_text(json.dumps(content))
     argv = ["--resume", checkpoint, "--eval", "--data_path", root, "--output_dir", tmp_path / "eval"]
-    main_finetune.main([*map(str, argv), "--num_workers", "0", "--device", "cpu", "--eval_size", "64"])
+    main_finetune.main(
+        [*map(str, argv), "--num_workers", "0", "--device", "cpu", "--eval_size", "64", "--batch_size", "1"]
+    )
     wanted = json.loads((tmp_path / "eval" / "eval.json").read_text())
-    flags = ["--no_pictures", "--max_detections", "100", "--batch_size", "2", "--eval_size", "64"]
-    found = predict(tmp_path / "out", checkpoint, root / "val", *flags, "--threshold", "0")
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(root / "annotations" / "instances_val.json")
-        id_of_file = {image["file_name"]: image["id"] for image in truth.dataset["images"]}
-        ids = {image["id"]: id_of_file[Path(image["file_name"]).name] for image in found["images"]}
-        results = [{**entry, "image_id": ids[entry["image_id"]]} for entry in found["annotations"]]
+        results = [{**entry, "image_id": id_of_file[name_of_id[entry["image_id"]]]} for entry in found["annotations"]]
         evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
