@@ -21,12 +21,14 @@ def build_single_scale(
     *,
     classification: Classification,
     train_backbone: bool,
+    **sine: float,
 ) -> DETR:
     """A detector over one feature map.
 
     Args:
         make_transformer: called with :func:`widths_of` the arguments, after the backbone is made: the order in which
             random numbers are drawn stays as it always was.
+        sine: options of :class:`models.position_encoding.PositionEmbeddingSine` that are not the defaults.
 
     Raises:
         UserError: flags that do not go together; the message names them.
@@ -34,7 +36,7 @@ def build_single_scale(
     backbone = backbone_of(args, train_backbone, multi_scale=False)
     return DETR(
         backbone=backbone,
-        position_encoding=positions_of(args, backbone),
+        position_encoding=positions_of(args, backbone, **sine),
         input_proj=MapProjection(backbone.num_channels[-1], args.hidden_dim),
         transformer=make_transformer(**widths_of(args)),
         num_logits=num_logits,
@@ -58,15 +60,15 @@ def backbone_of(args: argparse.Namespace, trainable: bool, *, multi_scale: bool)
     )
 
 
-def positions_of(args: argparse.Namespace, backbone: Backbone, *, offset: float = 0.0) -> nn.Module:
-    """The position encoding of the flags; ``offset`` is subtracted from rows and columns counted from 1.
+def positions_of(args: argparse.Namespace, backbone: Backbone, **sine: float) -> nn.Module:
+    """The position encoding of the flags; ``sine``: options of the sines, see :func:`build_single_scale`.
 
     Raises:
         UserError: learned positions, and images that can have more of them.
     """
     if args.position_embedding == "learned":
         check_learned_positions(max(args.max_size, getattr(args, "eval_max_size", 0)), backbone.strides[0])
-    return build_position_encoding(args.position_embedding, args.hidden_dim, offset=offset)
+    return build_position_encoding(args.position_embedding, args.hidden_dim, **sine)
 
 
 def widths_of(args: argparse.Namespace) -> dict[str, int | float]:

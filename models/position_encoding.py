@@ -92,8 +92,8 @@ def check_learned_positions(max_size: int, stride: int) -> None:
         )
 
 
-def build_position_encoding(kind: str, hidden_dim: int, *, offset: float = 0.0) -> nn.Module:
-    """``kind`` "sine" or "learned", for a Transformer of width ``hidden_dim``; ``offset`` is for sines alone."""
+def build_position_encoding(kind: str, hidden_dim: int, **sine: float) -> nn.Module:
+    """``kind`` "sine" or "learned", for a Transformer of width ``hidden_dim``; ``sine``: options of the sines."""
     if kind == "learned":
         return PositionEmbeddingLearned(num_pos_feats=hidden_dim // 2)
-    return PositionEmbeddingSine(num_pos_feats=hidden_dim // 2, offset=offset)
+    return PositionEmbeddingSine(num_pos_feats=hidden_dim // 2, **sine)

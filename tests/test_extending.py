@@ -1,5 +1,6 @@
 """A detector, a pretext task and a data format, each one file and one entry, in everything that the scripts do."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -141,4 +142,4 @@ def test_the_help_tells_them(capsys):
     assert "toy: Toy DETR" in told
     assert "only with --detr toy: --query_gain QUERY_GAIN factor of the queries; default: 2" in told
     assert "of everything; default: 1 (--dataset_file toy 5) (--detr toy 4)" in told
-    assert "default: 100 (deformable 300, toy 20)" in told
+    assert re.search(r"default: 100 \(deformable 300, [^)]*toy 20\)", told)

@@ -14,6 +14,9 @@ from typing import Any
 from util.recipes import COMMON_ARCHITECTURE, FIRST_LR, PAPER
 from util.records import Choices, DetectorRecord, Finetuning, Flag, Record
 
+DROPOUT = 0.1
+"""Of all detectors that do not say otherwise."""
+
 
 def add_choice(group: argparse._ArgumentGroup, option: str, records: Mapping[str, Record]) -> None:
     """The flag that chooses one of the records by name; the first is the default."""
@@ -81,6 +84,12 @@ def pretraining_default(name: str, usual: str, choices: Choices) -> str:
     return f"{usual} ({by_name({owner: show(value) for owner, value in others.items()})})" if others else usual
 
 
+def exceptions(name: str, detectors: Mapping[str, DetectorRecord]) -> str:
+    """In brackets the detectors whose records have a default of their own for a common flag; empty if there is none."""
+    own = {detr: show(record.defaults[name]) for detr, record in detectors.items() if name in record.defaults}
+    return f" ({by_name(own)})" if own else ""
+
+
 def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> argparse._ArgumentGroup:
     """Where the images are and how large they become."""
     group = parser.add_argument_group("data")
@@ -126,8 +135,7 @@ def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) ->
     add_choice(group, "detr", choices.detectors)
 
     def default(name: str) -> str:
-        usual = COMMON_ARCHITECTURE[name]
-        return with_exceptions(usual, choices.detectors, lambda record: record.defaults.get(name, usual))
+        return show(COMMON_ARCHITECTURE[name]) + exceptions(name, choices.detectors)
 
     group.add_argument(
         "--backbone", help="resnet18|34|50|101, or timm:NAME for most convolutional ones; default: resnet50"
@@ -160,17 +168,20 @@ def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) ->
     group.add_argument(
         "--num_queries", type=int, help=f"most objects an image can have; default: {default('num_queries')}"
     )
-    group.add_argument("--dropout", type=float, default=0.1)
+    group.add_argument(
+        "--dropout", type=float, default=DROPOUT, help=f"default: {DROPOUT}{exceptions('dropout', choices.detectors)}"
+    )
     add_owned_arguments(parser, choices, "detr")
 
 
-def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
+def add_loss_arguments(parser: argparse.ArgumentParser, detectors: Mapping[str, DetectorRecord]) -> None:
     """Costs of the matching and weights of the losses, spelled as in DETR."""
     group = parser.add_argument_group("matching costs and loss weights")
+    weights = f"default: 1 with softmax, 2 with focal loss{exceptions('cls_loss_coef', detectors)}"
     group.add_argument("--set_cost_class", type=float, help="default: 1 with softmax, 2 with focal loss")
     group.add_argument("--set_cost_bbox", type=float, default=5.0)
     group.add_argument("--set_cost_giou", type=float, default=2.0)
-    group.add_argument("--cls_loss_coef", type=float, help="default: 1 with softmax, 2 with focal loss")
+    group.add_argument("--cls_loss_coef", type=float, help=weights)
     group.add_argument("--bbox_loss_coef", type=float, default=5.0)
     group.add_argument("--giou_loss_coef", type=float, default=2.0)
     group.add_argument("--eos_coef", type=float, help="softmax: weight of the no-object class; default: 0.1")
@@ -262,7 +273,7 @@ def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
     add_owned_arguments(parser, choices, "dataset_file")
     add_detector_arguments(parser, choices)
     add_pretext_arguments(parser, choices)
-    add_loss_arguments(parser)
+    add_loss_arguments(parser, choices.detectors)
     usual = {"batch_size": "8", "lr": show(FIRST_LR)}
     words = {name: pretraining_default(name, value, choices) for name, value in usual.items()}
     drop = pretraining_default("lr_drop", "2/3", choices).replace("(", "(after a fixed number: ")
@@ -296,7 +307,7 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
     data.add_argument("--eval_max_size", type=int, help="long side at evaluation; default: --max_size")
     add_owned_arguments(parser, choices, "dataset_file")
     add_detector_arguments(parser, choices)
-    add_loss_arguments(parser)
+    add_loss_arguments(parser, choices.detectors)
     recipes = {name: record.finetuning for name, record in choices.detectors.items()}
     optimization = add_optimizer_arguments(
         parser,

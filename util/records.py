@@ -108,7 +108,8 @@ class HuggingFace:
         name_in_file: a name as transformers has it in memory -> in its files, where that is more than the common rules.
         config: (our arguments, the common configuration) -> the detector's configuration.
         hints: (configuration) -> our arguments that weights do not tell.
-        activations: values of ``activation_function`` that this project knows; the first is the default.
+        timm_body: what names of a backbone of timm begin with, in its files.
+        requires: keys of its configuration and the one value that this project has.
         sees_levels: our arguments -> whether it takes several maps of the backbone.
     """
 
@@ -120,7 +121,8 @@ class HuggingFace:
     name_in_file: Callable[[str], str] = _as_it_is
     config: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda args, common: common
     hints: Callable[[dict[str, Any]], dict[str, Any]] = _nothing
-    activations: tuple[str, ...] = ("relu",)
+    timm_body: str = "model.backbone.conv_encoder.model."
+    requires: Mapping[str, Any] = field(default_factory=lambda: {"activation_function": "relu"})
     sees_levels: Callable[[dict[str, Any]], bool] = _one_map
 
 
@@ -136,7 +138,8 @@ class DetectorRecord:
         finetuning: its recipe.
         flags: its own flags that say what it is; checkpoints keep them.
         training_flags: its own flags of how it is trained, by script; each may have a default of its own there.
-        defaults: the architecture where it differs from :data:`util.recipes.COMMON_ARCHITECTURE`.
+        defaults: of flags that all detectors have, where they differ from :data:`util.recipes.COMMON_ARCHITECTURE`, the
+            recipes' or the parser's.
         pretraining: name of a pretext task -> recipe of that task where it is another with this detector: values of
             flags, among them ``lr``, ``batch_size``, and ``epochs`` with ``lr_drop`` where the schedule counts epochs.
         check: (args, stage) raises UserError for values of its flags that do not go together.

@@ -1,6 +1,6 @@
 """Checkpoints of other projects, recognised by the names in them and brought into this project's form.
 
-Known are the public DETR family (DETR, Conditional DETR, Deformable DETR, UP-DETR, DETReg), the authors' Siamese DETR
+Known are the public DETR family (the detectors of ``models/__init__.py``, UP-DETR, DETReg), the authors' Siamese DETR
 in its training layout and converted, the same detectors of Hugging Face, and ResNets alone (torchvision, SwAV, MoCo).
 """
 

@@ -54,10 +54,7 @@ def hints_of_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     required = {
         "as many heads in decoder and encoder (see --nheads)": type(heads) is int and heads == decoder_heads > 0,
         "a ResNet or a backbone of timm (see --backbone)": is_resnet or is_timm,
-        f"activation_function {' or '.join(theirs.activations)}": config.get(
-            "activation_function", theirs.activations[0]
-        )
-        in theirs.activations,
+        **{f"{key} {value}": config.get(key, value) == value for key, value in theirs.requires.items()},
     }
     for what, holds in required.items():
         if not holds:

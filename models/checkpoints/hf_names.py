@@ -26,7 +26,7 @@ _RESNET = [
     (f"{_BODY}encoder.stages.#.layers.*.shortcut.convolution.", "backbone.0.body.layer#.*.downsample.0."),
     (f"{_BODY}encoder.stages.#.layers.*.shortcut.normalization.", "backbone.0.body.layer#.*.downsample.1."),
 ]
-_TIMM = [(_BODY, "backbone.0.body.")]
+_OUR_BODY = "backbone.0.body."
 
 # In memory -> in files, and the place of learned positions in version 4 -> that in version 5.
 _OF_FILES = compile_rules(
@@ -64,7 +64,7 @@ def to_public(renaming: Renaming) -> None:
             parts = [f"{match[1]}{part}_proj.{match[2]}" for part in "qkv"]
             if all(part in renaming.weights for part in parts):
                 renaming.concatenate(parts, f"{match[1]}in_proj_{match[2]}", dim=0)
-    rules = compile_rules([*_RESNET, *_TIMM, *theirs.names])
+    rules = compile_rules([*_RESNET, (theirs.timm_body, _OUR_BODY), *theirs.names])
     renaming.rename(lambda name: apply_rules(rules, name))
 
 
@@ -75,7 +75,8 @@ def from_public(weights: dict[str, Tensor], theirs: HuggingFace, *, timm_backbon
         theirs: the detector in transformers.
         timm_backbone: the ResNet is to be timm's, not transformers' own.
     """
-    rules = compile_rules([*(_TIMM if timm_backbone else _RESNET), *theirs.names], back=True)
+    backbone = [(theirs.timm_body, _OUR_BODY)] if timm_backbone else _RESNET
+    rules = compile_rules([*backbone, *theirs.names], back=True)
     state: dict[str, Tensor] = {}
     for name, value in weights.items():
         theirs = apply_rules(rules, name)
