@@ -24,7 +24,7 @@ from util.errors import CheckpointError, DataError, UserError
 
 pytest.importorskip("safetensors")
 
-DETECTORS = ["vanilla", "conditional", "deformable"]
+DETECTORS = ["vanilla", "conditional", "deformable", "dab"]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ pytestmark = needs_gpu
 DETECTORS = [
     ("--detr", "vanilla"),
     ("--detr", "conditional"),
+    ("--detr", "dab"),
     ("--detr", "deformable", "--num_feature_levels", "1"),
     ("--detr", "deformable", "--with_box_refine"),
     ("--detr", "deformable", "--with_box_refine", "--two_stage"),

@@ -17,6 +17,7 @@ DETRS = {
     "pre-norm": ["--detr", "vanilla", "--pre_norm"],
     "conditional": ["--detr", "conditional"],
     "deformable": ["--detr", "deformable"],
+    "dab": ["--detr", "dab"],
     "single-scale": ["--detr", "deformable", "--num_feature_levels", "1"],
 }
 METHODS = {"updetr": ["--num_regions", "5", "--shuffle_queries"], "detreg": ["--num_proposals", "4"]}

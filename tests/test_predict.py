@@ -26,7 +26,7 @@ from tools import convert_checkpoint
 from util.errors import CheckpointError, DataError, UserError
 from util.script import run_script
 
-DETECTORS = ["vanilla", "conditional", "deformable"]
+DETECTORS = ["vanilla", "conditional", "deformable", "dab"]
 SIZES = [(96, 64), (96, 64), (64, 96), (130, 80), (40, 40), (96, 64)]
 
 
@@ -293,7 +293,7 @@ def test_pretraining_by_detreg_finds_regions(detr, tmp_path, images):
         assert scores == sorted(scores, reverse=True)
 
 
-PRETRAINED = [("siamese", "conditional"), ("siamese", "deformable"), ("updetr", "vanilla")]
+PRETRAINED = [("siamese", "conditional"), ("siamese", "deformable"), ("siamese", "dab"), ("updetr", "vanilla")]
 
 
 @pytest.mark.parametrize(("method", "detr"), PRETRAINED)

@@ -64,7 +64,7 @@ def assert_equal(a, b, where="checkpoint"):
         assert a == b, where
 
 
-@pytest.mark.parametrize("detr", ["vanilla", "conditional", "deformable"])
+@pytest.mark.parametrize("detr", ["vanilla", "conditional", "deformable", "dab"])
 def test_finetuning_takes_over_what_was_pretrained(data, tmp_path, detr):
     pretrained = pretrain(data, tmp_path / "pre", "--detr", detr, "--max_steps", "3")
     assert pretrained["stage"] == "pretrain"

@@ -40,6 +40,7 @@ IMAGES = {
     "GIF": "f.gif",
     "PPM": "g.ppm",
 }
+DETRS = ("vanilla", "conditional", "deformable", "dab")
 
 
 def make_inputs(root: Path) -> Path:
@@ -75,7 +76,7 @@ def make_inputs(root: Path) -> Path:
 
 
 def _make_checkpoints(root: Path, data: Path) -> None:
-    for detr in ("vanilla", "conditional", "deformable"):
+    for detr in DETRS:
         out = root / f"own_{detr}"
         argv = ["--data_path", str(data), *COMMON, *DETECTOR, "--detr", detr, "--max_steps", "1", "--eval_every", "0"]
         main_finetune.main([*argv, "--output_dir", str(out)])
@@ -190,10 +191,10 @@ READERS: dict[str, tuple[Callable[[Path], None], int]] = {
     "images": (_images, 400), "data": (_coco, 260), "voc": (_voc, 240), "list": (_list, 80),
     "proposals": (_proposals, 160), "journal": (_journal, 100), "specification": (_specification, 160),
     "state": (_state, 60), "log": (_log, 100),
-    **{f"own_{detr}": (_own, 90) for detr in ("vanilla", "conditional", "deformable")},
+    **{f"own_{detr}": (_own, 90) for detr in DETRS},
     "own_pretraining": (_own_pretraining, 90),
-    **{f"public_{detr}": (_convert, 60) for detr in ("vanilla", "conditional", "deformable")},
-    **{f"hf_{detr}": (_convert, 60) for detr in ("vanilla", "conditional", "deformable")},
+    **{f"public_{detr}": (_convert, 60) for detr in DETRS},
+    **{f"hf_{detr}": (_convert, 60) for detr in DETRS},
     "body": (_body, 60),
 }  # fmt: skip
 """Kind of input -> its reader, and how many changed inputs it gets."""

@@ -54,6 +54,17 @@ def build(
     return record.build(args, num_logits, classification=classification, train_backbone=train_backbone)
 
 
+def queries_of_regions(learned: Tensor, content: Tensor) -> Tensor:
+    """Learned queries [N, Q, D] that ask for regions of these contents [N, Q, C], put together by hand.
+
+    DAB-DETR's decoder starts from the contents, the others' positions are the sum.
+    """
+    if learned.shape[-1] == 4:
+        return torch.cat([learned, content], dim=-1)
+    width = content.shape[-1]
+    return torch.cat([learned[..., :width] + content, learned[..., width:]], dim=-1)
+
+
 def unequal_images(*sizes: tuple[int, int]) -> NestedTensor:
     """Random normalised images of the given heights and widths, padded to a batch."""
     return nested_tensor_from_tensor_list([torch.randn(3, *size) for size in sizes])
@@ -64,12 +75,13 @@ def randomize(model: nn.Module) -> None:
     """Give every parameter and batch norm statistic a random value of sensible size, in place.
 
     Initial values hide errors: biases and the last box layer are 0, norms are the identity. Weights keep the
-    variance of what passes through them; queries are large, or random layers would soon make them all alike.
+    variance of what passes through them; queries are large, or random layers would soon make them all alike, but for
+    anchor boxes, of width 4, whose size divides.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if id(value) in embeddings:
-            value.normal_(std=4)
+            value.normal_(std=1 if value.shape[1] == 4 else 4)
         else:
             value.copy_(_random_like(name, value))
 

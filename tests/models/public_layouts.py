@@ -23,7 +23,36 @@ def with_pre_norm(detector: Layout) -> Layout:
 
 def conditional_detr_layout(blocks: tuple[int, int, int, int]) -> Layout:
     """Conditional DETR with 300 queries."""
-    layout = _shared(blocks, num_logits=91, num_queries=300)
+    layout = _shared(blocks, num_logits=91, num_queries=300) | _conditional_attention()
+    decoder = "transformer.decoder"
+    layout |= _linear(f"{decoder}.query_scale.layers.0", WIDTH, WIDTH)
+    layout |= _linear(f"{decoder}.query_scale.layers.1", WIDTH, WIDTH)
+    layout |= _linear(f"{decoder}.ref_point_head.layers.0", WIDTH, WIDTH)
+    return layout | _linear(f"{decoder}.ref_point_head.layers.1", WIDTH, 2)
+
+
+def dab_detr_layout(blocks: tuple[int, int, int, int]) -> Layout:
+    """DAB-DETR with 300 queries; models/DAB_DETR of its public code."""
+    layout = _shared(blocks, num_logits=91, num_queries=300) | _conditional_attention()
+    del layout["query_embed.weight"]
+    layout["refpoint_embed.weight"] = (300, 4)
+    for part, num_layers in (("encoder", ENCODER_LAYERS), ("decoder", DECODER_LAYERS)):
+        layout |= {f"transformer.{part}.layers.{index}.activation.weight": (1,) for index in range(num_layers)}
+    mlps = {
+        "encoder.query_scale": (WIDTH, WIDTH),
+        "decoder.query_scale": (WIDTH, WIDTH),
+        "decoder.ref_point_head": (2 * WIDTH, WIDTH),
+        "decoder.ref_anchor_head": (WIDTH, 2),
+    }
+    for name, (inputs, outputs) in mlps.items():
+        layout |= _linear(f"transformer.{name}.layers.0", inputs, WIDTH)
+        layout |= _linear(f"transformer.{name}.layers.1", WIDTH, outputs)
+    return layout | _box_head("transformer.decoder.bbox_embed")
+
+
+def _conditional_attention() -> Layout:
+    """The decoder's projections."""
+    layout = {}
     for index in range(DECODER_LAYERS):
         layer = f"transformer.decoder.layers.{index}"
         names = ["sa_qcontent_proj", "sa_qpos_proj", "sa_kcontent_proj", "sa_kpos_proj", "sa_v_proj"]
@@ -33,11 +62,6 @@ def conditional_detr_layout(blocks: tuple[int, int, int, int]) -> Layout:
             names.append("ca_qpos_proj")
         for name in names:
             layout |= _linear(f"{layer}.{name}", WIDTH, WIDTH)
-    decoder = "transformer.decoder"
-    layout |= _linear(f"{decoder}.query_scale.layers.0", WIDTH, WIDTH)
-    layout |= _linear(f"{decoder}.query_scale.layers.1", WIDTH, WIDTH)
-    layout |= _linear(f"{decoder}.ref_point_head.layers.0", WIDTH, WIDTH)
-    layout |= _linear(f"{decoder}.ref_point_head.layers.1", WIDTH, 2)
     return layout
 
 
@@ -200,6 +224,7 @@ PUBLIC_LAYOUTS = {
     "conditional-detr-r50-pre-norm": with_pre_norm(conditional_detr_layout(R50)),
     "detr-r101": detr_layout(R101),
     "conditional-detr-r50": conditional_detr_layout(R50),
+    "dab-detr-r50": dab_detr_layout(R50),
     "deformable-detr-r50": deformable_detr_layout(R50),
     "deformable-detr-r50-single-scale": deformable_detr_layout(R50, num_levels=1),
     "deformable-detr-r50-refine": deformable_detr_layout(R50, refine=True),

@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from models import DETECTORS
+from models.checkpoints.renaming import apply_rules, compile_rules
 from models.detr import DETR
 from models.interface import Decoded, Memory
-from tests.models.detectors import NUM_LOGITS, build, small_args, small_detector, unequal_images, without_gradient
+from tests.models.detectors import (
+    NUM_LOGITS,
+    build,
+    queries_of_regions,
+    small_args,
+    small_detector,
+    unequal_images,
+    without_gradient,
+)
 from tests.models.public_layouts import PUBLIC_LAYOUTS
 from util.nested_tensor import NestedTensor
 
@@ -20,6 +29,7 @@ PUBLIC_MODELS = {
     "detr-r50-dc5": ("vanilla", 92, {"backbone": "resnet50", "num_queries": 100, "dilation": True}),
     "detr-r101": ("vanilla", 92, {"backbone": "resnet101", "num_queries": 100}),
     "conditional-detr-r50": ("conditional", 91, {"backbone": "resnet50", "num_queries": 300}),
+    "dab-detr-r50": ("dab", 91, {"backbone": "resnet50", "num_queries": 300}),
 }
 DEFORMABLE = {"backbone": "resnet50", "num_queries": 300, "dim_feedforward": 1024, "enc_n_points": 4, "dec_n_points": 4}
 REFINE, TWO_STAGE = {"with_box_refine": True}, {"with_box_refine": True, "two_stage": True}
@@ -31,7 +41,7 @@ PUBLIC_MODELS |= {
 }
 
 
-QUERY_DIMS = {"vanilla": 32, "conditional": 32, "deformable": 64}
+QUERY_DIMS = {"vanilla": 32, "conditional": 32, "deformable": 64, "dab": 4}
 
 
 @pytest.fixture(params=DETECTORS)
@@ -45,11 +55,12 @@ def test_state_dict_has_the_public_names_and_shapes(name: str) -> None:
     args = small_args(kind, **{**PUBLIC_SIZE, **changes})
     with torch.device("meta"):
         detector = build(args, num_logits)
-    shapes = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
+    rules = compile_rules(DETECTORS[kind].public_names, back=True)
+    shapes = {apply_rules(rules, key): tuple(value.shape) for key, value in detector.state_dict().items()}
     assert shapes == PUBLIC_LAYOUTS[name]
 
 
-@pytest.mark.parametrize("name", PUBLIC_LAYOUTS)
+@pytest.mark.parametrize("name", [name for name in PUBLIC_LAYOUTS if name != "dab-detr-r50"])  # not listed there
 def test_compact_layouts_equal_the_listed_ones(name: str, real_data: Path) -> None:
     listed = json.loads((real_data / "layouts" / f"{name}.json").read_text())
     assert {key: tuple(shape) for key, shape in listed.items()} == PUBLIC_LAYOUTS[name]
@@ -81,12 +92,10 @@ def test_stages_compose_to_forward(detr: str) -> None:
 
 
 def test_content_enters_the_queries_as_the_detector_takes_it(detr: str) -> None:
-    """It is added to what says where to look; what the decoder starts with stays as it is learned."""
     detector = small_detector(detr)
     queries, content = detector.queries(2), torch.randn(2, 7, 32)
     changed = detector.with_content(queries, content)
-    torch.testing.assert_close(changed[..., :32], queries[..., :32] + content)
-    assert torch.equal(changed[..., 32:], queries[..., 32:])
+    torch.testing.assert_close(changed, queries_of_regions(queries, content))
     for wrong in (torch.randn(2, 7, 33), torch.randn(2, 7, 1), torch.randn(2, 1, 32), torch.randn(7, 32)):
         with pytest.raises(ValueError, match=r"must be \[B, Q"):
             detector.with_content(queries, wrong)
@@ -123,7 +132,7 @@ def test_query_mask_isolates_groups_of_queries(detr: str) -> None:
 
 
 @pytest.mark.parametrize("garbage", [1e4, float("nan")])
-@pytest.mark.parametrize("detr", ["vanilla", "conditional"])  # deformable's levels are normalised, padding included
+@pytest.mark.parametrize("detr", ["vanilla", "conditional", "dab"])  # deformable normalises levels, padding included
 def test_padding_of_the_feature_maps_changes_nothing(detr: str, garbage: float) -> None:
     detector = small_detector(detr)
     images = unequal_images((64, 128), (128, 60))
@@ -222,7 +231,10 @@ def test_autocast_keeps_predictions_and_reference_in_float32(detr: str) -> None:
         if exact[name] is not None:
             assert rounded[name].dtype == torch.float32
     if exact["reference"] is not None:
-        torch.testing.assert_close(rounded["reference"], exact["reference"], atol=0, rtol=0)
+        # Boxes that each layer refines are rounded with the layers; the first layer's are not.
+        refined = exact["reference"].dim() == 4
+        first = [outputs["reference"][0] if refined else outputs["reference"] for outputs in (rounded, exact)]
+        torch.testing.assert_close(*first, atol=0, rtol=0)
     difference = (rounded["pred_boxes"] - exact["pred_boxes"]).abs()
     assert 0 < difference.mean() < 0.005  # rounding there was, in the Transformer
     assert difference.max() < 0.02

@@ -1,7 +1,8 @@
-"""Our detectors against transformers' DETR, Conditional and Deformable DETR holding the same random weights."""
+"""Our detectors against transformers' DETR, Conditional, Deformable and DAB-DETR holding the same random weights."""
 
 import argparse
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -30,6 +31,7 @@ PUBLIC_SIZE = {
     "dim_feedforward": 2048,
     "num_queries": 100,
 }
+FAMILIES = {"vanilla": "Detr", "conditional": "ConditionalDetr", "deformable": "DeformableDetr", "dab": "DabDetr"}
 HF_RESNETS = {
     "resnet18": {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"},
     "resnet50": {"hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "layer_type": "bottleneck"},
@@ -46,7 +48,7 @@ class Prediction:
 
 def hf_model(args: argparse.Namespace, *, timm_backbone: bool = False) -> torch.nn.Module:
     """transformers' model of these arguments, with random weights and explicit (eager) attention maps."""
-    family = {"vanilla": "Detr", "conditional": "ConditionalDetr", "deformable": "DeformableDetr"}[args.detr]
+    family = FAMILIES[args.detr]
     if timm_backbone:
         backbone = transformers.TimmBackboneConfig(
             backbone=args.backbone,
@@ -61,7 +63,6 @@ def hf_model(args: argparse.Namespace, *, timm_backbone: bool = False) -> torch.
         backbone = transformers.ResNetConfig(embedding_size=64, out_features=stages, **resnet)
     config = getattr(transformers, f"{family}Config")(
         backbone_config=backbone,
-        d_model=args.hidden_dim,
         encoder_layers=args.enc_layers,
         decoder_layers=args.dec_layers,
         encoder_ffn_dim=args.dim_feedforward,
@@ -71,6 +72,7 @@ def hf_model(args: argparse.Namespace, *, timm_backbone: bool = False) -> torch.
         num_queries=args.num_queries,
         num_labels=NUM_CLASSES,
         attn_implementation="eager",
+        **{"hidden_size" if args.detr == "dab" else "d_model": args.hidden_dim},
         **(deformable_options(args) if args.detr == "deformable" else {}),
     )
     model = getattr(transformers, f"{family}ForObjectDetection")(config)
@@ -122,8 +124,18 @@ def hf_predictions(model: torch.nn.Module, images: NestedTensor) -> list[Predict
     final = model(**inputs)
     for hook in hooks:
         hook.remove()
+    if hasattr(decoder, "ref_anchor_head"):
+        logits, boxes = dab_outputs(model, model.model(**inputs))
+        torch.testing.assert_close(Prediction(logits[-1], boxes[-1]), Prediction(final.logits, final.pred_boxes))
+        return [Prediction(*layer) for layer in zip(logits, boxes, strict=True)]
     predictions = [_hf_heads(model, output) for output in hidden[:-1]]
     return [*predictions, Prediction(final.logits, final.pred_boxes)]
+
+
+def dab_outputs(model: torch.nn.Module, decoded: object) -> tuple[Tensor, Tensor]:
+    """Logits [L, B, Q, K] and boxes [L, B, Q, 4] that transformers' DAB-DETR predicts from its decoder's outputs."""
+    hidden, boxes = decoded.intermediate_hidden_states, decoded.reference_points.clamp(1e-5, 1 - 1e-5)
+    return model.class_embed(hidden), (model.bbox_predictor(hidden) + torch.logit(boxes)).sigmoid()
 
 
 def _hf_heads(model: torch.nn.Module, hidden: Tensor) -> Prediction:
@@ -160,7 +172,7 @@ def assert_same_predictions(args: argparse.Namespace, images: NestedTensor, *, t
     torch.testing.assert_close(ours["pred_boxes"], boxes, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("detr", ["vanilla", "conditional"])
+@pytest.mark.parametrize("detr", ["vanilla", "conditional", "dab"])
 @pytest.mark.parametrize(
     ("backbone", "sizes"), [("resnet18", {}), ("resnet50", {}), ("resnet50", PUBLIC_SIZE)], ids=["r18", "r50", "public"]
 )
@@ -227,7 +239,34 @@ def test_every_layer_of_deformable_detr_predicts_the_same(variant: str, backbone
         torch.testing.assert_close(ours["enc_outputs"][name], value, atol=SAMPLING_TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("detr", ["vanilla", "conditional"])
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_gradients_of_dab_detr_are_theirs() -> None:
+    """They show which boxes pass gradients from one layer to the next: those of the first, and each layer's own."""
+    args = small_args("dab", dec_layers=4)
+    hf = hf_model(args)
+    detector = same_detector(args, hf)
+    images = unequal_images((64, 96), (70, 40))
+    theirs = dab_outputs(hf, hf.model(pixel_values=images.tensors, pixel_mask=(~images.mask).long()))
+    ours = detector(images)
+    weights = [torch.randn_like(value) for value in theirs]
+    sum((value * weight).sum() for value, weight in zip(theirs, weights, strict=True)).backward()
+    found = (ours["pred_logits"], ours["pred_boxes"])
+    sum((value * weight).sum() for value, weight in zip(found, weights, strict=True)).backward()
+    renaming = Renaming({name: value.grad for name, value in hf.named_parameters() if value.grad is not None})
+    to_public(renaming)
+    for name, parameter in detector.named_parameters():
+        if not name.startswith("backbone."):
+            torch.testing.assert_close(parameter.grad, renaming.weights[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("detr", ["vanilla", "conditional", "dab"])
 def test_dilated_backbone_predicts_the_same(detr: str) -> None:
     pytest.importorskip("timm")
     args = small_args(detr, backbone="resnet50", dilation=True)

@@ -8,11 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from models.conditional_transformer import build_conditional_transformer, concatenate_heads, sine_embedding
+from models.dab_transformer import anchor_embedding, build_dab_transformer
 from models.deformable_transformer import DeformableTransformer
 from models.interface import Decoded, Memory
 from models.layers import MLP, MultiheadAttention
 from models.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer, build_transformer
 from tests.models.detectors import randomize, without_gradient
+
+
+def dab_with_heads(**widths: int | float) -> Transformer:
+    """DAB-DETR's decoder needs the box head."""
+    transformer = build_dab_transformer(**widths)
+    transformer.make_heads(nn.Linear(widths["d_model"], 2), MLP(widths["d_model"], widths["d_model"], 4, 3))
+    return transformer
+
 
 BUILDERS = {
     "vanilla": build_transformer,
@@ -20,6 +29,7 @@ BUILDERS = {
     "conditional": build_conditional_transformer,
     "conditional pre-norm": partial(build_conditional_transformer, pre_norm=True),
     "deformable": partial(DeformableTransformer, num_levels=1, enc_n_points=3, dec_n_points=2),
+    "dab": dab_with_heads,
 }
 WIDTH, QUERIES, HEIGHT, WIDE = 16, 5, 3, 4
 
@@ -124,6 +134,28 @@ def test_sine_embedding_by_hand() -> None:
     torch.testing.assert_close(sine_embedding(torch.tensor([[x, y]]), 8), torch.tensor([expected]))
 
 
+def test_anchor_embedding_by_hand() -> None:
+    """Of width 4 per coordinate: y, x, w, h, each sin and cos at frequency 2 pi, then at 2 pi / 10000^(2/4)."""
+    x, y, w, h = 0.25, 0.5, 0.125, 0.75
+    angles = [2 * math.pi * value / divisor for value in (y, x, w, h) for divisor in (1, 100)]
+    expected = [function(angle) for angle in angles for function in (math.sin, math.cos)]
+    torch.testing.assert_close(anchor_embedding(torch.tensor([x, y, w, h]), 8), torch.tensor(expected))
+
+
+def test_dab_detr_starts_from_its_anchors_and_contents() -> None:
+    """The first layer's boxes are the queries themselves, zeros are the content that is not given."""
+    transformer = small_transformer("dab")
+    level, mask, pos = padded_level()
+    queries, content = random_queries(transformer), torch.randn(2, QUERIES, WIDTH, dtype=torch.float64)
+    memory, decoded = run(transformer, level, mask, pos, queries)
+    torch.testing.assert_close(decoded.reference[0], queries)
+    empty = transformer.decode(memory, transformer.with_content(queries, torch.zeros_like(content)))
+    torch.testing.assert_close(empty.hidden, decoded.hidden)
+    filled = transformer.decode(memory, transformer.with_content(queries, content))
+    torch.testing.assert_close(filled.reference[0], queries)
+    assert (filled.hidden - decoded.hidden).abs().amax(-1).min() > 1e-2
+
+
 def test_concatenate_heads_keeps_heads_together() -> None:
     content, position = torch.tensor([[[1, 2, 3, 4]]]), torch.tensor([[[5, 6, 7, 8]]])
     assert concatenate_heads(content, position, 2).tolist() == [[[1, 2, 5, 6, 3, 4, 7, 8]]]
@@ -140,7 +172,7 @@ def test_shapes(transformer: Transformer) -> None:
     assert decoded.hidden.shape == (2, 2, QUERIES, WIDTH)
     if transformer.has_reference:
         assert decoded.reference is not None
-        assert decoded.reference.shape == (2, QUERIES, 2)
+        assert decoded.reference.shape in [(2, QUERIES, 2), (2, 2, QUERIES, 4)]  # points, or boxes of each layer
     else:
         assert decoded.reference is None
 
@@ -286,6 +318,6 @@ def test_initial_weights_are_xavier_uniform() -> None:
         )
         for name, parameter in transformer.named_parameters():
             chosen_by_attention = ("sampling_offsets.weight", "attention_weights.weight", "level_embed")
-            if parameter.dim() > 1 and not name.endswith(chosen_by_attention):
+            if parameter.dim() > 1 and not name.endswith(chosen_by_attention) and "bbox_embed" not in name:
                 bound = math.sqrt(6 / sum(parameter.shape))
                 assert 0.9 * bound < parameter.abs().max() <= bound, name

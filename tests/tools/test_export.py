@@ -75,6 +75,7 @@ def test_pt2_keeps_the_operator(tmp_path, refined):
     ("detr", "changes"),
     [
         ("vanilla", {}),
+        ("dab", {}),
         ("deformable", {}),
         ("deformable", {"num_feature_levels": 1}),
         ("deformable", {"with_box_refine": True, "two_stage": True}),

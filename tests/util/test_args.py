@@ -14,7 +14,7 @@ from util.check_args import check_finetune, check_pretrain
 from util.errors import CheckpointError, UserError
 from util.schedule import Schedule
 
-DETRS = ["vanilla", "conditional", "deformable"]
+DETRS = ["vanilla", "conditional", "deformable", "dab"]
 PRETRAIN, FINETUNE = main_pretrain.choices(), main_finetune.choices()
 
 
@@ -76,15 +76,16 @@ def test_recipes_of_the_baselines(detr, dataset):
 @pytest.mark.parametrize(
     ("detr", "epochs", "drop", "classes", "lr", "from_scratch", "pretrained"),
     [
-        ("vanilla", 150, 100, 1, 1e-4, 1e-5, 5e-5),
-        ("conditional", 50, 40, 2, 1e-4, 1e-5, 5e-5),
-        ("deformable", 50, 40, 2, 2e-4, 2e-5, 2e-5),
+        ("vanilla", 150, 100, (1, 1), 1e-4, 1e-5, 5e-5),
+        ("conditional", 50, 40, (2, 2), 1e-4, 1e-5, 5e-5),
+        ("deformable", 50, 40, (2, 2), 2e-4, 2e-5, 2e-5),
+        ("dab", 50, 40, (2, 1), 1e-4, 1e-5, 1e-5),
     ],
 )
 def test_finetuning_recipes(detr, epochs, drop, classes, lr, from_scratch, pretrained):
     args = finetune("--detr", detr)
     assert planned(args, steps_per_epoch=10) == (10 * epochs, 10 * drop)
-    assert (args.set_cost_class, args.cls_loss_coef) == (classes, classes)
+    assert (args.set_cost_class, args.cls_loss_coef) == classes
     assert (args.lr, args.lr_backbone) == (lr, from_scratch)
     assert (args.eval_size, args.eval_max_size) == (800, 1333)
     check_finetune(args, FINETUNE)
@@ -92,11 +93,17 @@ def test_finetuning_recipes(detr, epochs, drop, classes, lr, from_scratch, pretr
 
 
 @pytest.mark.parametrize(
-    ("detr", "ffn", "queries", "levels"),
-    [("vanilla", 2048, 100, None), ("conditional", 2048, 100, None), ("deformable", 1024, 300, 4)],
+    ("detr", "ffn", "queries", "levels", "dropout"),
+    [
+        ("vanilla", 2048, 100, None, 0.1),
+        ("conditional", 2048, 100, None, 0.1),
+        ("deformable", 1024, 300, 4, 0.1),
+        ("dab", 2048, 300, None, 0.0),
+    ],
 )
-def test_detectors_of_the_paper(detr, ffn, queries, levels):
+def test_detectors_of_the_paper(detr, ffn, queries, levels, dropout):
     args = pretrain("--detr", detr)
+    assert args.dropout == finetune("--detr", detr).dropout == dropout
     assert (args.dim_feedforward, args.num_queries, args.num_feature_levels) == (ffn, queries, levels)
     assert (args.enc_layers, args.dec_layers, args.hidden_dim, args.nheads) == (6, 6, 256, 8)
     points = None if levels is None else 4  # a flag of another detector has no value

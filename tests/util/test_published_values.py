@@ -21,7 +21,7 @@ from tests.util.test_args import finetune, pretrain
 from util import recipes
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
-DETRS, METHODS = ("vanilla", "conditional", "deformable"), ("siamese", "updetr", "detreg")
+DETRS, METHODS = ("vanilla", "conditional", "deformable", "dab"), ("siamese", "updetr", "detreg")
 
 # --- what all published recipes share
 ADAMW = {"weight_decay": 1e-4, "clip_max_norm": 0.1, "dropout": 0.1, "accum_steps": 1}
@@ -35,6 +35,7 @@ DETECTOR = {
     "deformable": LAYERS
     | {"dim_feedforward": 1024, "num_queries": 300, "num_feature_levels": 4, "enc_n_points": 4, "dec_n_points": 4}
     | {"with_box_refine": False, "two_stage": False},
+    "dab": LAYERS | {"dim_feedforward": 2048, "num_queries": 300},
 }
 
 # --- pretraining, by (method, data): Siamese DETR and its UP-DETR from the authors' configs, DETReg from its own code
@@ -70,22 +71,28 @@ WITH_DETECTOR = {  # (method, data, detector) -> where it is another with this d
 }
 WITH_DETECTOR |= {("detreg", data, "deformable"): FOCAL | SLOWER for data in ("imagefolder", "coco", "voc")}
 WITH_DETECTOR |= {("detreg", data, "conditional"): FOCAL for data in ("imagefolder", "coco", "voc")}
+# Nobody published pretraining of DAB-DETR: it keeps what its own code has.
+DAB = {"dropout": 0, "cls_loss_coef": 1}
+WITH_DETECTOR |= {(method, data, "dab"): DAB for method, data in product(METHODS, ("imagefolder", "coco", "voc"))}
+WITH_DETECTOR |= {("detreg", data, "dab"): FOCAL | DAB for data in ("imagefolder", "coco", "voc")}
 WITH_DETECTOR |= {
     (method, data, "deformable"): {**WITH_DETECTOR.get((method, data, "deformable"), {}), "lr_linear_proj_mult": 1}
     for method, data in product(("siamese", "updetr"), ("imagefolder", "coco", "voc"))
 }
 
-# --- finetuning: DETR, Conditional DETR and Deformable DETR as Siamese DETR's authors run them
+# --- finetuning: DETR, Conditional DETR and Deformable DETR as Siamese DETR's authors run them, DAB-DETR from its code
 TUNING = ADAMW | BOXES | LARGE | {"batch_size": 2, "eval_size": 800, "eval_max_size": 1333, "crop_size": None}
 FINETUNING = {
     "vanilla": TUNING | SOFTMAX | {"lr": 1e-4, "epochs": 150, "lr_drop": 100},
     "conditional": TUNING | FOCAL | {"lr": 1e-4, "epochs": 50, "lr_drop": 40},
     "deformable": TUNING | FOCAL | SLOWER | {"epochs": 50, "lr_drop": 40},
+    "dab": TUNING | FOCAL | DAB | {"lr": 1e-4, "epochs": 50, "lr_drop": 40},
 }
 LR_BACKBONE = {  # detector -> with pretraining, from scratch
     "vanilla": (5e-5, 1e-5),
     "conditional": (5e-5, 1e-5),
     "deformable": (2e-5, 2e-5),
+    "dab": (1e-5, 1e-5),
 }
 
 TOTAL = "any number of GPUs; what counts is the total of configs/, see test_images_in_a_step"

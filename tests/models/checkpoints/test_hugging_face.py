@@ -32,6 +32,7 @@ REFINE = {"with_box_refine": True}
 MODELS = {
     "vanilla": ("vanilla", {}),
     "conditional": ("conditional", {}),
+    "dab": ("dab", {}),
     "deformable": ("deformable", {}),
     "single-scale": ("deformable", {"num_feature_levels": 1}),
     "refine": ("deformable", REFINE),
@@ -177,7 +178,7 @@ def test_public_layout_again_gives_the_same_detector(tmp_path):
     assert all(torch.equal(value, own[key]) for key, value in again.state_dict().items())
 
 
-@pytest.mark.parametrize("detr", ["vanilla", "conditional"])
+@pytest.mark.parametrize("detr", ["vanilla", "conditional", "dab"])
 def test_dilated_backbone_of_timm_in_both_directions(tmp_path, detr):
     pytest.importorskip("timm")
     args = small_args(detr, backbone="resnet50", dilation=True, enc_layers=1, dec_layers=1)
@@ -220,6 +221,33 @@ def test_learned_positions(tmp_path, detr):
     detector, content, _ = read(tmp_path)
     assert content["args"]["position_embedding"] == "learned"
     assert_same(detector, model)
+
+
+def test_learned_positions_of_dab_detr_are_refused(tmp_path):
+    """transformers has none."""
+    changes = {"position_embedding": "learned"}
+    source = save_own(small_detector("dab", **changes), small_args("dab", **changes), tmp_path / "own.pth")
+    with pytest.raises(UserError, match="--position_embedding learned"):
+        convert_checkpoint.main([str(source), str(tmp_path / "hf"), "--to", "hf"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"temperature_width": 10_000}, "it must have temperature_width 20"),
+        ({"activation_function": "relu"}, "it must have activation_function prelu"),
+        ({"num_patterns": 3}, "holds transformer.patterns.weight, which this detector has not"),
+        ({"keep_query_pos": True}, "holds transformer.decoder.layers.1.ca_qpos_proj."),
+        ({"normalize_before": True}, "holds transformer.encoder.norm."),
+    ],
+)
+def test_other_variants_of_dab_detr_are_refused(tmp_path, changes, told):
+    model = hf_model(small_args("dab"))
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    type(model)(model.config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "in-memory-names", "distributed", "split", "split-bin"])

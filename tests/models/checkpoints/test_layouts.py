@@ -38,6 +38,7 @@ DIFFERENCES = {
     "detr-r101": {"backbone": "resnet101"},
     "conditional-detr-r50": {"num_queries": 300},
     "conditional-detr-r50-pre-norm": {"num_queries": 300},
+    "dab-detr-r50": {"num_queries": 300},
     "deformable-detr-r50-single-scale": {"num_feature_levels": 1},
     "deformable-detr-r50-refine": {"with_box_refine": True},
     "deformable-detr-r50-refine-two-stage": {"with_box_refine": True, "two_stage": True},
@@ -47,7 +48,7 @@ DIFFERENCES = {
 
 def architecture(name: str) -> dict:
     """What the name of a layout says."""
-    detr = next((detr for detr in ("deformable", "conditional") if detr in name), "vanilla")
+    detr = next((detr for detr in ("deformable", "conditional", "dab") if detr in name), "vanilla")
     expected = {
         "detr": detr,
         "backbone": "resnet50",
@@ -64,7 +65,7 @@ def architecture(name: str) -> dict:
     if detr == "deformable":
         expected |= {"dim_feedforward": 1024, "num_queries": 300, "num_feature_levels": 4}
         expected |= {"enc_n_points": 4, "dec_n_points": 4, "with_box_refine": False, "two_stage": False}
-    else:
+    elif detr != "dab":
         expected["pre_norm"] = "pre-norm" in name
     return expected | DIFFERENCES.get(name, {})
 
@@ -118,6 +119,8 @@ def sources_in(names: list[str], key: str) -> list[str]:
     """The tensors that a parameter is to be made of."""
     if key == "query_embed.weight" and "transformer.tgt_embed.weight" in names:
         return [key, "transformer.tgt_embed.weight"]
+    if key == "query_embed.weight" and "refpoint_embed.weight" in names:
+        return ["refpoint_embed.weight"]
     if key in names:
         # layers without refinement share a head, of which the last layer's values count
         shared = re.fullmatch(r"((?:class|bbox)_embed)\.\d+\.(.+)", key)
@@ -215,7 +218,8 @@ def test_one_wrong_shape_names_a_flag(tmp_path: Path, monkeypatch: pytest.Monkey
     used = {source.removeprefix("module.") for key in detector for source in known.sources[key]}
     one_of_each = {tuple(key.split(".")[:2]): key for key in layout if key in used}
     for key in one_of_each.values():
-        for axis in {0, len(layout[key]) - 1} - ({0} if key == "query_embed.weight" else set()):  # tells how many
+        tells_how_many = {0} if key in ("query_embed.weight", "refpoint_embed.weight") else set()
+        for axis in {0, len(layout[key]) - 1} - tells_how_many:
             wrong = [size + (index == axis) for index, size in enumerate(layout[key])]
             weights = constants({**layout, key: wrong})
             monkeypatch.setattr(foreign, "read_content", lambda _, weights=weights: {"model": weights})

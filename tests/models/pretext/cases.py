@@ -18,6 +18,7 @@ DETRS = {
     "vanilla": ["--detr", "vanilla"],
     "conditional": ["--detr", "conditional"],
     "deformable": ["--detr", "deformable"],
+    "dab": ["--detr", "dab"],
     "single-scale": ["--detr", "deformable", "--num_feature_levels", "1"],
 }
 SIZES = [(96, 100), (64, 128), (80, 96), (96, 128)]

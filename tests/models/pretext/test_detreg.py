@@ -87,7 +87,7 @@ def test_losses_equal_a_plain_implementation_in_float64(detr):
     for name, value in plain.items():
         # The criterion computes in float32, and the folded batch norms are rounded to it.
         torch.testing.assert_close(logs[f"loss_{name}"].double(), value[-1], rtol=1e-6, atol=1e-6, msg=name)
-    weights = {"ce": 1 if detr == "vanilla" else 2, "bbox": 5, "giou": 2, "feature": 1}
+    weights = {"ce": {"vanilla": 1, "dab": 1}.get(detr, 2), "bbox": 5, "giou": 2, "feature": 1}
     expected = sum(weights[name] * value.sum() for name, value in plain.items())
     torch.testing.assert_close(total.double(), expected, rtol=1e-6, atol=1e-6)
 

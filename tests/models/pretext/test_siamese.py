@@ -14,11 +14,11 @@ from models.pretext import siamese
 from models.pretext.losses import pool_views
 from tests.gloo import run_processes
 from tests.models.detectors import build as build_detector
-from tests.models.detectors import without_gradient
+from tests.models.detectors import queries_of_regions, without_gradient
 from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
 from util.nested_tensor import NestedTensor
 
-DETRS = ["vanilla", "conditional", "deformable"]
+DETRS = ["vanilla", "conditional", "deformable", "dab"]
 
 
 def small_args(**changes) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def build(**changes) -> siamese.SiameseDETR:
     args = small_args(**changes)
     detector = build_detector(args, siamese.NUM_CLASSES + 1, classification="softmax", train_backbone=False)
     for parameter in detector.parameters():
-        if parameter.std() == 0:
+        if parameter.numel() > 1 and parameter.std() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
     return PRETEXTS["siamese"].build(args, detector)
 
@@ -93,8 +93,7 @@ def plain_direction(model, batch: TwoViewBatch, source: int, target: int):
         regions, wanted = torch.cat(regions, -1), torch.cat(wanted, -1)
         seen = backbone(view(target))
     repeated = model.patch2query(regions).repeat_interleave(len(detector.query_embed.weight) // num_regions, 1)
-    queries = detector.query_embed.weight.repeat(num_images, 1, 1)
-    queries[..., :32] += repeated
+    queries = queries_of_regions(detector.query_embed.weight.repeat(num_images, 1, 1), repeated)
     memory = detector.encode(seen, batch.mask[:, target])
     decoded = detector.decode(memory, queries)
     outputs = detector.predict(decoded)
@@ -189,10 +188,9 @@ def test_queries_differ_between_the_images_of_a_batch(detr):
     model, batch = build(detr=detr).eval(), random_batch()
     images, boxes, sizes = siamese.views_in_a_row(batch)
     queries = model.region_queries(model.region_features(model.frozen_backbone(images), boxes, sizes))
-    content = queries - model.detector.query_embed.weight
-    assert content.shape == (4, 6, 64 if detr == "deformable" else 32)
-    assert not content[..., 32:].any(), "what the decoder starts with is learned alone"
-    content = content[..., :32]
+    learned = model.detector.query_embed.weight.expand(4, -1, -1)
+    content = queries[..., 4:] if detr == "dab" else queries[..., :32] - learned[..., :32]
+    torch.testing.assert_close(queries, queries_of_regions(learned, content))
     # each region fills Q/R consecutive queries
     torch.testing.assert_close(content[:, 0], content[:, 1])
     assert (content[:, 1] - content[:, 2]).abs().max() > 1e-3

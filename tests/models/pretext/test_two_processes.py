@@ -6,7 +6,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.gloo import run_processes
 from tests.models.pretext.cases import build, one_view_batch, rows_of
 
-DETRS = ["vanilla", "conditional", "deformable"]
+DETRS = ["vanilla", "conditional", "deformable", "dab"]
 FLAGS = {"updetr": ["--num_regions", "3", "--patch_dropout", "0"], "detreg": []}
 REGIONS = {"updetr": (3, 3, 3, 3), "detreg": (3, 1, 0, 5)}  # of the four images
 TRAINED = {"updetr": {"detector", "patch2query", "feature_align"}, "detreg": {"detector", "feature_embed"}}

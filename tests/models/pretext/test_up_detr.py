@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from models.pretext.base import NUM_CLASSES, REGION_LABEL
+from tests.models.detectors import queries_of_regions
 from tests.models.pretext.cases import DETRS, build, one_view_batch, outputs_of
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from util.nested_tensor import NestedTensor
@@ -47,10 +48,10 @@ def plain_losses(model, batch) -> dict[str, torch.Tensor]:
             maps = detector.features(NestedTensor(crop[None], torch.zeros(1, 32, 32, dtype=torch.bool)))
             patches.append(torch.cat([level.tensors.mean((2, 3)) for level in maps], dim=1)[0])
     patches = torch.stack(patches).unflatten(0, (-1, num_regions))
-    queries = detector.query_embed.weight.repeat(len(batch), 1, 1)
-    each = queries.shape[1] // num_regions
-    for patch in range(num_regions):
-        queries[:, patch * each : (patch + 1) * each, :32] += model.patch2query(patches[:, patch, None])
+    learned = detector.query_embed.weight.repeat(len(batch), 1, 1)
+    each = learned.shape[1] // num_regions
+    contents = [model.patch2query(patches[:, query // each]) for query in range(learned.shape[1])]
+    queries = queries_of_regions(learned, torch.stack(contents, dim=1))
     mask = torch.ones(queries.shape[1], queries.shape[1], dtype=torch.bool)
     for patch in range(num_regions):
         mask[patch * each : (patch + 1) * each, patch * each : (patch + 1) * each] = False
