@@ -18,13 +18,13 @@ from datasets import DATASETS
 from models import DETECTORS, PRETEXTS
 from tests.models.detectors import small_detector
 from tests.util.test_args import finetune, pretrain
-from util import recipes
+from util.schedule import Schedule
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 DETRS, METHODS = ("vanilla", "conditional", "deformable", "dab"), ("siamese", "updetr", "detreg")
 
 # --- what all published recipes share
-ADAMW = {"weight_decay": 1e-4, "clip_max_norm": 0.1, "dropout": 0.1, "accum_steps": 1}
+ADAMW = {"weight_decay": 1e-4, "clip_max_norm": 0.1, "dropout": 0.1, "accum_steps": 1, "warmup_steps": 0}
 BOXES = {"set_cost_bbox": 5, "set_cost_giou": 2, "bbox_loss_coef": 5, "giou_loss_coef": 2}
 SOFTMAX = {"set_cost_class": 1, "cls_loss_coef": 1, "eos_coef": 0.1, "focal_alpha": None}
 FOCAL = {"set_cost_class": 2, "cls_loss_coef": 2, "eos_coef": None, "focal_alpha": 0.25}
@@ -157,16 +157,21 @@ def test_the_table_is_whole():
     assert {key[:2] for key in WITH_DETECTOR} <= set(PRETRAINING)
 
 
+def length_and_drop(args) -> tuple[int, int | None]:
+    """Steps of a run whose epochs have 100, and the first one with the lower rate."""
+    schedule = Schedule(100, 1, args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step)
+    return schedule.total_steps, schedule.drop_step
+
+
 def test_detreg_on_imagenet_never_drops():
     for detr in DETRS:
-        total, drop = recipes.schedule(pretrain("--method", "detreg", "--detr", detr), steps_per_epoch=100)
+        total, drop = length_and_drop(pretrain("--method", "detreg", "--detr", detr))
         assert drop > total
     args = pretrain("--method", "detreg", "--dataset_file", "coco", "--detr", "deformable")
-    assert recipes.schedule(args, steps_per_epoch=100) == (5000, 4000)
-    args = pretrain("--method", "detreg", "--epochs", "3")
-    assert recipes.schedule(args, steps_per_epoch=100) == (300, 4000)
-    args = pretrain("--method", "detreg", "--max_steps", "90")  # a length in steps has the usual share
-    assert recipes.schedule(args, steps_per_epoch=100) == (90, 60)
+    assert length_and_drop(args) == (5000, 4000)
+    assert length_and_drop(pretrain("--method", "detreg", "--epochs", "3")) == (300, 4000)
+    # a length in steps has the usual share
+    assert length_and_drop(pretrain("--method", "detreg", "--max_steps", "90")) == (90, 60)
 
 
 # file of configs/ -> images in a step of pretraining and of finetuning, over all GPUs
@@ -228,7 +233,7 @@ def test_the_optimizer_is_adamw_and_rates_drop_to_a_tenth():
     args = finetune("--detr", "conditional", "--device", "cpu")
     module = torch.nn.Linear(2, 2)
     groups = [{"params": list(module.parameters())}]
-    training = engine.make_training(args, module, groups, torch.device("cpu"), num_batches=2)
+    training = engine.make_training(args, module, groups, torch.device("cpu"), num_images=4)
     assert type(training.optimizer) is torch.optim.AdamW
     assert training.optimizer.defaults["betas"] == (0.9, 0.999)
     assert (training.optimizer.defaults["weight_decay"], training.optimizer.defaults["eps"]) == (1e-4, 1e-8)
