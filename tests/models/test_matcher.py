@@ -8,7 +8,7 @@ import torch
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 from transformers.loss.loss_for_object_detection import HungarianMatcher as DetrHungarianMatcher
 
-from models.matcher import HungarianMatcher, pad_targets
+from models.matcher import GroupMatcher, HungarianMatcher, pad_targets
 from tests.models.detection_case import random_outputs, random_targets
 
 COUNTS = [7, 0, 1, 4]  # objects of each image
@@ -138,3 +138,44 @@ def test_padding_of_targets():
         assert torch.equal(boxes[image, :count], target["boxes"])
         assert not labels[image, count:].any()
         assert not boxes[image, count:].any()
+
+
+def test_a_group_answers_for_its_own_region_whatever_others_find():
+    """By hand: boxes of one size on a line, so that costs are 5 times the distance of the centres."""
+    centres = torch.tensor([0.5, 0.3, 0.2, 0.4])  # queries 0 and 1 are of the region at 0.2, 2 and 3 of that at 0.6
+    boxes = torch.stack([centres, *torch.full((3, 4), 0.1)], dim=1)
+    regions = torch.tensor([[0.2, 0.1, 0.1, 0.1], [0.6, 0.1, 0.1, 0.1]])
+    outputs = {"pred_logits": torch.zeros(1, 1, 4, 3), "pred_boxes": boxes[None, None]}
+    targets = [{"labels": torch.ones(2, dtype=torch.int64), "boxes": regions}]
+    costs = {"cost_class": 1.0, "cost_bbox": 5.0, "cost_giou": 0.0, "classification": "softmax"}
+    # freely, the region at 0.2 gets query 2, which is there, and the other query 0, which is nearest
+    assert pairs_of(HungarianMatcher(**costs)(outputs, targets), 0, 0) == [(0, 1), (2, 0)]
+    assert pairs_of(GroupMatcher(**costs)(outputs, targets), 0, 0) == [(1, 0), (3, 1)]
+
+
+def test_groups_are_matched_as_freely_among_themselves():
+    """Each region with its own queries alone is a problem of one object, which the Hungarian matching solves."""
+    regions, group = 4, 3
+    outputs = random_outputs(layers=3, images=2, queries=regions * group, logits=3)
+    targets = random_targets([regions, regions], 2)
+    costs = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0, "classification": "softmax"}
+    matching = GroupMatcher(**costs)(outputs, targets)
+    for region in range(regions):
+        own = slice(region * group, (region + 1) * group)
+        alone = HungarianMatcher(**costs)(
+            {name: value[:, :, own] for name, value in outputs.items()},
+            [{name: value[region : region + 1] for name, value in target.items()} for target in targets],
+        )
+        chosen = matching.target == region
+        assert torch.equal(matching.query[chosen], alone.query + region * group)
+        assert torch.equal(matching.layer[chosen], alone.layer)
+        assert torch.equal(matching.image[chosen], alone.image)
+    order = (matching.layer * 2 + matching.image) * regions * group + matching.query
+    assert (order.diff() > 0).all(), "sorted by layer, image, query"
+
+
+def test_queries_that_regions_cannot_share_are_an_error():
+    outputs = random_outputs(layers=1, images=1, queries=7, logits=3)
+    costs = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0, "classification": "softmax"}
+    with pytest.raises(ValueError, match="7 queries"):
+        GroupMatcher(**costs)(outputs, random_targets([3], 2))

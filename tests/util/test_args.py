@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import engine
 import main_finetune
 import main_pretrain
 from models import DETECTORS
@@ -292,3 +293,37 @@ def test_tensorboard_is_looked_for_before_anything_is_built(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match="--tensorboard needs the package tensorboard: pip install tensorboard"):
         check_finetune(finetune("--tensorboard"), FINETUNE)
+
+
+def test_the_fast_recipe_fills_what_is_not_typed():
+    fast = pretrain("--recipe", "fast", "--lr", "1e-3", "--dataset_file", "coco")
+    assert (fast.matching, fast.region_nms, fast.content_in, fast.contrast_loss_coef) == ("own", 0.5, "tgt", 0.5)
+    assert (fast.lr, fast.dropout, fast.warmup_steps, fast.global_loss_coef) == (1e-3, 0.0, 100, 0.3)
+    assert fast.feature_loss_coef == 3  # all else is the paper's
+    check_pretrain(fast, PRETRAIN, world_size=2)
+    paper = pretrain("--dataset_file", "coco")
+    assert (paper.recipe, paper.matching, paper.region_nms, paper.content_in) == ("paper", "free", None, "query_pos")
+    assert (paper.contrast_loss_coef, paper.dropout, paper.warmup_steps, paper.lr) == (0, 0.1, 0, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["--recipe", "fast", "--method", "updetr"], "--recipe fast goes with --method siamese, not with"),
+        (["--region_nms", "0"], "--region_nms 0.0: must lie in"),
+        (["--contrast_loss_coef", "1", "--feature_loss_coef", "0"], "--contrast_loss_coef needs"),
+        (["--val_fraction", "1"], "--val_fraction 1.0: must lie between 0 and 1"),
+        (["--val_fraction", "0.1", "--val_path", "x"], "choose one"),
+        (["--val_path", "x", "--proposals", "edgebox", "--proposal_dir", "p"], "needs --val_proposal_dir"),
+        (["--val_proposal_dir", "x"], "--val_proposal_dir goes with --val_path"),
+        (["--warmup_steps", "-1"], "--warmup_steps -1: must be at least 0"),
+    ],
+)
+def test_what_measuring_and_the_recipe_cannot_work_with(argv, match):
+    with pytest.raises(UserError, match=match):
+        check_pretrain(pretrain(*argv), PRETRAIN, world_size=2)
+
+
+def test_the_warm_up_is_linear_and_ends_at_the_full_rate():
+    assert [round(engine.warm_up(step, 4), 2) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert engine.warm_up(0, 0) == 1

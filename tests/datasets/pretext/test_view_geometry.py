@@ -9,12 +9,14 @@ from hypothesis.extra.numpy import arrays
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.stats import norm
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, nms
 
 from datasets.pretext import view_geometry
 from datasets.pretext.view_geometry import (
     ViewGeometry,
+    choose_differing_regions,
     choose_regions,
+    differing,
     draw_crops,
     draw_geometry,
     draw_outer_crop,
@@ -256,3 +258,35 @@ def test_constants_are_those_of_the_paper() -> None:
     assert view_geometry.OUTER_AREA == (0.5, 1.0)
     assert view_geometry.OUTER_ASPECT == (3 / 4, 4 / 3)
     assert view_geometry.REPEAT_JITTER == 0.1
+
+
+@given(seeds, st.floats(0.05, 0.95))
+@settings(max_examples=50, deadline=None)
+def test_differing_boxes_are_those_of_torchvisions_suppression(seed: int, max_iou: float) -> None:
+    rng = np.random.default_rng(seed)
+    corner, side = rng.uniform(0, 50, (40, 2)), rng.uniform(5, 60, (40, 2))
+    boxes = np.concatenate([corner, corner + side], axis=1)
+    kept = nms(torch.from_numpy(boxes), torch.arange(40, 0, -1, dtype=torch.float64), max_iou)
+    assert differing(boxes, max_iou) == kept.tolist()
+
+
+@given(seeds, any_proposals)
+@settings(max_examples=50, deadline=None)
+def test_chosen_regions_differ_and_lie_in_the_intersection(seed: int, proposals: np.ndarray) -> None:
+    within = np.array([20.0, 30.0, 300.0, 200.0])
+    regions = choose_differing_regions(np.random.default_rng(seed), within, proposals, 6, 0.5)
+    assert regions.shape == (6, 4)
+    assert (regions[0] == within).all()
+    assert (regions[:, :2] >= within[:2]).all()
+    assert (regions[:, 2:] <= within[2:]).all()
+    iou = box_iou(torch.from_numpy(regions), torch.from_numpy(regions)).numpy()
+    assert (iou - np.eye(6)).max() < 0.5 + 1e-6  # sixty random boxes always hold five that differ
+
+
+def test_the_best_proposals_are_kept_and_near_copies_give_way() -> None:
+    within = np.array([0.0, 0.0, 100.0, 100.0])
+    best, copy, other = [0, 0, 40, 40], [2, 2, 41, 41], [50, 50, 100, 90]
+    regions = choose_differing_regions(np.random.default_rng(0), within, np.array([best, copy, other]), 3, 0.5)
+    assert regions.tolist() == [within.tolist(), best, other]
+    copies = choose_differing_regions(np.random.default_rng(0), within, np.array([best]), 200, 0.5)
+    assert len(copies) == 200, "repeats fill what random boxes do not"

@@ -1,9 +1,18 @@
 """The discrimination losses by hand."""
 
+import math
+
 import torch
 
 from models.interface import Memory
-from models.pretext.losses import AgreementHead, embedding_loss, feature_loss, pool_views
+from models.pretext.losses import (
+    CONTRAST_TEMPERATURE,
+    AgreementHead,
+    contrastive_loss,
+    embedding_loss,
+    feature_loss,
+    pool_views,
+)
 
 
 def test_feature_loss_by_hand():
@@ -55,3 +64,15 @@ def test_no_gradient_through_the_target_side():
     head._distance(projected, target).backward()
     assert target.grad is None
     assert head.predictor[0].weight.grad.abs().sum() > 0
+
+
+def test_contrastive_loss_by_hand():
+    predicted = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    features = torch.tensor([[[5.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]]).expand(2, -1, -1)
+    loss = contrastive_loss(
+        predicted, features, torch.tensor([0, 0]), torch.tensor([0, 1]), num_layers=2, num_regions=4
+    )
+    # cosines with the three regions: 1, 0, -1 and 0, 1, 0; the first is the right one
+    e = [[math.exp(cosine / CONTRAST_TEMPERATURE) for cosine in cosines] for cosines in ((1, 0, -1), (0, 1, 0))]
+    expected = [-math.log(row[0] / sum(row)) / 4 for row in e]
+    torch.testing.assert_close(loss, torch.tensor(expected))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.ops import roi_align
+from torchvision.ops import box_iou, roi_align
 
 from datasets.pretext.two_view import TwoViewBatch
 from models import PRETEXTS
@@ -297,3 +297,70 @@ def test_two_processes_give_the_gradients_of_the_whole_batch():
             assert half[detr].keys() == whole.keys()
             for name, gradient in whole.items():
                 torch.testing.assert_close(half[detr][name], gradient, rtol=1e-5, atol=1e-6, msg=f"{detr} {name}")
+
+
+FAST = {"matching": "own", "content_in": "tgt", "contrast_loss_coef": 0.5}
+
+
+@pytest.mark.parametrize("detr", DETRS)
+def test_content_in_what_the_decoder_starts_with(detr):
+    """The positions stay the learned ones, and content 0 decodes as the learned queries do."""
+    model, batch = build(detr=detr, content_in="tgt").eval(), random_batch()
+    views = model.see(batch)
+    queries = model.region_queries(views.regions)
+    learned = model.detector.queries(4)
+    assert queries.shape == (4, 6, 64)
+    assert torch.equal(queries[..., :32], learned[..., :32])
+    start = queries[..., 32:] - (learned[..., 32:] if detr == "deformable" else 0)
+    torch.testing.assert_close(start, model.patch2query(views.regions).repeat_interleave(2, dim=1))
+    memory = model.detector.encode(views.features, views.mask)
+    empty = model.detector.with_content(learned, torch.zeros(4, 6, 32), "tgt")
+    assert torch.equal(model.detector.decode(memory, empty).hidden, model.detector.decode(memory, learned).hidden)
+    moved = model.detector.decode(memory, queries).hidden - model.detector.decode(memory, learned).hidden
+    assert moved.abs().amax(dim=(1, 2, 3)).min() > 1e-3, "it reaches every layer"
+
+
+@pytest.mark.parametrize("detr", DETRS)
+def test_the_parts_of_the_fast_recipe_add_up(detr):
+    """Own matching: the matched queries of region i are of group i. The contrastive loss is added with its weight."""
+    model, batch = build(detr=detr, **FAST).eval(), random_batch()
+    found = []
+    model.criterion.matcher.register_forward_hook(lambda module, inputs, matching: found.append(matching))
+    total, _ = model(batch)
+    assert torch.equal(found[0].query // 2, found[0].target)
+    plain = build(detr=detr, **{**FAST, "contrast_loss_coef": 0.0}).eval()
+    without, _ = plain(batch)
+    views = model.see(batch)
+    _, decoded, _ = model.look(views)
+    wanted = F.normalize(siamese.other_view(views.crops), dim=-1)
+    contrast = 0
+    for hidden, query in zip(decoded.hidden, found[0].query.view(2, 4, 3), strict=True):
+        chosen = torch.stack([of_view[rows] for of_view, rows in zip(hidden, query, strict=True)])
+        cosines = torch.einsum("nrk,nsk->nrs", F.normalize(model.feature_align(chosen), dim=-1), wanted)
+        contrast += F.cross_entropy(cosines.flatten(0, 1) / 0.1, torch.arange(3).repeat(4))
+    torch.testing.assert_close(total - without, 0.5 * contrast, rtol=1e-3, atol=1e-3)
+    total.backward()
+    assert model.patch2query.weight.grad.abs().max() > 0
+
+
+def test_measuring_asks_each_view_for_the_regions_of_its_partner():
+    """A detector that answers every query with the right box is perfect."""
+    model, batch = build().eval(), random_batch()
+    views = model.see(batch)
+    right = torch.stack([target["boxes"] for target in siamese.region_targets(views.boxes, views.sizes)])
+    predict = model.detector.predict
+
+    def perfect(decoded):
+        boxes = right.repeat_interleave(2, dim=1).expand(2, -1, -1, -1)
+        return predict(decoded) | {"pred_boxes": boxes}
+
+    model.detector.predict = perfect
+    with torch.no_grad():
+        values = model.measure(batch)
+    assert {name: value.shape for name, value in values.items()} == dict.fromkeys(values, (2, 4 * 2))
+    assert values["recall"].min() == values["best_recall"].min() == 1
+    torch.testing.assert_close(values["matched_iou"], torch.ones(2, 8))
+    torch.testing.assert_close(values["others_iou"], values["chance_iou"])
+    places = (views.boxes / views.sizes.flip(-1).repeat(1, 2)[:, None])[:, 1:]
+    stay = [box_iou(a, b).diagonal() for a, b in zip(places, places.roll(2, 0), strict=True)]
+    torch.testing.assert_close(values["stay_iou"][0], torch.cat(stay))
