@@ -19,7 +19,7 @@ from models.checkpoints.hf_shared import SINGLE_SCALE
 from models.checkpoints.renaming import Renaming
 from models.conditional_transformer import ConditionalDecoderLayer
 from models.detr import DETR
-from models.interface import Decoded, Memory, check_widths
+from models.interface import ContentPlace, Decoded, Memory, check_widths
 from models.layers import MLP, TransformerLayer, full_precision, inverse_sigmoid, to_float32
 from models.position_encoding import sine_waves
 from models.transformer import Transformer, TransformerEncoderLayer
@@ -147,8 +147,10 @@ class DabTransformer(Transformer):
         self.decoder.bbox_embed = bbox_embed
         return class_embed, bbox_embed
 
-    def with_content(self, queries: Tensor, content: Tensor) -> Tensor:
+    def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
         """Learned anchor boxes [B, Q, 4] and what the decoder is to start from, ``content`` [B, Q, C] -> [B, Q, 4 + C].
+
+        ``into`` makes no difference: positions are made from the anchor boxes, so that content has one place alone.
 
         Raises:
             ValueError: other widths.
