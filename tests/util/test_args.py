@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-import engine
 import main_finetune
 import main_pretrain
 from models import DETECTORS
@@ -322,8 +321,3 @@ def test_the_fast_recipe_fills_what_is_not_typed():
 def test_what_measuring_and_the_recipe_cannot_work_with(argv, match):
     with pytest.raises(UserError, match=match):
         check_pretrain(pretrain(*argv), PRETRAIN, world_size=2)
-
-
-def test_the_warm_up_is_linear_and_ends_at_the_full_rate():
-    assert [round(engine.warm_up(step, 4), 2) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert engine.warm_up(0, 0) == 1

@@ -63,3 +63,9 @@ def test_nothing_is_left_of_a_finished_schedule():
     schedule.go_on_at(6, 2, 0)
     assert schedule.is_finished
     assert schedule.learning_rate_factor(6) == 0.1
+
+
+def test_the_warm_up_is_linear_and_ends_at_the_full_rate():
+    schedule = Schedule(8, 2, max_steps=8, lr_drop_step=6, warmup_steps=4)
+    factors = [round(schedule.learning_rate_factor(step), 3) for step in range(8)]
+    assert factors == [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1]
