@@ -309,9 +309,10 @@ def test_content_in_what_the_decoder_starts_with(detr):
     views = model.see(batch)
     queries = model.region_queries(views.regions)
     learned = model.detector.queries(4)
-    assert queries.shape == (4, 6, 64)
-    assert torch.equal(queries[..., :32], learned[..., :32])
-    start = queries[..., 32:] - (learned[..., 32:] if detr == "deformable" else 0)
+    positions = 4 if detr == "dab" else 32
+    assert queries.shape == (4, 6, positions + 32)
+    assert torch.equal(queries[..., :positions], learned[..., :positions])
+    start = queries[..., positions:] - (learned[..., positions:] if detr == "deformable" else 0)
     torch.testing.assert_close(start, model.patch2query(views.regions).repeat_interleave(2, dim=1))
     memory = model.detector.encode(views.features, views.mask)
     empty = model.detector.with_content(learned, torch.zeros(4, 6, 32), "tgt")
