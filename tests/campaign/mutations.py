@@ -76,9 +76,12 @@ def change_value(value: Any, rng: random.Random, by: Any) -> None:
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
-    places, waiting = [], [value]
+    places, waiting, seen = [], [value], set()
     while waiting:
         container = waiting.pop()
+        if id(container) in seen:  # containers may be shared, so that there are 2^60 ways to one
+            continue
+        seen.add(id(container))
         entries = container.items() if isinstance(container, dict) else enumerate(container)
         for key, inner in entries:
             places.append((container, key))

@@ -148,7 +148,7 @@ def long_work(images: Path, tmp_path: Path) -> Path:
 
 def test_sigterm_ends_cleanly_and_a_killed_parent_takes_its_workers_along(images: Path, tmp_path: Path) -> None:
     many = long_work(images, tmp_path)
-    for how, expected in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
+    for how, expected in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
         process = begin(many, tmp_path / "out", *SLOWLY)
         wait_until(lambda: (tmp_path / "out.parts").is_dir() and len(session(process.pid)) >= 3)  # noqa: B023
         process.send_signal(how)
