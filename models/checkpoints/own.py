@@ -40,9 +40,7 @@ def _parts(content: dict[str, Any]) -> dict[str, bool]:
         "stage": content["stage"] in ("pretrain", "finetune"),
         "model": isinstance(model, dict) and all(_is_named_tensor(*entry) for entry in model.items()),
         "args": isinstance(args, dict),
-        "categories": saved_categories(content["categories"]) is not None
-        if is_finetuned
-        else not content["categories"],
+        "categories": content.get("categories", 0) is None or saved_categories(content.get("categories")) is not None,
         "class head": not is_finetuned or (isinstance(model, dict) and num_class_logits(model) is not None),
         "train_images": images is None or (isinstance(images, list) and all(isinstance(name, str) for name in images)),
     }
