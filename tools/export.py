@@ -7,7 +7,8 @@ python tools/export.py --resume FILE detector.pt2 --dynamic       # for torch.ex
 The file takes pixel_values [B, 3, H, W] (RGB in [0, 1], less the mean, over the standard deviation of the file's
 metadata) and, with --dynamic, mask [B, H, W] (True where padded). It returns the detections, best first: boxes
 [B, N, 4] (x1, y1, x2, y2 as fractions of each image's width and height), scores [B, N] and labels [B, N]; the metadata
-names the labels. tools/run_onnx.py is an example that needs onnxruntime, numpy and Pillow alone.
+names the labels. A .pt2 file of a detector on four levels of maps wants images of more than 64 pixels a side.
+tools/run_onnx.py is an example that needs onnxruntime, numpy and Pillow alone.
 """
 
 from __future__ import annotations
