@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from datasets import build_detection, build_unlabelled
 from datasets.detection import DetectionDataset
+from datasets.images import MAX_PIXELS
 from datasets.loader import EpochBatchSampler, EvalSampler, collate_detection, make_loader
 from datasets.records import RecordBuilder
 from datasets.transforms import ToTensor, detection_train_transforms
@@ -119,6 +120,9 @@ def test_records_are_a_few_arrays(tmp_path):
     assert len(pickle.dumps(records)) < 2000 * (17 + 8 + 8 + 8 + 7 * (16 + 8 + 8 + 2)) + 2000
 
 
+READING = {"damaged": "error", "allow_truncated": False, "max_image_pixels": MAX_PIXELS}
+
+
 def arguments(**changes):
     names = "data_path train_ann train_images val_ann val_images voc_train voc_val".split()
     values = dict.fromkeys(names) | {
@@ -128,7 +132,7 @@ def arguments(**changes):
         "eval_max_size": 160,
         "seed": 0,
     }
-    return Namespace(**values | {"dataset_file": "coco"} | changes)
+    return Namespace(**values | {"dataset_file": "coco"} | READING | changes)
 
 
 def build(args, split, categories=None):
