@@ -96,6 +96,16 @@ def test_a_lost_process_costs_the_steps_since_the_last_save(data, tmp_path):
     assert [line["step"] for line in read_log(tmp_path, "train")] == list(range(1, 61))
 
 
+def test_no_process_trains_on_without_its_launcher(data, tmp_path):
+    plan = ["--max_steps", "5000", "--save_every_epochs", "0"]
+    process = begin(*LAUNCHER, "--nproc_per_node=1", *pretraining(data, tmp_path, *plan))
+    wait_until(lambda: steps_logged(tmp_path) >= 3)
+    process.kill()
+    _, told = process.communicate(timeout=60)  # which ends when all that write there have ended
+    assert "stopped by SIGTERM after step" in told
+    assert load_file(tmp_path / "checkpoint.pth")["step"] == steps_logged(tmp_path)
+
+
 def test_a_signal_while_evaluating_costs_nothing(data, tmp_path):
     argv = ["--data_path", data, "--output_dir", tmp_path, *COMMON, *DETECTOR, "--epochs", "1"]
     code = (

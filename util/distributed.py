@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -10,14 +11,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from util.signals import die_with_parent
+
 
 def init(device_type: str) -> None:
     """Join the process group that ``python -m torch.distributed.run`` describes in the environment, if any.
 
-    nccl on GPUs (one a process, chosen by LOCAL_RANK), gloo on CPUs.
+    nccl on GPUs (one a process, chosen by LOCAL_RANK), gloo on CPUs. The process ends, as by SIGTERM, when the launcher
+    does: it would train on unseen, with nobody to start the others anew.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGTERM)
     if device_type == "cuda":
         torch.cuda.set_device(local_rank())
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")

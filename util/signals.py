@@ -122,5 +122,13 @@ def protect_worker(_worker: int = 0) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_at_the_second)
-    if sys.platform == "linux":  # elsewhere PyTorch's own watchdog sees it after some seconds
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
+
+
+def die_with_parent(number: int) -> None:
+    """Let the system send this process signal ``number`` when its parent ends, however that ends. Linux only.
+
+    Elsewhere PyTorch's watchdog ends loading processes after some seconds.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

@@ -23,7 +23,7 @@ _UNLABELLED = "N/A"
 
 def is_supported(config: dict[str, Any]) -> bool:
     """Whether a configuration is that of a detector that this project has."""
-    return config.get("model_type") in _by_model_type()
+    return config.get("model_type") in list(_by_model_type())  # whatever the file has there
 
 
 def check_model_type(config: dict[str, Any], path: Path) -> None:

@@ -63,7 +63,9 @@ def change_value(value: Any, rng: random.Random, by: Any) -> None:
     places = list(_places(value))
     if not places:
         return
-    container, key = rng.choice(places)
+    # A container first: hundreds of weights would leave the few other values untouched.
+    container = rng.choice(list({id(container): container for container, _ in places}.values()))
+    key = rng.choice([key for inside, key in places if inside is container])
     kind = rng.choice(["replace", "replace", "replace", "remove", "rename", "repeat"])
     if kind == "remove":
         del container[key]

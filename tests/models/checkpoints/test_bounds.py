@@ -38,3 +38,10 @@ def test_a_preprocessor_does_not_decide_the_memory(tmp_path):
         else:
             with pytest.raises(CheckpointError, match=r"asks for images of 50000 pixels a side, at most 4096"):
                 read_checkpoint(tmp_path, {})
+
+
+@pytest.mark.parametrize("kind", [["detr"], {}, None, 7])
+def test_a_model_type_of_any_kind(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(CheckpointError, match="a Hugging Face model of type"):
+        read_checkpoint(tmp_path, {})
