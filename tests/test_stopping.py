@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from tests.processes import session, wait_until
@@ -18,7 +19,8 @@ from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
 from util.checkpoint import load_file
 
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1"]
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+# As many threads as here: sums are split among them, and runs are compared bit for bit.
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": str(torch.get_num_threads()), "GLOO_SOCKET_IFNAME": "lo"}
 
 
 @pytest.fixture(scope="module")
