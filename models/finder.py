@@ -23,9 +23,9 @@ from datasets.pretext.two_view import as_planes
 from models import PRETEXTS
 from models.checkpoints.open import Restored
 from models.detections import Detections
+from models.interface import Memory
 from models.predictor import Predictor
-from models.pretext.base import REGION_LABEL, RegionQueryTask, add_to_queries, pooled_features
-from models.transformer import Memory
+from models.pretext.base import REGION_LABEL, RegionQueryTask, pooled_features
 from util.box_ops import box_cxcywh_to_xyxy
 from util.errors import CheckpointError, UserError
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
@@ -142,7 +142,7 @@ class RegionFinder(Predictor):
         learned = self.detector.queries(batch_size)
         learned = learned[:, : learned.shape[1] // self.task.num_regions]
         content = shown.query.expand(batch_size, 1, -1)
-        decoded = self.detector.decode(memory, add_to_queries(self.detector, learned, content))
+        decoded = self.detector.decode(memory, self.task.queries_with_content(learned, content))
         outputs = self.detector.predict(decoded)
         scores = outputs["pred_logits"][-1].float().softmax(dim=-1)[..., REGION_LABEL]
         if self.task.feature_align is not None:

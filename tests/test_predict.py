@@ -19,9 +19,13 @@ from pycocotools.coco import COCO
 
 import main_finetune
 import main_predict
+from models.checkpoints.open import restore
+from models.finder import RegionFinder
 from models.predictor import load_detector
+from tests.conftest import ROOT
 from tests.predicting import save_predicting, save_pretrained, write_images
 from tests.tiny import write_data_set
+from tests.util.test_run_lock import HOLD
 from tools import convert_checkpoint
 from util.errors import CheckpointError, DataError, UserError
 from util.script import run_script
@@ -329,6 +333,28 @@ def test_pretraining_finds_what_is_shown(method, detr, tmp_path, images):
     assert first == pytest.approx([entry["score"] for entry in alone["annotations"]], abs=1e-5)
     with Image.open(tmp_path / "out" / "pictures" / "0.png") as picture:
         assert picture.width > 2 * 64
+
+
+@pytest.mark.parametrize("place", ["query_pos", "tgt"])
+def test_regions_are_asked_for_as_in_pretraining(place, tmp_path, images, monkeypatch):
+    checkpoint = save_pretrained("siamese", "deformable", tmp_path / "pre.pth", hidden_dim=64, content_in=place)
+    finder = RegionFinder(restore(checkpoint, {}), device="cpu")
+    finder.show(images / "0.png", (24, 16, 48, 32))
+    detector, asked = finder.detector, []
+    decode = detector.decode
+    monkeypatch.setattr(detector, "decode", lambda memory, queries: asked.append(queries) or decode(memory, queries))
+    finder(images / "1.png", threshold=0.0)
+    content = finder.shown[0].query.expand(1, 2, -1)
+    assert torch.equal(asked[0], detector.with_content(detector.queries(1)[:, :2], content, place))
+
+
+def test_two_runs_in_one_folder(checkpoint, images, tmp_path):
+    other = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(other, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {process.pid} on .* is writing there"):
+            predict(tmp_path, checkpoint, images)
+        process.kill()
 
 
 def test_untold_flags_reach_the_checkpoint(checkpoint, images, tmp_path):

@@ -103,11 +103,21 @@ class RegionQueryTask(PretextTask):
     Attributes:
         num_regions: R, regions an image, a divisor of the number Q of queries.
         patch2query: region feature [..., K] -> query content [..., C].
+        content_in: where contents enter the queries.
         feature_align: decoder output -> backbone feature of the region (None: no feature loss).
     """
 
-    def __init__(self, *, detector: DETR, criterion: SetCriterion, num_regions: int, feature_loss_coef: float) -> None:
+    def __init__(
+        self,
+        *,
+        detector: DETR,
+        criterion: SetCriterion,
+        num_regions: int,
+        feature_loss_coef: float,
+        content_in: ContentPlace = "query_pos",
+    ) -> None:
         super().__init__(detector=detector, criterion=criterion, feature_loss_coef=feature_loss_coef)
+        self.content_in = content_in
         width, feature_dim = detector.hidden_dim, sum(detector.backbone[0].num_channels)
         self.num_regions = num_regions
         self.patch2query = nn.Linear(feature_dim, width)
@@ -127,16 +137,31 @@ class RegionQueryTask(PretextTask):
         """
         return crops
 
-    def feature_term(self, decoded: Decoded, matching: Matching, features: Tensor) -> Tensor:
-        """The feature loss [L], unweighted; ``features`` [N, R, K] are those of each image's query regions."""
-        hidden = decoded.hidden[matching.layer, matching.image, matching.query]
-        return feature_loss(
-            self.feature_align(hidden),
-            features[matching.image, matching.target],
-            matching.layer,
-            len(decoded.hidden),
-            features[..., 0].numel(),
-        )
+    def queries_with_content(self, learned: Tensor, content: Tensor) -> Tensor:
+        """Learned queries [N, Q, D] that ask for regions with contents [N, R, C]: Q/R consecutive ones for each (R
+        divides Q).
+
+        Every image has queries of its own. The detector decides how a content enters a query
+        (:meth:`models.detr.DETR.with_content`).
+        """
+        content = content.repeat_interleave(learned.shape[1] // content.shape[1], dim=1)
+        return self.detector.with_content(learned, content, self.content_in)
+
+    def predicted_features(self, decoded: Decoded, matching: Matching) -> Tensor:
+        """The features [M, K] that the matched queries predict."""
+        return self.feature_align(decoded.hidden[matching.layer, matching.image, matching.query])
+
+    @staticmethod
+    def feature_term(predicted: Tensor, matching: Matching, features: Tensor, num_layers: int) -> Tensor:
+        """The feature loss [L], unweighted.
+
+        Args:
+            predicted: [M, K], from :meth:`predicted_features`.
+            features: [N, R, K], of each image's query regions.
+            num_layers: L.
+        """
+        wanted = features[matching.image, matching.target]
+        return feature_loss(predicted, wanted, matching.layer, num_layers, features[..., 0].numel())
 
 
 def pooled_features(backbone: Backbone, pictures: Tensor) -> Tensor:
@@ -144,16 +169,6 @@ def pooled_features(backbone: Backbone, pictures: Tensor) -> Tensor:
     no_padding = torch.zeros(len(pictures), *pictures.shape[-2:], dtype=torch.bool, device=pictures.device)
     maps = backbone(NestedTensor(pictures, no_padding))
     return torch.cat([to_float32(level.tensors).mean((-2, -1)) for level in maps], dim=-1)
-
-
-def add_to_queries(detector: DETR, learned: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
-    """Learned queries [N, Q, D] and region contents [N, R, C] -> queries, Q/R consecutive ones a region (R divides Q).
-
-    Every image has queries of its own. How a content enters a query is the detector's affair
-    (:meth:`models.detr.DETR.with_content`).
-    """
-    content = content.repeat_interleave(learned.shape[1] // content.shape[1], dim=1)
-    return detector.with_content(learned, content, into)
 
 
 def as_targets(boxes: list[Tensor] | Tensor, label: int) -> list[dict[str, Tensor]]:

@@ -25,7 +25,6 @@ from models.pretext.base import (
     NUM_REGIONS,
     REGION_LABEL,
     RegionQueryTask,
-    add_to_queries,
     as_targets,
     check_regions,
     feature_loss_coef,
@@ -71,7 +70,6 @@ class SiameseDETR(RegionQueryTask):
     ones, so that the other view of entry n is entry (n + B) mod 2B.
 
     Attributes:
-        content_in: where the features of a region enter the queries.
         contrast_loss_coef: weight of the contrastive feature loss, which needs the head of the feature loss; 0: none.
         global_head: agreement of the encoded views (None: no global discrimination).
     """
@@ -90,11 +88,14 @@ class SiameseDETR(RegionQueryTask):
     ) -> None:
         """``global_loss_coef`` 0 leaves that loss and its head out."""
         super().__init__(
-            detector=detector, criterion=criterion, num_regions=num_regions, feature_loss_coef=feature_loss_coef
+            detector=detector,
+            criterion=criterion,
+            num_regions=num_regions,
+            feature_loss_coef=feature_loss_coef,
+            content_in=content_in,
         )
         width = detector.hidden_dim
         self.query_jitter = query_jitter
-        self.content_in = content_in
         self.contrast_loss_coef = contrast_loss_coef
         self.global_loss_coef = global_loss_coef
         self.strides = detector.backbone[0].strides
@@ -137,12 +138,13 @@ class SiameseDETR(RegionQueryTask):
         targets = region_targets(views.boxes, views.sizes)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
-            feature = None
+            feature, num_layers = None, len(decoded.hidden)
             if self.feature_align is not None:
-                feature = self.feature_term(decoded, matching, other_view(views.crops))
+                predicted, crops = self.predicted_features(decoded, matching), other_view(views.crops)
+                feature = self.feature_term(predicted, matching, crops, num_layers)
             total, logs = self.sum_up(losses, feature, outputs, targets, matching)
             if self.contrast_loss_coef:
-                contrast = self.contrast_term(decoded, matching, other_view(views.crops))
+                contrast = self.contrast_term(predicted, matching, crops, num_layers)
                 logs["loss_contrast"] = contrast[-1]
                 total = total + self.contrast_loss_coef * contrast.sum()
             if self.global_head is not None:
@@ -171,15 +173,15 @@ class SiameseDETR(RegionQueryTask):
         elsewhere = torch.stack([target["boxes"] for target in stay])
         return values | measure_stay(elsewhere, wanted, len(confidence), first=1)
 
-    def contrast_term(self, decoded: Decoded, matching: Matching, features: Tensor) -> Tensor:
-        """The contrastive loss [L], unweighted; ``features`` [N, R, K] are those of each image's query regions."""
-        hidden = decoded.hidden[matching.layer, matching.image, matching.query]
+    @staticmethod
+    def contrast_term(predicted: Tensor, matching: Matching, features: Tensor, num_layers: int) -> Tensor:
+        """The contrastive loss [L], unweighted; arguments as in :meth:`feature_term`."""
         return contrastive_loss(
-            self.feature_align(hidden),
+            predicted,
             features[matching.image],
             matching.target,
             matching.layer,
-            len(decoded.hidden),
+            num_layers,
             features[..., 0].numel(),
         )
 
@@ -215,8 +217,7 @@ class SiameseDETR(RegionQueryTask):
 
     def region_queries(self, regions: Tensor) -> Tensor:
         """Region features [2B, R, K] -> queries of the detector [2B, Q, ...]: each region in Q/R consecutive ones."""
-        content = self.patch2query(regions)
-        return add_to_queries(self.detector, self.detector.queries(len(regions)), content, self.content_in)
+        return self.queries_with_content(self.detector.queries(len(regions)), self.patch2query(regions))
 
 
 def views_in_a_row(batch: TwoViewBatch) -> tuple[NestedTensor, Tensor, Tensor]:

@@ -20,7 +20,6 @@ from models.pretext.base import (
     NUM_REGIONS,
     REGION_LABEL,
     RegionQueryTask,
-    add_to_queries,
     as_targets,
     check_regions,
     feature_loss_coef,
@@ -72,7 +71,10 @@ class UPDETR(RegionQueryTask):
         targets = as_targets(batch.boxes, REGION_LABEL)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
-            feature = None if self.feature_align is None else self.feature_term(decoded, matching, patches)
+            feature = None
+            if self.feature_align is not None:
+                predicted = self.predicted_features(decoded, matching)
+                feature = self.feature_term(predicted, matching, patches, len(decoded.hidden))
             total, logs = self.sum_up(losses, feature, outputs, targets, matching)
         return total, {"loss": total, **logs}
 
@@ -109,7 +111,7 @@ class UPDETR(RegionQueryTask):
         if self.training and self.patch_dropout:
             kept = torch.rand(content.shape[:2], device=content.device) >= self.patch_dropout
             content = content * kept[..., None]
-        return add_to_queries(self.detector, learned, content)
+        return self.queries_with_content(learned, content)
 
 
 def build_up_detr(args: argparse.Namespace, detector: DETR) -> UPDETR:
