@@ -34,6 +34,7 @@ from util.logger import say, shows_progress
 from util.plot_utils import save_picture
 from util.precision import AMP_TYPES
 from util.prediction_files import RESULTS, ImageRecord, PredictionJournal, write_results
+from util.run_lock import locked
 from util.script import run_script
 from util.untold_args import add_untold_arguments
 
@@ -52,10 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     predictor = build_predictor(args)
     folder = Path(args.output_dir)
     make_writable(folder)
-    journal = PredictionJournal(folder, settings_of(args, predictor))
-    failures = predict(predictor, images, journal, args)
-    journal.close()
-    finish(predictor, images, journal, failures, args)
+    with locked(folder):
+        journal = PredictionJournal(folder, settings_of(args, predictor))
+        failures = predict(predictor, images, journal, args)
+        journal.close()
+        finish(predictor, images, journal, failures, args)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -41,9 +41,12 @@ def test_a_dead_holder_is_no_obstacle(holder, tmp_path):
 
 
 def test_a_run_after_another_takes_the_lock(tmp_path):
-    for _ in range(2):
-        with locked(tmp_path):
-            pass
+    with locked(tmp_path):
+        pass
+    after = subprocess.run(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, input="\n", capture_output=True, text=True, check=True
+    )
+    assert after.stdout == "held\n"
 
 
 def test_a_lock_file_that_says_nothing(holder, tmp_path):
