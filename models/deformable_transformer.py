@@ -22,18 +22,13 @@ from models.input_projection import NORM_GROUPS, LevelProjection
 from models.interface import ContentPlace, Decoded, Memory, check_widths
 from models.layers import MLP, LayerHeads, MultiheadAttention, TransformerLayer, full_precision, inverse_sigmoid
 from models.position_encoding import sine_waves
+from models.reference_points import anchors_of, as_box_logits, pixel_centres, valid_ratios
 from ops.module import MSDeformAttn
 from util.errors import UserError
 from util.records import Classification, DetectorRecord, Finetuning, Flag, Stage
 
 PIXEL_CENTRE = 0.5
 """What Deformable DETR subtracts from rows and columns counted from 1; the others subtract nothing."""
-
-PROPOSAL_SIZE = 0.05
-"""Side of the box that a position of the finest level starts from, relative to the image; it doubles per level."""
-
-PROPOSAL_LIMITS = (0.01, 0.99)
-"""A position proposes nothing if a coordinate of its first box lies outside these limits."""
 
 INITIAL_SIZE_LOGIT = -2.0
 """Without proposals, boxes start small: width and height of sigmoid(-2) = 0.12."""
@@ -155,14 +150,14 @@ class DeformableDecoder(nn.Module):
                 reference = self._refine(self.bbox_embed[index], tgt, references[-1])
         if self.bbox_embed is None:
             return Decoded(hidden=torch.stack(hidden), reference=references[0])
-        return Decoded(hidden=torch.stack(hidden), reference=torch.stack([_as_box_logits(x) for x in references]))
+        return Decoded(hidden=torch.stack(hidden), reference=torch.stack([as_box_logits(x) for x in references]))
 
     @staticmethod
     @torch.no_grad()
     def _refine(box_head: nn.Module, tgt: Tensor, reference: Tensor) -> Tensor:
         """A layer's boxes [B, Q, 4] in [0, 1], from its output and the logits of its references; no gradient."""
         with full_precision(tgt.device.type):
-            return (box_head(tgt.to(reference.dtype)) + _as_box_logits(reference)).sigmoid()
+            return (box_head(tgt.to(reference.dtype)) + as_box_logits(reference)).sigmoid()
 
 
 class DeformableTransformer(nn.Module):
@@ -267,7 +262,7 @@ class DeformableTransformer(nn.Module):
         # becomes 0.
         src = src.masked_fill(mask[..., None], 0.0)
         ratios = valid_ratios(mask, shapes, self.level_embed.dtype)
-        centres = torch.cat(_pixel_centres(ratios, shapes), dim=1)
+        centres = torch.cat(pixel_centres(ratios, shapes), dim=1)
         reference = centres[:, :, None] * ratios[:, None]  # [B, S, levels, 2]
         return Memory(self.encoder(src, positions, reference, mask, shapes), mask, positions, shapes)
 
@@ -312,7 +307,7 @@ class DeformableTransformer(nn.Module):
             ``pred_logits`` [1, B, S, K] and ``pred_boxes`` [1, B, S, 4]. Q is num_proposals, or S if S is smaller.
         """
         with full_precision(memory.tokens.device.type):
-            anchors, usable = _anchors(memory.mask, memory.shapes, self.level_embed.dtype)
+            anchors, usable = anchors_of(memory.mask, memory.shapes, self.level_embed.dtype)
             tokens = memory.tokens.to(self.level_embed.dtype).masked_fill(~usable[..., None], 0.0)
             tokens = self.enc_output_norm(self.enc_output(tokens))
             logits = self.decoder.class_embed[-1](tokens)
@@ -323,57 +318,6 @@ class DeformableTransformer(nn.Module):
             embedding = sine_waves(2 * math.pi * boxes, self.d_model // 2).flatten(-2)  # [B, Q, 2C]
             queries = self.pos_trans_norm(self.pos_trans(embedding))
             return queries, boxes, {"pred_logits": logits[None], "pred_boxes": box_logits.sigmoid()[None]}
-
-
-def valid_ratios(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> Tensor:
-    """The share of each level's width and height that is not padding: mask [B, S] -> [B, levels, 2]."""
-    ratios = []
-    for level in _split(mask, shapes):
-        width, height = (~level[:, 0]).sum(1).to(dtype), (~level[:, :, 0]).sum(1).to(dtype)
-        ratios.append(torch.stack([width / level.shape[2], height / level.shape[1]], dim=-1))
-    return torch.stack(ratios, dim=1)
-
-
-def _split(mask: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Mask [B, S] -> per level [B, H, W]."""
-    parts = mask.split([height * width for height, width in shapes], dim=1)
-    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _pixel_centres(ratios: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """(x, y) of each level's positions, per level [B, H * W, 2]; 0 and 1 are the edges of the unpadded image."""
-    centres = []
-    for level, (height, width) in enumerate(shapes):
-        x = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
-        y = torch.arange(height, device=ratios.device, dtype=ratios.dtype) + 0.5
-        x = x / (ratios[:, level, 0, None] * width)  # [B, W]
-        y = y / (ratios[:, level, 1, None] * height)  # [B, H]
-        grid = torch.stack([x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=-1)
-        centres.append(grid.flatten(1, 2))
-    return centres
-
-
-def _anchors(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The boxes that proposals start from: logits [B, S, 4] of cxcywh, and the positions [B, S] that propose a box.
-
-    The other positions have infinite logits: whatever the box head adds, their boxes are ones.
-    """
-    centres = _pixel_centres(valid_ratios(mask, shapes, dtype), shapes)
-    boxes = torch.cat(
-        [
-            torch.cat([centre, torch.full_like(centre, PROPOSAL_SIZE * 2.0**level)], dim=-1)
-            for level, centre in enumerate(centres)
-        ],
-        dim=1,
-    )
-    low, high = PROPOSAL_LIMITS
-    usable = ((boxes > low) & (boxes < high)).all(-1) & ~mask
-    return torch.logit(boxes).masked_fill(~usable[..., None], float("inf")), usable
-
-
-def _as_box_logits(reference: Tensor) -> Tensor:
-    """Logits of points or boxes [..., 2 or 4] -> [..., 4]; a point adds nothing to the size."""
-    return nn.functional.pad(reference, (0, 4 - reference.shape[-1]))
 
 
 def build_deformable(
