@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -69,6 +70,8 @@ def _child(task: Callable[[], None], told: int) -> None:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(told, 2)
+        # pytest's capture has replaced both by files of its own
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         # Above what the parent has mapped: PyTorch with CUDA reserves many gigabytes that it never touches.
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + BYTES, mapped + BYTES))
@@ -84,4 +87,5 @@ def _child(task: Callable[[], None], told: int) -> None:
 
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
+        sys.stderr.flush()
         os._exit(status)
