@@ -195,10 +195,10 @@ def test_a_year_as_the_single_folder(tmp_path):
 def test_sets_that_are_not_there(tmp_path):
     devkit(tmp_path)
     for place, spec, message in [
-        (tmp_path, "2007:train", r"VOC2007/ImageSets/Main/train\.txt: no such image set; the folder has: test, trainval"),
+        (tmp_path, "2007:train", r"VOC2007/ImageSets/Main/train\.txt: no such image set.*has: test, trainval"),
         (tmp_path, "2010:test", "no VOC data set for 2010:test here"),
         (tmp_path, "test", "write, for example, 2007:test"),
-        (tmp_path / "VOC2007", "2012:test", "not that of the year 2012"),
+        (tmp_path / "VOC2007", "2012:test", "a single folder, not VOC2012"),
         (tmp_path / "VOC2012", None, r"VOC2012/ImageSets/Main/test\.txt: no such image set"),
         (tmp_path / "nowhere", None, "no such folder"),
     ]:
