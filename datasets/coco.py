@@ -286,9 +286,7 @@ def _check(args: argparse.Namespace, splits: Sequence[str]) -> None:
 
 def _file_flags(split: str) -> tuple[Flag, Flag]:
     return (
-        Flag(
-            name=f"{split}_ann", help="annotations in COCO's format", options={"metavar": "FILE"}, is_place=True
-        ),
+        Flag(name=f"{split}_ann", help="annotations in COCO's format", options={"metavar": "FILE"}, is_place=True),
         Flag(name=f"{split}_images", help="the images they name", options={"metavar": "DIR"}, is_place=True),
     )
 

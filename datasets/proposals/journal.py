@@ -68,7 +68,7 @@ class Journal:
             # This lock belongs to this process only: workers do not inherit it, so they cannot hold it after its death.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.done = self._recover(plan)
-        except (BlockingIOError, PermissionError):  # the lock is taken; other errors (a full disk, say) are raised as they are
+        except (BlockingIOError, PermissionError):  # the lock is taken; other errors are raised as they are
             self._file.close()
             raise DataError(f"{path}: another process is working on this shard; wait for it or stop it") from None
         except BaseException:
