@@ -13,7 +13,7 @@ case "$method" in
     scratch) flags=() ;;
     *) echo "usage: $0 up_detr|detreg|scratch vanilla|conditional|deformable" >&2; exit 2 ;;
 esac
-images=2  # finetuned on, for each GPU
+images=2  # per GPU, in finetuning
 [ "$detr" != deformable ] || images=4
 start=(--detr "$detr" --backbone resnet50 --backbone_weights "$SWAV")
 if [ "$method" != scratch ]; then

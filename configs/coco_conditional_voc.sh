@@ -5,8 +5,8 @@
 set -euo pipefail
 python -m torch.distributed.run --nproc_per_node=8 main_pretrain.py \
     --dataset_file coco --data_path "$COCO" --detr conditional --backbone resnet50 \
-    --backbone_weights "$SWAV" --proposals edgebox --proposal_dir "$PROPOSALS" --batch_size 8 --num_workers 8 --amp bf16 --resume auto \
-    --output_dir out/coco_conditional
+    --backbone_weights "$SWAV" --proposals edgebox --proposal_dir "$PROPOSALS" --batch_size 8 --num_workers 8 \
+    --amp bf16 --resume auto --output_dir out/coco_conditional
 python -m torch.distributed.run --nproc_per_node=8 main_finetune.py \
     --dataset_file voc --data_path "$VOC" --pretrain out/coco_conditional/checkpoint.pth \
     --batch_size 2 --num_workers 8 --resume auto --output_dir out/coco_conditional_voc

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Our recipe for short pretraining, not the paper's: a folder of photographs -> your own labelled images, on one GPU or CPU.
+# Our recipe for short pretraining, not the paper's: a folder of photographs -> your own labelled images; one GPU or CPU.
 #   PHOTOS=... BACKBONE=... DATA=... bash configs/fast.sh conditional|deformable
-# PHOTOS: a folder of images without labels. BACKBONE: timm's weights of EfficientNet-Lite0. DATA: root of a set in
+# PHOTOS: folder of images without labels. BACKBONE: timm's weights of EfficientNet-Lite0. DATA: root of a data set in
 # COCO's layout. Regions are EdgeBoxes.
 set -euo pipefail
 detr="${1:-}"

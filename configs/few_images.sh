@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Finetuning on 1, 2, 5 and 10 % of COCO's labelled images: bash configs/few_images.sh PRETRAINED_CHECKPOINT
-# COCO: root of the data set. The same --seed draws the same images for every checkpoint; schedules keep the number of
-# steps of 50 epochs on one tenth. One GPU.
+# COCO: root of the data set. The same --seed draws the same images for every checkpoint. Every fraction is trained for
+# as many steps as 50 epochs on 10 % have. One GPU.
 set -euo pipefail
 for fraction in 0.01 0.02 0.05 0.1; do
     python main_finetune.py --dataset_file coco --data_path "$COCO" --pretrain "$1" --train_fraction "$fraction" \

@@ -1,4 +1,4 @@
-"""Data sets, built from command-line arguments; a format is a file of its own and is entered here."""
+"""Data sets, built from command-line arguments. Each format is one file, listed in :data:`DATASETS`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def build_detection(
     Args:
         args: dataset_file, data_path, the format's own flags, scales, max_size, eval_size, eval_max_size,
             seed, damaged, max_image_pixels, allow_truncated.
-        mean, std: of the channels, what the backbone wants.
-        categories: those of the training set, which an evaluation must keep to.
+        mean, std: per channel, as the backbone expects them.
+        categories: those of the training set; None: those of the data set itself.
 
     Raises:
-        UserError: the data set is not there or damaged.
+        UserError: the data set is missing or damaged.
     """
     records = DATASETS[args.dataset_file].read_labelled(args, split, categories)
     if split == "train":
@@ -49,7 +49,7 @@ def build_detection(
 
 
 def reading_of(args: Namespace) -> Reading:
-    """Which image files are taken: max_image_pixels and allow_truncated of ``args``."""
+    """Which image files are accepted: max_image_pixels and allow_truncated of ``args``."""
     return Reading(args.max_image_pixels, args.allow_truncated)
 
 
@@ -58,9 +58,9 @@ def build_unlabelled(args: Namespace, split: str = "train") -> UnlabelledImages:
 
     Args:
         args: dataset_file, data_path and the format's own flags.
-        split: "train" or "val"; a folder of images has but one.
+        split: "train" or "val"; ignored for a folder of images.
 
     Raises:
-        UserError: no images there.
+        UserError: no images were found.
     """
     return DATASETS[args.dataset_file].read_unlabelled(args, split)

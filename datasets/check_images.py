@@ -1,4 +1,4 @@
-"""Reading every image once before training, so that a damaged one is not met after hours."""
+"""Reads every image once before training, so that a damaged one does not stop the run after hours."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from util.logger import say, shows_progress
 from util.signals import protect_worker
 
 FEW = 2_000
-"""So many images are read in seconds, and checked unless the user says otherwise."""
+"""Data sets of at most this size are checked by default: it takes seconds."""
 
 ALONE = 100
-"""So few are read before loading processes would have started."""
+"""At most this many images are read without worker processes: starting those would take longer."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is wrong with an image; ``reason`` None: its end is missing and it is read nevertheless."""
+    """What is wrong with an image. ``reason`` None: the end of its file is missing, but the rest is used."""
 
     index: int
     path: str
@@ -42,7 +42,7 @@ class Checking(Dataset):
     Args:
         paths: of all images.
         sizes: [n, 2] (width, height) as annotated, or None.
-        reading: which files are taken.
+        reading: which files are accepted.
     """
 
     def __init__(self, paths: Sequence[Path], sizes: np.ndarray | None, reading: Reading) -> None:
@@ -84,29 +84,29 @@ class ImageFiles(Protocol):
 def usable_images(
     images: ImageFiles, sizes: np.ndarray | None, reading: Reading, args: argparse.Namespace, name: str
 ) -> np.ndarray | None:
-    """Check a data set as the flags say. Collective.
+    """Check a data set as the flags say. Every process must call this.
 
     Args:
         sizes: [n, 2] (width, height) as annotated, or None.
         args: check_images, damaged, allow_truncated, num_workers, output_dir.
-        name: of the set, for messages and for the list NAME_damaged.json in the output folder.
+        name: of the data set, for messages and for the list NAME_damaged.json in the output folder.
 
     Returns:
-        Indices [m] int64 of the images to take, or None: all.
+        Indices [m] int64 of the images to use, or None: all.
 
     Raises:
-        DataError: images cannot be used, and ``--damaged`` is "error"; or none is left.
+        DataError: some images cannot be used and ``--damaged`` is "error", or no image is left.
     """
     is_asked_for = args.damaged == "skip" or args.allow_truncated
     if args.check_images == "none" and not is_asked_for:
         return None
     if args.check_images == "auto" and len(images) > FEW and not is_asked_for:
-        say(f"{name}: {len(images)} images are not read beforehand; --check_images reads each once, in parallel")
+        say(f"{name}: {len(images)} images are not checked before training; --check_images reads each of them once")
         return None
     found = check(Checking([images.path(index) for index in range(len(images))], sizes, reading), args, name)
     damaged = [one for one in found if one.reason is not None]
     if len(found) > len(damaged):
-        say(f"{name}: {len(found) - len(damaged)} JPEG files whose end is missing are read, with grey in its place")
+        say(f"{name}: the end of {len(found) - len(damaged)} JPEG files is missing; the missing part is grey")
     if not damaged:
         return None
     _report(damaged, len(images), args, name)
@@ -114,7 +114,7 @@ def usable_images(
 
 
 def check(dataset: Checking, args: argparse.Namespace, name: str) -> list[Found]:
-    """What is wrong in a whole data set, in order; every process reads its share. Collective."""
+    """What is wrong in a whole data set, in order of index. Every process must call this and reads its share."""
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     loader = DataLoader(
         dataset,
@@ -123,7 +123,7 @@ def check(dataset: Checking, args: argparse.Namespace, name: str) -> list[Found]
         collate_fn=_as_it_is,
         num_workers=0 if len(own) <= ALONE else args.num_workers,
         worker_init_fn=protect_worker,
-        generator=torch.Generator(),  # of the seeds of workers: the global random state is left alone
+        generator=torch.Generator(),  # seeds the workers, so that the global random state stays as it is
     )
     bar = tqdm(loader, desc=f"check {name}", unit="images", total=len(own), leave=False, disable=not shows_progress())
     found = [one for one in bar if one is not None]
@@ -135,14 +135,14 @@ def _as_it_is(found: Found | None) -> Found | None:
 
 
 def _report(damaged: list[Found], total: int, args: argparse.Namespace, name: str) -> None:
-    """Say which images cannot be used; raises DataError if that is an error."""
+    """Print which images cannot be used; raise DataError if ``--damaged`` is "error" or none is left."""
     for one in damaged:
         say(f"  {one.path}: {one.reason}")
     first = f"the first is {damaged[0].path}: {damaged[0].reason}"
     if args.damaged == "error":
         raise DataError(
             f"{len(damaged)} of {total} images of {name} cannot be used, all are listed above; {first}; "
-            "or leave such images out by --damaged skip"
+            "or skip such images with --damaged skip"
         )
     if len(damaged) == total:
         raise DataError(f"no image of {name} can be used; {first}")
@@ -150,4 +150,4 @@ def _report(damaged: list[Found], total: int, args: argparse.Namespace, name: st
     if distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json([{"path": one.path, "reason": one.reason} for one in damaged], path)
-    say(f"{len(damaged)} of {total} images of {name} are left out, as listed in {path}")
+    say(f"{len(damaged)} of {total} images of {name} are skipped; {path} lists them")

@@ -1,4 +1,4 @@
-"""Detection data sets in COCO's form: a folder of images and one JSON file of annotations."""
+"""Detection data sets in COCO's format: a folder of images and one JSON file of annotations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from util.inputs import NotJson, Unreadable, read_json
 from util.records import DETECTION_SCALES, DataRecord, Flag
 from util.resources import MOST_CLASSES_WITHOUT_BOXES
 
-_LARGEST_NUMBER = 1e9  # no coordinate in pixels, nor an area in them, is beyond this (nor NaN, nor infinite)
+_LARGEST_NUMBER = 1e9  # larger coordinates or areas (pixels) are errors in the file, as are NaN and infinity
 _IDS_AND_NAMES = (
     "1 person 2 bicycle 3 car 4 motorcycle 5 airplane 6 bus 7 train 8 truck 9 boat 10 traffic_light 11 fire_hydrant "
     "13 stop_sign 14 parking_meter 15 bench 16 bird 17 cat 18 dog 19 horse 20 sheep 21 cow 22 elephant 23 bear "
@@ -37,7 +37,7 @@ def coco_paths(data_path: str | Path, split: str) -> tuple[Path, Path]:
     """Annotation file and image folder of ``split`` ("train" or "val") in COCO's usual layout.
 
     Raises:
-        DataError: neither with nor without the year; the message lists what was looked for.
+        DataError: not found, neither with nor without the year; the message lists what was looked for.
     """
     tried = []
     for name in (f"{split}2017", split):
@@ -52,10 +52,10 @@ def coco_paths(data_path: str | Path, split: str) -> tuple[Path, Path]:
 
 
 def coco_image_folder(data_path: str | Path, split: str) -> Path:
-    """Folder of the images of ``split`` ("train" or "val"), which need no annotations.
+    """Image folder of ``split`` ("train" or "val") in COCO's usual layout; annotations are not needed.
 
     Raises:
-        DataError: neither with nor without the year.
+        DataError: not found, neither with nor without the year.
     """
     for name in (f"{split}2017", split):
         if (Path(data_path) / name).is_dir():
@@ -71,15 +71,18 @@ def read_coco(
 ) -> DetectionRecords:
     """Read and check an annotation file.
 
-    Labels: the raw category ids where the categories are exactly COCO's 80 (the numbering of the public checkpoints),
-    else 0..K-1 in order of id. ``categories`` (of the training set, say) fixes them instead, and annotations may use no
-    others. Images come in order of id, also those without boxes. ``check_files``: missing image files are an error.
+    Labels are the raw category ids if the categories are exactly COCO's 80 (as in the public checkpoints), else 0..K-1
+    in order of id. ``categories``, for example those of the training set, fix the labels instead; other categories are
+    then an error. Images come in order of id, including those without boxes.
 
-    An "area" that none can be (0, negative, true) is replaced by that of the box.
+    An "area" that is 0, negative or ``true`` is replaced by the area of the box.
+
+    Args:
+        check_files: raise an error if image files are missing.
 
     Raises:
-        DataError: no such file or folder, not JSON, missing or malformed entries, numbers that are not, unknown image
-            or category ids, missing image files; the message names the file and the entry.
+        DataError: no such file or folder, not JSON, missing or malformed entries, numbers that are not finite, unknown
+            image or category ids, missing image files; the message names the file and the entry.
     """
     images_dir, ann_file = Path(images_dir), Path(ann_file)
     content = _read_json(ann_file)
@@ -88,8 +91,8 @@ def read_coco(
     label_of_id = {category["id"]: category["label"] for category in categories}
     if len(categories) > max(MOST_CLASSES_WITHOUT_BOXES, len(annotations)) and fixed is None:
         raise DataError(
-            f"{ann_file}: {len(categories)} categories for {len(annotations)} boxes: no detector learns so many, and "
-            "its class head alone would fill the memory; list those that occur"
+            f"{ann_file}: {len(categories)} categories for {len(annotations)} boxes are too many: the class head alone "
+            'would fill the memory; list in "categories" only those that occur'
         )
 
     builder = RecordBuilder()
@@ -110,18 +113,18 @@ def read_coco(
 
 
 def _notes(annotations: list[dict]) -> list[str]:
-    """What is unusual about the annotations as a whole; they are checked already."""
+    """What is unusual about the annotations as a whole, once each of them has been checked."""
     notes = []
     unusable = sum(_is_unusable_area(annotation.get("area")) for annotation in annotations)
     if unusable:
-        notes.append(f'{unusable} of {len(annotations)} boxes have an "area" of 0 or less, or true: their own is taken')
+        notes.append(f'{unusable} of {len(annotations)} boxes have an "area" that cannot be; width * height is used')
     if annotations and all(max(annotation["bbox"]) <= 1 for annotation in annotations):
-        notes.append("all boxes lie between 0 and 1: they look normalised, and COCO's are in pixels")
+        notes.append("all boxes lie between 0 and 1: they look normalised, but COCO's format wants pixels")
     return notes
 
 
 def _is_unusable_area(area: float | None) -> bool:
-    """Whether an "area" is given that no object has."""
+    """Whether an "area" is given that no object can have."""
     return area is not None and (isinstance(area, bool) or area <= 0)
 
 
@@ -239,7 +242,7 @@ def _add_annotation(
 
 
 def _check_image_files(records: DetectionRecords, ann_file: Path) -> None:
-    """Compare the images with one listing of every folder that they name; cheaper than asking for each file."""
+    """Look for the image files. Listing each folder once is faster than asking for each file."""
     listings: dict[str, set[str]] = {}
     missing = []
     for path in records.paths:
@@ -252,7 +255,7 @@ def _check_image_files(records: DetectionRecords, ann_file: Path) -> None:
     if missing:
         raise DataError(
             f"{ann_file}: {len(missing)} of its {len(records)} images are missing in {records.root}, "
-            f"the first is {missing[0]}"
+            f"the first is {missing[0]}; check that this is the right folder"
         )
 
 
@@ -268,7 +271,7 @@ def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:
 
 
 def _typed_files(args: argparse.Namespace, split: str) -> tuple[str | None, str | None]:
-    """Annotation file and image folder as the flags name them."""
+    """Annotation file and image folder that the flags of ``split`` name, or None."""
     return getattr(args, f"{split}_ann"), getattr(args, f"{split}_images")
 
 
@@ -276,16 +279,14 @@ def _check(args: argparse.Namespace, splits: Sequence[str]) -> None:
     for split in ("train", "val"):
         annotations, images = _typed_files(args, split)
         if (annotations is None) != (images is None):
-            raise UserError(f"--{split}_ann FILE and --{split}_images DIR go together")
+            raise UserError(f"--{split}_ann FILE and --{split}_images DIR go together: pass both or neither")
         if annotations is None and args.data_path is None and split in splits:
-            raise UserError(f"--data_path DIR is needed, or --{split}_ann FILE with --{split}_images DIR")
+            raise UserError(f"pass --data_path DIR, or --{split}_ann FILE with --{split}_images DIR")
 
 
 def _file_flags(split: str) -> tuple[Flag, Flag]:
     return (
-        Flag(
-            name=f"{split}_ann", help="COCO-format annotations, any place", options={"metavar": "FILE"}, is_place=True
-        ),
+        Flag(name=f"{split}_ann", help="annotations in COCO's format", options={"metavar": "FILE"}, is_place=True),
         Flag(name=f"{split}_images", help="the images they name", options={"metavar": "DIR"}, is_place=True),
     )
 

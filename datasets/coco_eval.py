@@ -1,4 +1,4 @@
-"""Scores of detections: the metrics of COCO and, for VOC data sets, of PASCAL VOC."""
+"""Metrics of detections: COCO's and, for VOC data sets, those of PASCAL VOC too."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from datasets.voc_eval import BoxTable, ground_truth_table, voc_average_precisio
 from util.distributed import all_gather_object
 
 DIFFICULT = "counted in AP, AP50, ... and per_class; ignored in voc"
-"""What becomes of objects marked ``difficult``: the papers score VOC by COCO's code, the devkit by its own."""
+"""How objects marked ``difficult`` are treated: the papers score VOC with COCO's code, the devkit with its own."""
 
 COCO_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
 
 class LabelledDataset(Protocol):
-    """What an evaluator needs to know of a data set.
+    """What an evaluator needs to know about a data set.
 
     Attributes:
-        coco: images, annotations (with bbox, area, iscrowd; ``difficult`` where it applies) and categories. No
-            annotation has the id 0, which COCOeval takes for "unmatched".
-        categories: ``{"label", "id", "name"}`` of each class, label being what detections hold.
+        coco: images, annotations (with bbox, area, iscrowd; ``difficult`` in VOC) and categories. No annotation has the
+            id 0, because COCOeval reads it as "unmatched".
+        categories: ``{"label", "id", "name"}`` of each class; ``label`` is what detections hold.
         metric: ``"coco"`` or ``"voc"``.
     """
 
@@ -40,8 +40,8 @@ class LabelledDataset(Protocol):
 class DetectionEvaluator:
     """Collects detections image by image and scores them against a whole data set.
 
-    Images without detections count as missed. Scores are fractions; -1 stands, as in pycocotools, where there is no
-    ground truth to score (a category or size that does not occur).
+    All objects of an image without detections count as missed. Scores are fractions; as in pycocotools, -1 means that
+    there is no ground truth to score (a category or size that does not occur).
     """
 
     def __init__(self, dataset: LabelledDataset) -> None:
@@ -52,14 +52,14 @@ class DetectionEvaluator:
         self._detections: dict[int, np.ndarray] = {}  # image id -> [N, 6]: xyxy, score, label
 
     def update(self, image_ids: list[int], results: list[dict[str, Tensor]]) -> None:
-        """Add detections. An image that was added before gets the new ones instead.
+        """Add the detections of images. They replace earlier ones of the same images.
 
-        Detections whose label is no category are dropped: with COCO's raw ids as labels, a detector has
-        logits for the eleven ids that COCO left out.
+        Detections whose label is not a category are dropped: with COCO's raw ids as labels, a detector also has
+        logits for the eleven ids that COCO does not use.
 
         Args:
-            image_ids: of the images, as in the annotations.
-            results: of each image scores [N], labels [N] and boxes [N, 4] xyxy in pixels of the original image.
+            image_ids: as in the annotations.
+            results: per image scores [N], labels [N] and boxes [N, 4] xyxy in pixels of the original image.
 
         Raises:
             KeyError: an image does not belong to the data set.
@@ -76,7 +76,7 @@ class DetectionEvaluator:
             self._detections[image_id] = found[np.isin(found[:, 5], list(self._category_ids))]
 
     def synchronize(self) -> None:
-        """Share the detections of all processes, so that each has them all; every image counts once. Collective.
+        """Give every process the detections of all processes; each image counts once. Every process must call this.
 
         Raises:
             FloatingPointError: a detection is not finite (pycocotools would count NaN boxes as hits).
@@ -86,16 +86,16 @@ class DetectionEvaluator:
             for image_id, found in detections.items():
                 gathered.setdefault(image_id, found)
         if not all(np.isfinite(found).all() for found in gathered.values()):
-            raise FloatingPointError("the detector's predictions are NaN or infinite: its weights are damaged")
+            raise FloatingPointError("the detector predicts NaN or infinite values: its weights are damaged")
         self._detections = gathered
 
     def summarize(self) -> dict[str, Any]:
-        """Score what this process knows (call :meth:`synchronize` before, if there are several).
+        """Score the detections of this process (with several processes, call :meth:`synchronize` first).
 
         Returns:
             COCO's AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 and ``per_class: {name: {AP, AP50}}``. For VOC
-            data sets also the devkit's ``voc: {mAP50, mAP50_11point, per_class: {name: {AP50, AP50_11point}}}``, and
-            ``difficult``: :data:`DIFFICULT`.
+            data sets also the devkit's ``voc: {mAP50, mAP50_11point, per_class: {name: {AP50, AP50_11point}}}`` and
+            ``difficult`` (:data:`DIFFICULT`).
         """
         detections = self._detection_table()
         summary = self._coco_summary(detections)
@@ -106,7 +106,7 @@ class DetectionEvaluator:
 
     @staticmethod
     def table(summary: dict[str, Any]) -> str:
-        """The numbers of :meth:`summarize` in percent, a line a class; a dash where there is nothing to score."""
+        """The numbers of :meth:`summarize` in percent, one line per class; a dash if there is nothing to score."""
         headline = "  ".join(f"{name} {_percent(summary[name])}" for name in COCO_STATISTICS)
         rows = [["class", "AP", "AP50"]]
         rows += [[name, *map(_percent, scores.values())] for name, scores in summary["per_class"].items()]
@@ -126,7 +126,7 @@ class DetectionEvaluator:
         return "\n".join([headline, "", *lines])
 
     def _detection_table(self) -> BoxTable:
-        # In order of image id, so that equal scores are in the same order however many processes there were.
+        # Sorted by image id, so that detections of equal score keep their order for any number of processes.
         image_ids = sorted(self._detections)
         found = [self._detections[image_id] for image_id in image_ids]
         rows = np.concatenate([np.zeros((0, 6)), *found])
@@ -146,7 +146,7 @@ class DetectionEvaluator:
             evaluation.summarize()
         summary: dict[str, Any] = dict(zip(COCO_STATISTICS, map(float, evaluation.stats), strict=False))
 
-        # [IoU threshold (the first is 0.5), recall, category, area (the first is all), detections an image]
+        # [IoU threshold (the first is 0.5), recall, category, area (the first is all), detections per image]
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         place = {int(category_id): k for k, category_id in enumerate(evaluation.params.catIds)}
         summary["per_class"] = {
@@ -172,7 +172,7 @@ class DetectionEvaluator:
 
 
 def _as_coco(ground_truths: COCO, detections: BoxTable) -> COCO:
-    """Detections in the form that COCOeval wants; pycocotools' own loadRes cannot take an empty list."""
+    """Detections in the form that COCOeval expects. (pycocotools' own loadRes fails on an empty list.)"""
     sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
     annotations = [
         {

@@ -21,8 +21,8 @@ from util.distributed import is_main
 class DetectionDataset(Dataset):
     """``dataset[(epoch, index)]`` -> (image, target), a function of the seed, the epoch and the index alone.
 
-    The image is what ``transforms`` makes of it, float32 [3, H, W]; the target a dictionary of
-        boxes: float32 [T, 4], cxcywh normalised by (W, H); groups ("crowd") are left out,
+    The image is float32 [3, H, W], the result of ``transforms``; the target is a dictionary of
+        boxes: float32 [T, 4], cxcywh normalised by (W, H), without groups ("crowd"),
         labels: int64 [T],
         image_id: int64 [],
         orig_size: int64 [2], (height, width) of the upright file,
@@ -30,10 +30,10 @@ class DetectionDataset(Dataset):
 
     Attributes:
         categories: see :class:`DetectionRecords`.
-        metric: "coco" or "voc", how the data set is evaluated.
+        metric: "coco" or "voc": how the data set is evaluated.
 
     Raises (on reading a sample):
-        DataError: an image that cannot be read or has another size than annotated; the message names the file.
+        DataError: the image cannot be read or does not have the annotated size; the message names the file.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class DetectionDataset(Dataset):
 
     @property
     def num_objects(self) -> int:
-        """Boxes to train on in the whole data set."""
+        """Number of boxes to train on in the whole data set."""
         return int((~self.records.crowd).sum())
 
     @property
     def num_labels(self) -> int:
-        """One more than the largest label; 91 for COCO, whose labels are its raw ids."""
+        """The largest label plus one; 91 for COCO, whose labels are its raw ids."""
         return max(category["label"] for category in self.categories) + 1
 
     @cached_property
     def coco(self) -> COCO:
-        """The usable boxes as pycocotools' evaluation wants them: bbox xywh in pixels.
+        """The usable boxes in the form that pycocotools evaluates: bbox xywh in pixels.
 
-        Objects marked ``difficult`` count as all others in COCO's scores; the devkit's ignore them.
+        Objects marked ``difficult`` count like all others in COCO's scores; the devkit's scores ignore them.
 
-        Annotations are numbered anew from 1, since that evaluation takes the id 0 for "unmatched".
+        Annotations get new ids from 1 on, because pycocotools reads the id 0 as "unmatched".
         """
         id_of_label = {category["label"]: category["id"] for category in self.categories}
         coco = COCO()

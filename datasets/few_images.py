@@ -1,4 +1,4 @@
-"""Training on some of the labelled images, as papers on pretraining report it."""
+"""Training on a part of the labelled images, as papers on pretraining report it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from util.errors import DataError
 
 
 def draw_fraction(records: DetectionRecords, fraction: float, seed: int) -> np.ndarray:
-    """Indices [m] int64, ascending, of a share of the images that have something to train on; at least one.
+    """Indices [m] int64, ascending, of a random fraction of the images that have boxes to train on; at least one.
 
-    ``seed`` and the data set alone decide which; a larger share drawn by the same seed holds the smaller one.
+    The choice depends on ``seed`` and the data set only. With one seed, a larger fraction contains the smaller one.
     """
     labelled = np.unique(records.image_of_box()[~records.crowd])
     count = max(1, round(fraction * len(labelled)))
@@ -19,10 +19,10 @@ def draw_fraction(records: DetectionRecords, fraction: float, seed: int) -> np.n
 
 
 def draw_per_class(records: DetectionRecords, count: int, seed: int) -> np.ndarray:
-    """Indices [m] int64, ascending, of ``count`` images for each class, of all its images where there are fewer.
+    """Indices [m] int64, ascending, of ``count`` random images per class, or of all if the class has fewer.
 
-    An image that was drawn for one class may show others, too: of a class there are at least as many images.
-    ``seed`` and the data set alone decide which.
+    An image that was drawn for one class may show others too, so a class may get more than ``count`` images.
+    The choice depends on ``seed`` and the data set only.
     """
     image_of_box = records.image_of_box()
     drawn = [np.empty(0, dtype=np.int64)]
@@ -37,10 +37,10 @@ def find_images(records: DetectionRecords, paths: list[str]) -> np.ndarray:
     """Indices [m] int64 of the images ``paths`` (relative to the root), in that order.
 
     Raises:
-        DataError: one of them is not in the data set; the message names it.
+        DataError: an image is not in the data set; the message names it.
     """
     index_of = {path: index for index, path in enumerate(records.relative_paths())}
     missing = next((path for path in paths if path not in index_of), None)
     if missing is not None:
-        raise DataError(f"{records.source}: {missing} is not in it, which the resumed run was trained on")
+        raise DataError(f"{records.source}: the resumed run was trained on {missing}, which is not in this data set")
     return np.array([index_of[path] for path in paths], dtype=np.int64)

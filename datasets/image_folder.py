@@ -1,4 +1,4 @@
-"""Images without labels, to pretrain on: those of a flat or nested folder, or of a labelled data set."""
+"""Images without labels for pretraining: those of a flat or nested folder, or of a labelled data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from util.records import DataRecord
 class UnlabelledImages:
     """A root folder and the paths of n images relative to it, packed into one array.
 
-    ImageNet's 1.3 million paths so take some 40 MB, shared by all workers.
+    In this form ImageNet's 1.3 million paths take about 40 MB, which all workers share.
     """
 
     def __init__(self, root: str | Path, relative_paths: list[str]) -> None:
@@ -30,7 +30,7 @@ class UnlabelledImages:
         return cls(folder, list_images(folder))
 
     def select(self, indices: np.ndarray) -> UnlabelledImages:
-        """The images ``indices`` [m] int64 alone."""
+        """Only the images ``indices`` [m] int64."""
         chosen = copy.copy(self)
         chosen._paths = self._paths[indices]
         return chosen

@@ -1,4 +1,4 @@
-"""Image files: finding them in a folder and reading any kind of them as upright 8-bit RGB."""
+"""Image files: finding them in a folder and reading files of any format as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from util.inputs import Unreadable, require_file
 _EXTENSIONS = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp"
 IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Of Pillow's readers those of these extensions, whatever a file is called: that of PostScript starts Ghostscript."""
+"""The formats that Pillow may read, whatever the file's name: its PostScript reader, say, would start Ghostscript."""
 
 MAX_PIXELS = 178_956_970
-"""The most that an image may have, as Pillow has it: a small file can claim any number of them."""
+"""The most pixels that an image may have, Pillow's own limit: a small file can claim to have any number."""
 
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-# What Pillow's decoders raise on damaged files, beside OSError.
+# What Pillow's decoders raise on damaged files, besides OSError.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -47,8 +47,8 @@ class Reading:
     """How image files are read.
 
     Attributes:
-        max_pixels: the most that an image may have.
-        allow_truncated: read JPEG files whose end is missing; what is missing is grey.
+        max_pixels: the most pixels that an image may have.
+        allow_truncated: read JPEG files whose end is missing; the missing part becomes grey.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -60,20 +60,20 @@ NO_FILE = "no such image file"
 
 
 def load_image(path: str | Path, size: tuple[int, int] | None = None, reading: Reading = STRICTLY) -> Image.Image:
-    """Read an image file as RGB, 8 bits a channel, upright as its EXIF orientation says.
+    """Read an image file as RGB, 8 bits per channel, upright as its EXIF orientation says.
 
     16-bit grey is scaled to 8 bits, CMYK and palettes become RGB, transparency is dropped (the stored colours stay).
 
     Args:
         path: the file.
-        size: (width, height) that the annotations of this image assume. Some annotations were made on pixels as
-            they are stored, ignoring EXIF; so where ``size`` is that of the stored pixels and not that of the
-            upright image, the stored ones are returned (not of TIFF, which Pillow turns upright while it loads).
-        reading: what is taken.
+        size: (width, height) in the annotations of this image. Some annotations were made on the stored pixels,
+            without regard to EXIF: if only the stored pixels have this ``size``, they are returned as they are.
+            (Not for TIFF files, which Pillow turns upright while it loads them.)
+        reading: which files are accepted.
 
     Raises:
-        DataError: missing, no file, empty, truncated, not an image, too large, or not of the annotated size; the
-            message names the file.
+        DataError: the file is missing, not a file, empty, truncated, not an image, too large, or not of the annotated
+            size; the message names it.
     """
     with _open_image(path, reading) as file:
         upright = _load_upright(file)
@@ -88,12 +88,11 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None, reading: R
 
 
 def load_reduced(path: str | Path, short_side: int, reading: Reading = STRICTLY) -> tuple[Image.Image, tuple[int, int]]:
-    """As :func:`load_image`, but a JPEG at 1/2, 1/4 or 1/8 where its short side keeps ``short_side`` pixels.
-
-    Decoding that much less takes a fraction of the time.
+    """As :func:`load_image`, but decode a JPEG at 1/2, 1/4 or 1/8 of its size, as long as the short side keeps at least
+    ``short_side`` pixels. That takes a fraction of the time.
 
     Returns:
-        The image, its last row and column rounded up, and the (width, height) that it has in full.
+        The image (width and height rounded up) and the (width, height) of the full image.
 
     Raises:
         DataError: as :func:`load_image`.
@@ -102,7 +101,7 @@ def load_reduced(path: str | Path, short_side: int, reading: Reading = STRICTLY)
         stored, orientation = file.size, file.getexif().get(ExifTags.Base.Orientation, 1)
         is_reduced = False
         for part in (8, 4, 2):
-            # Turned upright, a row or column that was rounded up might come first and shift all others.
+            # In a rotated image, a row or column that was rounded up might come first and shift all others.
             exact = orientation == 1 or all(side % part == 0 for side in stored)
             if min(stored) // part >= short_side and exact:
                 is_reduced = file.draft(None, tuple(side // part for side in stored)) is not None
@@ -114,10 +113,10 @@ def load_reduced(path: str | Path, short_side: int, reading: Reading = STRICTLY)
 
 
 def upright_size(path: str | Path, reading: Reading = STRICTLY) -> tuple[int, int]:
-    """(width, height) of an image file as :func:`load_image` returns it, from its header alone.
+    """(width, height) that :func:`load_image` would return; only the header of the file is read.
 
     Raises:
-        DataError: missing, or not an image; the message names the file.
+        DataError: the file is missing or not an image; the message names it.
     """
     with _open_image(path, reading) as file:
         sideways = file.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS and file.format != "TIFF"
@@ -125,11 +124,11 @@ def upright_size(path: str | Path, reading: Reading = STRICTLY) -> tuple[int, in
 
 
 def read_any(image: str | Path | Image.Image | np.ndarray | torch.Tensor, reading: Reading = STRICTLY) -> Image.Image:
-    """An image in whatever form, as RGB, 8 bits a channel, upright.
+    """An image in any form, as RGB, 8 bits per channel, upright.
 
     Args:
         image: a path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
-        reading: which files are taken.
+        reading: which files are accepted.
 
     Raises:
         DataError: the file cannot be read, or an array has another shape or type.
@@ -145,25 +144,25 @@ def read_any(image: str | Path | Image.Image | np.ndarray | torch.Tensor, readin
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3)):
         raise DataError(
-            f"an image that was passed in is {tuple(image.shape)} of {image.dtype}: arrays must be uint8 [H, W, 3] "
-            "or [H, W], tensors uint8 [3, H, W]"
+            f"an image that was passed in has shape {tuple(image.shape)} and type {image.dtype}; pass arrays as uint8 "
+            "[H, W, 3] or [H, W], tensors as uint8 [3, H, W]"
         )
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
 @contextmanager
 def _open_image(path: str | Path, reading: Reading) -> Iterator[Image.Image]:
-    """The file, not decoded yet. What goes wrong while it is open becomes a DataError that names it."""
+    """The opened file, not decoded yet. Any error while it is open becomes a DataError that names it."""
     try:
         require_file(path)
-        # A stream, since Pillow memory-maps a file that it opens by name and so garbles uncompressed TIFF files with an
+        # A stream: Pillow memory-maps a file that it opens by name, and then garbles uncompressed TIFF files with an
         # EXIF orientation.
         with open(path, "rb") as stream, _settings(reading), Image.open(stream, formats=FORMATS) as file:
             width, height = file.size
             if width * height > reading.max_pixels:
                 raise DataError(
-                    f"{path}: too large: {width}x{height} are {width * height:,} pixels, and at most "
-                    f"{reading.max_pixels:,} are read; make it smaller, or raise --max_image_pixels"
+                    f"{path}: too large: {width}x{height} is {width * height:,} pixels, and the limit is "
+                    f"{reading.max_pixels:,}; make the image smaller, or raise --max_image_pixels"
                 )
             ImageFile.LOAD_TRUNCATED_IMAGES = reading.allow_truncated and file.format in ("JPEG", "MPO")
             yield file
@@ -175,7 +174,7 @@ def _open_image(path: str | Path, reading: Reading) -> Iterator[Image.Image]:
 
 @contextmanager
 def _settings(reading: Reading) -> Iterator[None]:
-    """Pillow's own settings, which are global: its limit goes, since ``reading`` has one."""
+    """Set Pillow's global settings for one file: its own limit is off, because ``reading`` has one."""
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -193,7 +192,7 @@ def _reason(path: str | Path, error: Exception) -> str:
     if os.path.getsize(path) == 0:
         return "empty file (0 bytes), not an image; replace or remove it"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of any known kind; replace or remove it"
+        return "not an image of any known format; replace or remove it"
     lines = str(error).splitlines() or [type(error).__name__]
     advice = ", or pass --allow_truncated" if "truncated" in lines[0] and _is_jpeg(path) else ""
     return f"not an image, or damaged ({lines[0]}); replace or remove it{advice}"
@@ -226,10 +225,10 @@ def list_images(folder: str | Path) -> list[str]:
     """Paths of all images in ``folder`` and below, relative to it, with forward slashes, sorted.
 
     An image is a file whose extension is in IMAGE_EXTENSIONS, in upper or lower case. Links to folders are followed.
-    Names that begin with a dot are hidden (copies that editors and file managers leave behind) and not taken.
+    Hidden files and folders, whose names begin with a dot, are skipped.
 
     Raises:
-        DataError: no such folder, a folder that may not be read, a dangling link, or no image at all.
+        DataError: no such folder, a folder without permission to read, a dangling link, or no image at all.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -241,7 +240,7 @@ def list_images(folder: str | Path) -> list[str]:
 
 
 def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
-    """Image paths below ``folder``, each behind ``prefix``; a link to one of ``ancestors`` is not entered again."""
+    """Image paths below ``folder``, each with ``prefix`` in front; links back to one of ``ancestors`` are skipped."""
     here = os.path.realpath(folder)
     if here in ancestors:
         return
@@ -256,5 +255,5 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here))
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
             if entry.is_symlink() and not os.path.exists(entry.path):
-                raise DataError(f"{entry.path}: dangling link to {os.readlink(entry.path)}")
+                raise DataError(f"{entry.path}: dangling link to {os.readlink(entry.path)}; repair or remove it")
             yield prefix + entry.name

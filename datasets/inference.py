@@ -1,4 +1,4 @@
-"""Images without annotations on their way into a detector: found, read by workers, sorted into batches."""
+"""Images without annotations for a detector: finding them, reading them in workers, sorting them into batches."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from util.inputs import Unreadable, read_text
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 BATCHES_AT_ONCE = 64
-"""Images are sorted by size within so many batches, so that no more headers than theirs are read ahead."""
+"""Images are sorted by size within this many batches, so that only their headers have to be read ahead."""
 
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image file to detect in.
+    """An image file to detect objects in.
 
     Attributes:
-        path: as the command line leads to it.
-        name: its place below the argument that named it, with forward slashes.
+        path: relative or absolute, as the command-line argument is.
+        name: path below that argument, with forward slashes.
     """
 
     path: str
@@ -37,14 +37,14 @@ class FoundImage:
 
 
 def find_images(arguments: Sequence[str]) -> list[FoundImage]:
-    """The image files that arguments name, in their order, each once.
+    """The image files that the arguments name, in their order, each once.
 
     Args:
-        arguments: files, folders (with all below them), patterns (``photos/*.jpg``, ``**``), ``@FILE`` (a text file
-            with one of these a line, relative to the current folder).
+        arguments: files, folders (including all folders below), patterns (``photos/*.jpg``, ``**``), ``@FILE`` (a text
+            file with one of these per line, relative to the current folder).
 
     Raises:
-        DataError: an argument names nothing, or a folder has no image.
+        DataError: an argument matches nothing, or a folder has no image.
     """
     found: dict[str, FoundImage] = {}
     for argument in arguments:
@@ -74,11 +74,11 @@ def _expand(argument: str) -> Iterator[FoundImage]:
 
 
 def _expand_list(path: str) -> Iterator[FoundImage]:
-    """The images of a text file. A line that names nothing is an image that cannot be read, not an error yet."""
+    """The images that a text file names. A line that matches nothing is taken as an image that cannot be read."""
     try:
         lines = read_text(path).splitlines()
     except Unreadable as error:
-        raise DataError(f"@{path}: not a text file with a path in every line ({error})") from None
+        raise DataError(f"@{path}: not a text file with one path per line ({error})") from None
     for line in filter(None, map(str.strip, lines)):
         if os.path.exists(line) or glob.has_magic(line):
             yield from _expand(line)
@@ -87,19 +87,19 @@ def _expand_list(path: str) -> Iterator[FoundImage]:
 
 
 def picture_names(images: Sequence[FoundImage]) -> list[str]:
-    """A name for a picture of each image, with forward slashes: its own; where several have one, its whole path."""
+    """A name for the picture of each image, with forward slashes: its own name, or its path if names repeat."""
     count = Counter(image.name for image in images)
     return [image.name if count[image.name] == 1 else _below_nothing(image.path) for image in images]
 
 
 def _below_nothing(path: str) -> str:
-    """A path that leads out of no folder."""
+    """The path without parts that lead out of a folder (root, ``..``)."""
     return "/".join(part for part in Path(os.path.normpath(path)).parts if part not in (os.sep, "..", "."))
 
 
 @dataclass
 class Failure:
-    """An image that cannot be detected in: its place in the data set, and why."""
+    """An image that cannot be used: its index in the data set, and why."""
 
     index: int
     reason: str
@@ -110,10 +110,10 @@ class InferenceBatch:
     """A padded batch.
 
     Attributes:
-        indices: places of the images in the data set.
-        images: None where none could be read.
+        indices: of the images in the data set.
+        images: the padded images, or None if none could be read.
         sizes: [B, 2] int64, (height, width) of the upright files in pixels.
-        failures: the others.
+        failures: the images that could not be read.
     """
 
     indices: list[int]
@@ -128,12 +128,12 @@ class InferenceBatch:
 
 
 class InferenceDataset(Dataset):
-    """``dataset[index]`` -> (index, image as the detector wants it, (height, width) of the file), or why not.
+    """``dataset[index]`` -> (index, image for the detector, (height, width) of the file), or a :class:`Failure`.
 
     Args:
         paths: image files.
         prepare: RGB image -> float32 [3, H, W].
-        reading: which files are taken.
+        reading: which files are accepted.
     """
 
     def __init__(
@@ -167,14 +167,14 @@ def collate_inference(samples: list[tuple[int, Tensor, tuple[int, int]] | Failur
 
 
 class SortedBatchSampler(Sampler[list[int]]):
-    """Batches of images of similar size, so that little is padding; which those are, the list alone decides.
+    """Batches of images of similar size, so that there is little padding. They depend on ``paths`` only.
 
     Args:
         paths: of all images.
-        wanted: indices of those to load; the batches of the others are left out, and whole batches stay the same.
-        batch_size: images a batch.
-        resized: (width, height) of a file -> that of the image in the batch.
-        reading: which files are taken.
+        wanted: indices of those to load; a batch is yielded whole if it holds one of them, else it is skipped.
+        batch_size: images per batch.
+        resized: (width, height) of a file -> (width, height) of the image in the batch.
+        reading: which files are accepted.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class SortedBatchSampler(Sampler[list[int]]):
                     yield wanted
 
     def _sizes(self, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """Sizes in the batch; of files that cannot be read, (0, 0): why not is told when they are loaded."""
+        """Sizes in the batch; (0, 0) for files that cannot be read, which is reported when they are loaded."""
         if self.batch_size == 1:
             return dict.fromkeys(indices, (0, 0))
         sizes = {}

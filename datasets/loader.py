@@ -1,4 +1,4 @@
-"""Batches: which samples, in which order, on which process; and the loader that fetches them."""
+"""Batches: which samples, in which order, on which process; and the loader that reads them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Key = tuple[int, int]  # (epoch, index), what the data sets take
 class EpochBatchSampler(Sampler[list[Key]]):
     """Training batches as lists of (epoch, index), beginning at a position that can be set.
 
-    The samples of an epoch are put in an order that depends on (seed, epoch) alone and cut into global batches; each
-    process takes its slice of every one. So the global batches are the same for any number of processes that divides
-    them, and a run can go on in the middle of an epoch, also with other batches: those images follow that were not
-    seen yet. The incomplete batch at the end is dropped.
+    The samples of an epoch are shuffled in an order that depends on (seed, epoch) only and cut into global batches;
+    each process takes its slice of every global batch. So the global batches do not depend on the number of processes
+    (if it divides them). A run can continue in the middle of an epoch, even with another batch size: it goes on with
+    the images that it has not seen yet. The incomplete batch at the end is dropped.
 
     Args:
         length: number of samples in the data set.
-        batch_size: samples a batch *on each process*.
+        batch_size: samples per batch *and process*.
         seed: of the order.
         world_size, rank: number of processes and index of this one.
 
@@ -56,15 +56,15 @@ class EpochBatchSampler(Sampler[list[Key]]):
         if len(self) == 0:
             raise UserError(
                 f"the data set has {length} images, fewer than one batch of {world_size} process(es) x "
-                f"{batch_size}; lower --batch_size"
+                f"{batch_size} images; lower --batch_size"
             )
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, wherever the position is."""
+        """Number of batches in a whole epoch, whatever the position."""
         return self.length // (self.batch_size * self.world_size)
 
     def set_position(self, epoch: int, image: int = 0) -> None:
-        """Let the next iteration yield the batches of ``epoch`` from the ``image``-th of its order on."""
+        """Let the next iteration begin in ``epoch`` with the ``image``-th sample of its order."""
         self.epoch = epoch
         self.first_image = image
 
@@ -78,7 +78,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
 
 class EvalSampler(Sampler[list[Key]]):
-    """Evaluation batches as lists of (0, index): every sample once, samples rank::world_size on process ``rank``."""
+    """Evaluation batches as lists of (0, index): each sample once, samples rank::world_size on process ``rank``."""
 
     def __init__(self, length: int, batch_size: int, *, world_size: int = 1, rank: int = 0) -> None:
         self.indices = range(rank, length, world_size)
@@ -115,7 +115,7 @@ def make_train_loader(dataset: Dataset, collate_fn: Callable[[list], Any], args:
 
 
 def make_eval_loader(dataset: Dataset, args: argparse.Namespace) -> DataLoader:
-    """This process's share of a data set to evaluate on, each image exactly once over all processes."""
+    """Evaluation batches of this process; over all processes, each image occurs exactly once."""
     sampler = EvalSampler(len(dataset), args.batch_size, world_size=distributed.world_size(), rank=distributed.rank())
     return make_loader(
         dataset, sampler, collate_detection, num_workers=args.num_workers, pin_memory=args.device == "cuda"
@@ -130,10 +130,10 @@ def make_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader:
-    """A loader whose workers live on between epochs and which leaves the global random state alone.
+    """A loader that keeps its workers between epochs and does not change the global random state.
 
-    (The loader draws a seed for its workers each epoch; nothing in the data sets depends on it.) Each worker computes
-    with one thread: torch sees to it.
+    Its own generator draws a seed for the workers in each epoch; the data sets do not use that seed. Each worker
+    computes with one thread, as torch sets it.
     """
     return DataLoader(
         dataset,

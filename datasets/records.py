@@ -1,8 +1,8 @@
-"""What an annotated data set says about its images and boxes, packed into a few arrays.
+"""The images and boxes of an annotated data set, packed into a few arrays.
 
-A million boxes as Python objects would cost gigabytes, and each worker process that touches their reference counts
-would copy them. The readers (:mod:`datasets.coco`, :mod:`datasets.voc`) fill a :class:`RecordBuilder`; its
-:meth:`~RecordBuilder.pack` weeds out unusable boxes.
+A million boxes as Python objects would take gigabytes, and every worker process would copy them (touching an object
+changes its reference count). Readers such as :mod:`datasets.coco` fill a :class:`RecordBuilder`; its
+:meth:`~RecordBuilder.pack` removes unusable boxes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 _PLACES_TOLD = 3
-_CLIP_TOLERANCE = 1e-3  # pixels; what clipping moves less than this is rounding in the annotation file
+_CLIP_TOLERANCE = 1e-3  # pixels; boxes that reach less than this beyond their image are not reported (rounding)
 
 
 @dataclass(frozen=True)
 class DroppedBoxes:
-    """How many of the ``total`` boxes in the files were unusable, how many reached beyond their image, and where."""
+    """How many of the ``total`` boxes in the files were unusable, how many reached outside their image, and where."""
 
     total: int
     dropped: int
@@ -34,7 +34,7 @@ class DroppedBoxes:
         parts = []
         if self.dropped:
             where = _some(self.dropped_places, self.dropped)
-            parts.append(f"{self.dropped} of {self.total} boxes dropped, without area inside the image ({where})")
+            parts.append(f"{self.dropped} of {self.total} boxes dropped: no area inside the image ({where})")
         else:
             parts.append(f"none of {self.total} boxes dropped")
         if self.clipped:
@@ -53,9 +53,9 @@ class DetectionRecords:
     Attributes:
         root: folder that ``paths`` are relative to.
         source: file or folder of the annotations, for messages.
-        metric: "coco" or "voc", how the data set is evaluated.
-        categories: ``{"label": int, "id": int, "name": str}`` each, by label; labels are what the model predicts, ids
-            what the annotation files and evaluations use.
+        metric: "coco" or "voc": how the data set is evaluated.
+        categories: each ``{"label": int, "id": int, "name": str}``, sorted by label; the model predicts labels, the
+            annotation files and evaluations use ids.
         paths: [n] bytes (see :func:`pack_paths`).
         image_ids: [n] int64.
         sizes: [n, 2] int32, (width, height) in pixels.
@@ -64,9 +64,9 @@ class DetectionRecords:
         labels: [N] int64.
         areas: [N] float64, of the object (COCO: of its segmentation), in square pixels.
         crowd: [N] bool, groups of objects: not trained on, ignored by the devkit's scores.
-        difficult: [N] bool, trained on, ignored by the devkit's scores.
-        dropped: what was left out.
-        notes: what else the user should know of the files, a phrase each.
+        difficult: [N] bool: trained on, ignored by the devkit's scores.
+        dropped: which boxes were dropped or clipped.
+        notes: what else the user should know about the files, one phrase each.
     """
 
     root: Path
@@ -101,7 +101,7 @@ class DetectionRecords:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def select(self, indices: np.ndarray) -> DetectionRecords:
-        """The images ``indices`` [m] int64 alone, with their boxes; ``dropped`` still tells of the whole data set."""
+        """Only the images ``indices`` [m] int64, with their boxes; ``dropped`` still describes the whole data set."""
         counts = np.diff(self.offsets)[indices]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], counts)
@@ -152,7 +152,7 @@ class RecordBuilder:
         crowd: bool = False,
         difficult: bool = False,
     ) -> None:
-        """Add a box (xyxy in pixels, finite); ``area`` None means that of the clipped box."""
+        """Add a box (xyxy in pixels, finite); ``area`` None: the area of the clipped box."""
         self._image_of_box.append(image_index)
         self._boxes.extend(box)
         self._labels.append(label)
@@ -174,8 +174,8 @@ class RecordBuilder:
         """Drop boxes without area inside their image, clip the others to it, and sort them by image.
 
         Args:
-            place: (index of a box in order of addition, index of its image) -> where it stands in the files.
-            notes: of the records.
+            place: (index of a box in order of addition, index of its image) -> its place in the files, for messages.
+            notes: see :class:`DetectionRecords`.
         """
         image = np.array(self._image_of_box, dtype=np.int64)
         sizes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)

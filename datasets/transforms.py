@@ -1,8 +1,8 @@
 """Augmentations of an image and its boxes together, as in DETR (arXiv 2005.12872).
 
 Every transform is called with (image, target, rng): a PIL image, a dictionary with ``boxes`` float32 [T, 4] xyxy in
-pixels of the image and ``labels`` int64 [T] (numpy; other entries pass through untouched), and the only source of
-randomness. It returns a new image and a new target. :class:`ToTensor` stands last.
+pixels of the image and ``labels`` int64 [T] (numpy; other entries stay as they are), and the only source of
+randomness. It returns a new image and a new target. :class:`ToTensor` comes last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.transforms import functional as F
 Target = dict[str, Any]
 Transform = Callable[[Image.Image, Target, np.random.Generator], tuple[Any, Target]]
 
-# DETR's crop branch for short sides up to 800; scaled along with other sizes.
+# DETR's crop branch for short sides up to 800; scaled in proportion for other sizes.
 _SHORT_SIDE_OF_DETR = 800
 _RESIZE_BEFORE_CROP = (400, 500, 600)
 _CROP_SIDES = (384, 600)
@@ -64,10 +64,10 @@ class RandomHorizontalFlip:
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_size: int | None) -> tuple[int, int]:
-    """(width, height) after resizing to ``short_side``, or to less where the long side would pass ``max_size``.
+    """(width, height) after resizing to ``short_side``, or to less if the long side would exceed ``max_size``.
 
-    DETR's ``get_size_with_aspect_ratio`` with its roundings, except that these can neither lead to a side of 0 nor past
-    ``max_size`` (there by a pixel, more for aspect ratios above 4).
+    As DETR's ``get_size_with_aspect_ratio``, with the same rounding, except that no side becomes 0 or exceeds
+    ``max_size`` (in DETR it may, by a pixel, or by more for aspect ratios above 4).
     """
     short, long = min(size), max(size)
     if max_size is not None and long / short * short_side > max_size:
@@ -95,9 +95,9 @@ class RandomResize:
 
 
 class RandomSizeCrop:
-    """Cut out a rectangle with sides uniform in min_size..max_size (or as far as the image reaches), anywhere.
+    """Cut out a rectangle at a random place, with sides uniform in min_size..max_size (at most the image's own).
 
-    Boxes are clipped to it; those with nothing inside vanish, with their labels.
+    Boxes are clipped to it; boxes outside are removed, with their labels.
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:
@@ -119,7 +119,7 @@ class RandomSizeCrop:
 
 
 class ToTensor:
-    """The image as float32 [3, H, W], normalised by channel; the target as tensors.
+    """The image as float32 [3, H, W], normalised per channel; the target as tensors.
 
     Boxes become cxcywh normalised by (W, H), and ``size`` int64 [2] = (H, W) joins the target.
     """
@@ -139,7 +139,7 @@ class ToTensor:
 
 
 def detection_augmentation(scales: Sequence[int], max_size: int) -> Compose:
-    """DETR's training augmentation: flip, resize, and for one image in two a crop before the resize."""
+    """DETR's training augmentation: flip, resize, and for half of the images a crop before the resize."""
     ratio = max(scales) / _SHORT_SIDE_OF_DETR
     before_crop = [max(1, round(side * ratio)) for side in _RESIZE_BEFORE_CROP]
     crop = [max(1, round(side * ratio)) for side in _CROP_SIDES]
@@ -151,10 +151,10 @@ def detection_augmentation(scales: Sequence[int], max_size: int) -> Compose:
 def detection_train_transforms(
     scales: Sequence[int], max_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Compose:
-    """:func:`detection_augmentation`, as tensors."""
+    """:func:`detection_augmentation`, then conversion to tensors."""
     return Compose([*detection_augmentation(scales, max_size).transforms, ToTensor(mean, std)])
 
 
 def detection_eval_transforms(size: int, max_size: int, mean: Sequence[float], std: Sequence[float]) -> Compose:
-    """Resize to one short side; nothing random."""
+    """Resize to one short side and convert to tensors; nothing is random."""
     return Compose([RandomResize([size], max_size), ToTensor(mean, std)])

@@ -1,4 +1,4 @@
-"""Detection data sets in PASCAL VOC's form: JPEGImages, Annotations/*.xml, ImageSets/Main/*.txt."""
+"""Detection data sets in PASCAL VOC's format: JPEGImages, Annotations/*.xml, ImageSets/Main/*.txt."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class VocSet:
 
 
 def voc_sets(data_path: str | Path, specs: list[str] | None, train: bool) -> list[VocSet]:
-    """The image sets that ``specs`` ask for, or the usual ones.
+    """The image sets that ``specs`` name, or the usual ones.
 
     Args:
         data_path: the devkit (``VOCdevkit``), the folder around it, or a single folder with JPEGImages.
-        specs: ``YEAR:SET`` each (``2007:trainval``), or ``SET`` for a single folder. None: 2007 and 2012 trainval to
-            train, 2007 test to evaluate; in a single folder trainval and test, or train and val where it lacks these.
-        train: which of the defaults.
+        specs: each ``YEAR:SET`` (``2007:trainval``), or ``SET`` for a single folder. None: 2007 and 2012 trainval for
+            training, 2007 test for evaluation; in a single folder trainval and test, or else train and val.
+        train: whether the defaults are those for training.
 
     Raises:
-        DataError: a folder or a set that is not there; the message lists the sets that are.
+        DataError: a folder or an image set is missing; the message lists the sets that exist.
     """
     data_path = Path(data_path)
     if not data_path.is_dir():
@@ -65,7 +65,7 @@ def voc_sets(data_path: str | Path, specs: list[str] | None, train: bool) -> lis
 def _devkit_set(data_path: Path, spec: str) -> VocSet:
     year, colon, name = spec.partition(":")
     if not colon:
-        raise DataError(f"{data_path}: cannot tell the year of the image set {spec!r}; write it as 2007:{spec}")
+        raise DataError(f"{data_path}: the image set {spec!r} has no year; write, for example, 2007:{spec}")
     for folder in (data_path / f"VOC{year}", data_path / "VOCdevkit" / f"VOC{year}"):
         if (folder / "JPEGImages").is_dir():
             return _existing(VocSet(folder, name))
@@ -78,14 +78,14 @@ def _devkit_set(data_path: Path, spec: str) -> VocSet:
 def _single_folder_set(folder: Path, spec: str) -> VocSet:
     year, _, name = spec.rpartition(":")
     if year and folder.resolve().name != f"VOC{year}":
-        raise DataError(f"{folder}: a single folder, not that of the year {year}; write {name!r} instead of {spec!r}")
+        raise DataError(f"{folder}: a single folder, not VOC{year}; write {name!r} instead of {spec!r}")
     return _existing(VocSet(folder, name))
 
 
 def _existing(image_set: VocSet) -> VocSet:
     if not image_set.list_file.is_file():
         there = sorted(path.stem for path in image_set.list_file.parent.glob("*.txt"))
-        raise DataError(f"{image_set.list_file}: no such image set (there are: {', '.join(there) or 'none'})")
+        raise DataError(f"{image_set.list_file}: no such image set; the folder has: {', '.join(there) or 'none'}")
     return image_set
 
 
@@ -95,12 +95,13 @@ def read_voc(
     """Read and check the annotations of several image sets, one after the other.
 
     Image ids are the images' positions 0..n-1. A box's ``xmin, ymin, xmax, ymax`` count pixels from 1 and include the
-    last one, so that it spans xmin - 1 .. xmax. Categories: VOC's 20 by alphabet where all names are among them, else
-    the names found in all Annotations of the folders, sorted; or ``categories`` (of the training set, say).
+    last one, so that it spans xmin - 1 .. xmax. Categories are VOC's 20 in alphabetical order if all names are among
+    them, else the names found in all Annotations of the folders, sorted. ``categories``, for example those of the
+    training set, fix them instead.
 
     Args:
-        root: a folder that holds those of the ``sets``; the records' paths are relative to it.
-        check_files: missing image files are an error.
+        root: a folder that contains those of the ``sets``; the records' paths are relative to it.
+        check_files: raise an error if image files are missing.
 
     Raises:
         DataError: missing or malformed files; the message names the file.
@@ -132,10 +133,10 @@ def read_voc(
 
 
 def voc_images(sets: list[VocSet], *, check_files: bool = True) -> Iterator[Path]:
-    """The image files of the sets, in the sets' order; without ``check_files`` also those that are not there.
+    """The image files of the sets, in the sets' order; without ``check_files`` also those that are missing.
 
     Raises:
-        DataError: an empty set, or an image that is not there.
+        DataError: an empty set, or (with ``check_files``) a missing image.
     """
     for image_set in sets:
         folder = image_set.folder / "JPEGImages"
@@ -152,18 +153,18 @@ def voc_images(sets: list[VocSet], *, check_files: bool = True) -> Iterator[Path
         if not stems:
             raise DataError(f"{image_set.list_file}: no images in this set")
         is_of_class = all(re.fullmatch(r"\S+\s+(1|0|-1)", stem) for stem in stems)
-        if is_of_class and not all(stem in file_of_stem for stem in stems):  # images may have such names, too
-            raise DataError(f"{image_set.list_file}: a list for one class; use train, val, trainval or test")
+        if is_of_class and not all(stem in file_of_stem for stem in stems):  # images may have such names too
+            raise DataError(f"{image_set.list_file}: a list for one class; use train, val, trainval or test instead")
         for stem in stems:
             if stem not in file_of_stem and check_files:
                 raise DataError(
-                    f"{folder}: no image named {stem}.jpg (or of another kind), as {image_set.list_file} says"
+                    f"{folder}: no image {stem}.jpg (or of another format), which {image_set.list_file} lists"
                 )
             yield folder / file_of_stem.get(stem, f"{stem}.jpg")
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses document type declarations, so that no entities, external ones or bombs, can be declared."""
+    """Refuses document type declarations: they could declare external entities, or ones that fill the memory."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError("document type declarations are not allowed")
@@ -220,7 +221,7 @@ def _add_object(
 ) -> None:
     name = _text(element, "name", where)
     if name not in label_of_name:
-        raise DataError(f"{where}: {name!r} is none of the categories {', '.join(label_of_name)}")
+        raise DataError(f"{where}: {name!r} is not one of the categories {', '.join(label_of_name)}")
     xmin, ymin, xmax, ymax = (_number(element, f"bndbox/{tag}", where) for tag in ("xmin", "ymin", "xmax", "ymax"))
     difficult = element.findtext("difficult", default="0").strip() or "0"
     if difficult not in ("0", "1"):
@@ -235,7 +236,7 @@ def _add_object(
 
 
 def unlabelled_voc(root: str | Path, sets: list[VocSet]) -> UnlabelledImages:
-    """The images of image sets whose folders lie in ``root``; no annotations are read."""
+    """The images of image sets whose folders lie in ``root``; annotations are not read."""
     return UnlabelledImages(root, [path.relative_to(root).as_posix() for path in voc_images(sets)])
 
 

@@ -15,14 +15,14 @@ MIN_OVERLAP = 0.5
 
 @dataclass
 class BoxTable:
-    """Boxes of many images, one a row: ground truths or detections.
+    """Boxes of many images, one per row: ground truths or detections.
 
     Attributes:
         image_ids: [N] int64, sorted.
         category_ids: [N] int64.
         boxes: [N, 4] float64 xyxy in pixels, continuous coordinates (the image starts at 0).
-        scores: [N] float64; of detections.
-        difficult: [N] bool; of ground truths.
+        scores: [N] float64, only of detections.
+        difficult: [N] bool, only of ground truths.
     """
 
     image_ids: np.ndarray
@@ -33,7 +33,7 @@ class BoxTable:
 
 
 def ground_truth_table(coco: COCO) -> BoxTable:
-    """The annotations of ``coco`` in order of image; those with a true ``difficult`` are difficult."""
+    """The annotations of ``coco``, sorted by image."""
     annotations = sorted(coco.dataset["annotations"], key=lambda annotation: annotation["image_id"])
     boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -48,18 +48,19 @@ def ground_truth_table(coco: COCO) -> BoxTable:
 def voc_average_precision(
     ground_truths: BoxTable, detections: BoxTable, category_ids: list[int]
 ) -> dict[int, tuple[float, float]]:
-    """AP at overlap 0.5 of each category: area under the curve (VOC 2010 on) and 11-point (VOC 2007).
+    """AP at IoU 0.5 of each category: area under the curve (since VOC 2010) and 11-point (VOC 2007).
 
-    A detection stands for the ground truth of its image and category that it overlaps most, difficult ones
-    included. Below 0.5 it is false; at a difficult one it does not count at all; at another, it is true if it is
-    the first (by score) and false if a later one. Recall is of the ground truths that are not difficult.
+    Each detection is compared with the ground truth of its image and category that it overlaps most, including
+    difficult ones. If the IoU is below 0.5, it is false. If the ground truth is difficult, it does not count at all.
+    Otherwise it is true if it has the highest score of all detections at this ground truth, else false. Recall is the
+    share of ground truths found, without the difficult ones.
 
-    The devkit's boxes are indices of pixels, first and last included, counted from 1, so that it adds 1 to
-    every side. Those indices are (x0 + 1, y0 + 1, x1, y1) of the boxes here, and their sides, 1 added, x1 - x0
-    and y1 - y0: the devkit's overlaps are the plain ones here.
+    The devkit's boxes hold the first and the last pixel, counted from 1, so the devkit adds 1 to every side. In the
+    coordinates used here, its box is (x0 + 1, y0 + 1, x1, y1), with sides x1 - x0 and y1 - y0 after adding 1: the
+    devkit's IoUs are therefore the usual ones here.
 
     Returns:
-        category id -> (area, 11-point) in [0, 1]; -1 for a category without ground truths that count.
+        category id -> (area, 11-point) in [0, 1]; -1 for a category whose ground truths are all difficult, or missing.
     """
     best, overlap = _best_ground_truths(ground_truths, detections)
     results = {}
@@ -82,9 +83,9 @@ def voc_average_precision(
 
 
 def _best_ground_truths(ground_truths: BoxTable, detections: BoxTable) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection the row [N] of the ground truth it overlaps most in its image and category, and the IoU.
+    """For each detection, the row [N] of the ground truth that it overlaps most in its image and category; their IoU.
 
-    Where there is none, the overlap is 0 and the row means nothing.
+    If there is none, the IoU is 0 and the row has no meaning.
     """
     best = np.zeros(len(detections.image_ids), dtype=np.int64)
     overlap = np.zeros(len(detections.image_ids))
@@ -109,14 +110,14 @@ def _rows_of(sorted_ids: np.ndarray, image_id: int) -> slice:
 
 
 def _average_precisions(true: np.ndarray, positives: int) -> tuple[float, float]:
-    """Area and 11-point AP of detections that are true or false [N], best score first."""
+    """Area and 11-point AP of detections [N], each true or false, best score first."""
     if positives == 0:
         return -1.0, -1.0
     hits = np.cumsum(true)
     recall = hits / positives
     precision = hits / np.arange(1, len(true) + 1)
 
-    # Precision at each recall and beyond: its largest value from there on.
+    # Interpolated precision: the largest one at this recall or a higher one.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     area = np.sum(np.diff(recall, prepend=0.0) * envelope)
     eleven = [envelope[reached.argmax()] if (reached := recall >= k / 10).any() else 0.0 for k in range(11)]

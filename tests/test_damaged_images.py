@@ -52,7 +52,7 @@ def test_all_are_told_before_training(data, tmp_path, capsys):
         pretrain(data, tmp_path / "out")
     told = capsys.readouterr().out
     assert "2.png: empty file" in told
-    assert "6.png: not an image of any known kind" in told
+    assert "6.png: not an image of any known format" in told
     assert not list((tmp_path / "out").glob("checkpoint*"))
 
 
@@ -68,7 +68,7 @@ def test_they_are_left_out_and_listed(data, whole, tmp_path, capsys, monkeypatch
         (root / "JPEGImages" / "6.png").write_text("text")
     flags = ["--damaged", "skip", "--dataset_file", form, "--num_workers", num_workers]
     finetune(root, tmp_path / "out", *flags)
-    assert "3 of 10 images of train are left out" in capsys.readouterr().out
+    assert "3 of 10 images of train are skipped" in capsys.readouterr().out
     for name in ("train", "val"):
         listed = json.loads((tmp_path / "out" / f"{name}_damaged.json").read_text())
         assert [Path(one["path"]).name for one in listed] == ["2.png", "4.jpg" if form == "voc" else "4.png", "6.png"]
@@ -102,14 +102,14 @@ def test_jpeg_files_without_their_end(whole, tmp_path, capsys):
     with pytest.raises(DataError, match=r"3\.jpg: .*truncated.*--allow_truncated"):
         pretrain(root, tmp_path / "a")
     pretrain(root, tmp_path / "b", "--allow_truncated")
-    assert "1 JPEG files whose end is missing are read" in capsys.readouterr().out
+    assert "the end of 1 JPEG files is missing" in capsys.readouterr().out
 
 
 def test_large_sets_are_told_of_the_flag(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("datasets.check_images.FEW", 5)
     with pytest.raises(DataError):
         pretrain(data, tmp_path / "a", "--max_steps", "9")
-    assert "9 images are not read beforehand; --check_images" in capsys.readouterr().out
+    assert "9 images are not checked before training; --check_images" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"2 of 9 images of train"):
         pretrain(data, tmp_path / "b", "--check_images")
 

@@ -169,7 +169,7 @@ def test_images_that_cannot_be_read_are_listed_and_tried_again(checkpoint, image
     assert stop.value.code == 1
     out, err = capsys.readouterr()
     assert "1.png: not an image, or damaged" in out
-    assert "notes.txt: not an image of any known kind" in out
+    assert "notes.txt: not an image of any known format" in out
     assert err.strip() == "error: 2 of 7 images could not be read, as listed above; the others are done"
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(found["images"]) == 5

@@ -2,20 +2,20 @@
 
     python tools/compare.py configs/comparison.json --output_dir out/comparison --jobs 2
 
-It runs main_pretrain.py and main_finetune.py, nothing else, and writes table.md, table.json, plot.png and commands.sh
-to --output_dir. The same command goes on after an interruption: finished runs stay, stopped ones continue.
+It runs only main_pretrain.py and main_finetune.py, and writes table.md, table.json, plot.png and commands.sh to
+--output_dir. After an interruption the same command continues: finished runs stay, stopped ones go on.
 
-The specification is a JSON object. Flags are one string, or an object of strings: under "all" what always holds, under
-the name of a data set, detector or method what holds with it alone. $NAME stands for a variable of the environment.
+The specification is a JSON object. Flags are one string, or an object of strings: those under "all" always apply,
+those under the name of a data set, detector or method only with it. $NAME is replaced by that environment variable.
 
     seeds             [1, 2]
-    methods           {"scratch": "", "updetr": "", "siamese": flags of main_pretrain.py with it, no budgets}
-    detectors         {"conditional": flags of both scripts that say what the detector is}
-    backbone_weights  file that pretrainings and "scratch" start from
+    methods           {"scratch": "", "updetr": "", "siamese": flags of main_pretrain.py for this method, no budgets}
+    detectors         {"conditional": flags of both scripts that define the detector}
+    backbone_weights  file from which pretraining and "scratch" start
     pretrain          {"photos": flags of main_pretrain.py: data, image sizes, schedule}
     finetune          {"raccoon": flags of main_finetune.py, the same after each method}
-    data              [["photos", "raccoon"]], which pretraining is finetuned on what
-    common            flags of both scripts, such as --num_workers (may be left out)
+    data              [["photos", "raccoon"]], pairs of a pretraining and the data set to finetune on
+    common            flags of both scripts, such as --num_workers (optional)
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("specification", help="JSON file")
     parser.add_argument("--output_dir", required=True, help="receives the folders of all runs, and the report")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; the cores are shared out among them")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at once; they share the cores equally")
     args = parser.parse_args(argv)
     at_least(args, 1, "jobs")
     require("matplotlib", "matplotlib", "the plot")  # before hours of training
     runs = make_runs(read_specification(args.specification))
     out = Path(args.output_dir)
     make_writable(out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs, too, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs too, as Ctrl-C does
     try:
         execute(runs, out, args.jobs)
     except KeyboardInterrupt:
-        raise UserError("interrupted; the same command goes on from here") from None
+        raise UserError("interrupted; the same command continues from here") from None
     print("\n" + write_report(runs, out))
     print(f"{out}/table.md {out}/table.json {out}/plot.png {out}/commands.sh")
 

@@ -1,4 +1,4 @@
-"""Write the detector of any checkpoint that main_finetune.py takes for other projects.
+"""Convert a checkpoint for other projects; any checkpoint that main_finetune.py takes can be converted.
 
 python tools/convert_checkpoint.py OUT/checkpoint.pth detector.pth --to detr    # {"model": ...} in public names
 python tools/convert_checkpoint.py OUT/checkpoint.pth detector/ --to hf         # a folder for from_pretrained
@@ -25,18 +25,18 @@ from util.untold_args import add_untold_arguments
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read, load into a detector, which checks everything, and write."""
+    """Read the checkpoint, load it into a detector (which checks everything), and write it."""
     args = make_parser().parse_args(argv)
     source, target = Path(args.source), Path(args.target)
     if target.exists():
         raise UserError(f"{target} exists already: name another file or folder")
     if not target.parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.parent}")
+        raise UserError(f"{target}: there is no folder {target.parent}; create it first")
     content, foreign = read_checkpoint(source, {name: getattr(args, name) for name in UNTOLD})
     adopt(args, UNTOLD, content["args"], source)
     num_logits = num_class_logits(content["model"])
     if num_logits is None:
-        raise CheckpointError(f"{source}: holds no detector with a class head, so there is nothing to convert")
+        raise CheckpointError(f"{source}: no detector with a class head in it, so there is nothing to convert")
     names = architecture_names(DETECTORS)
     architecture = {name: content["args"][name] for name in names if name in content["args"]}
     record = DETECTORS[architecture["detr"]]

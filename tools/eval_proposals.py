@@ -1,11 +1,11 @@
-"""Recall of proposals: how many of the labelled objects have a box among the best K that covers them.
+"""Recall of proposals: how many of the labelled objects are covered by one of the best K boxes.
 
     python tools/eval_proposals.py --dataset_file coco --data_path DIR --proposal_dir OUT --json recall.json
     python tools/eval_proposals.py ... --proposal_dir EDGEBOX RANDOM --plot recall.png
 
-Prints a table of recall at 1, 10 and 100 boxes by IoU threshold for each folder of proposals. Boxes are matched best
-first, each to the free object that it overlaps most, as COCO's average recall does without regard to classes.
-Crowds and objects marked difficult do not count.
+Prints for each folder of proposals a table of the recall at 1, 10 and 100 boxes by IoU threshold. Boxes are matched
+best first, each to the free object that it overlaps most, like COCO's average recall without classes. Crowds and
+objects marked difficult do not count.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Arguments -> labelled set and proposals -> table, JSON, plot."""
+    """Read the labelled data set and the proposals; print a table, write JSON and a plot."""
     args = make_parser().parse_args(argv)
     check(args)
     records = DATASETS[args.dataset_file].read_labelled(args, args.split, None)
@@ -66,10 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset_file", choices=list(choices.datasets), default=next(iter(choices.datasets)))
     parser.add_argument("--data_path", help="root folder of the data set")
     parser.add_argument("--split", choices=["train", "val"], default="val")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
-    parser.add_argument("--plot", metavar="FILE", help="draw recall over IoU there, as a PNG")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--plot", metavar="FILE", help="draw recall over IoU into this PNG file")
     add_owned_arguments(parser, choices, "dataset_file")
-    parser.set_defaults(damaged="error")  # images that are missing in spite of the annotations
+    parser.set_defaults(damaged="error")  # annotated images that are missing are an error
     return parser
 
 
@@ -79,19 +79,19 @@ def labelled_choices() -> Choices:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that cannot work."""
+    """Raise UserError for flags that cannot work."""
     check_owned_flags(args, labelled_choices())
     check_data(args, DATASETS[args.dataset_file], (args.split,))
     for out in (args.json, args.plot):
         if out and not Path(out).parent.is_dir():
-            raise UserError(f"{out}: there is no folder {Path(out).parent}")
+            raise UserError(f"{out}: there is no folder {Path(out).parent}; create it first")
 
 
 def recall(records: DetectionRecords, store: ProposalStore) -> np.ndarray:
     """[len(COUNTS), len(THRESHOLDS)] recall in [0, 1] of the objects of ``records``.
 
     Raises:
-        DataError: an image that the proposals do not know, or no objects at all.
+        DataError: an image has no entry in the proposals, or there are no objects at all.
     """
     place = {store.path(index): index for index in range(len(store))}
     found = np.zeros((len(COUNTS), len(THRESHOLDS)), dtype=np.int64)
@@ -105,12 +105,12 @@ def recall(records: DetectionRecords, store: ProposalStore) -> np.ndarray:
         found += matches(boxes, records.boxes[rows])
         objects += len(rows)
     if not objects:
-        raise DataError(f"{records.source}: no objects to find")
+        raise DataError(f"{records.source}: no objects to find; choose a data set with boxes")
     return found / objects
 
 
 def matches(proposals: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """[len(COUNTS), len(THRESHOLDS)] objects that the best K proposals find.
+    """[len(COUNTS), len(THRESHOLDS)] number of objects that the best K proposals find.
 
     Args:
         proposals: [N, 4] xyxy, best first.
@@ -122,12 +122,12 @@ def matches(proposals: np.ndarray, truth: np.ndarray) -> np.ndarray:
         for proposal in np.flatnonzero((overlap >= threshold).any(axis=1)):
             free = np.where(np.isinf(first[row]), overlap[proposal], -1)
             if free.max() >= threshold:
-                first[row, np.flatnonzero(free == free.max())[-1]] = proposal  # of equals the last, as COCO does
+                first[row, np.flatnonzero(free == free.max())[-1]] = proposal  # on ties the last one, as in COCO
     return np.stack([(first < count).sum(axis=1) for count in COUNTS])
 
 
 def format_table(table: np.ndarray) -> str:
-    """Recall by boxes and IoU as text, the mean over the thresholds (COCO's average recall) last."""
+    """Recall by number of boxes and IoU, as text; the last column is the mean (COCO's average recall)."""
     lines = ["boxes  IoU " + " ".join(f"{threshold:5.2f}" for threshold in THRESHOLDS) + "   mean"]
     for count, row in zip(COUNTS, table, strict=True):
         lines.append(f"{count:5d}      " + " ".join(f"{value:5.3f}" for value in row) + f"  {row.mean():5.3f}")
@@ -144,7 +144,7 @@ def as_json(results: dict[str, np.ndarray], objects: int) -> dict[str, Any]:
 
 
 def plot(results: dict[str, np.ndarray], out: Path) -> None:
-    """Recall over the IoU threshold, a panel for each number of boxes, a line for each folder.
+    """Plot recall over the IoU threshold: one panel per number of boxes, one line per folder.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -162,7 +162,7 @@ def plot(results: dict[str, np.ndarray], out: Path) -> None:
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-    """Names of the folders, or their paths where two have the same name."""
+    """Names of the folders, or their paths if names repeat."""
     names = [Path(folder).resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else list(folders)
 

@@ -4,11 +4,11 @@ python tools/export.py --resume FILE detector.onnx --dynamic      # any number a
 python tools/export.py --resume FILE detector.onnx --size 800 1066    # one image of this height and width, no mask
 python tools/export.py --resume FILE detector.pt2 --dynamic       # for torch.export.load
 
-The file takes pixel_values [B, 3, H, W] (RGB in [0, 1], less the mean, over the standard deviation of the file's
-metadata) and, with --dynamic, mask [B, H, W] (True where padded). It returns the detections, best first: boxes
-[B, N, 4] (x1, y1, x2, y2 as fractions of each image's width and height), scores [B, N] and labels [B, N]; the metadata
-names the labels. A .pt2 file of a detector on four levels of maps wants images of more than 64 pixels a side.
-tools/run_onnx.py is an example that needs onnxruntime, numpy and Pillow alone.
+The file takes pixel_values [B, 3, H, W] (RGB in [0, 1], minus the mean and divided by the standard deviation, which are
+in the file's metadata) and, with --dynamic, mask [B, H, W] (True where padded). It returns the detections, best first:
+boxes [B, N, 4] (x1, y1, x2, y2 as fractions of each image's width and height), scores [B, N] and labels [B, N]; the
+metadata has the names of the labels. The images for a .pt2 file of a detector with four feature levels must be larger
+than 64 x 64 pixels. tools/run_onnx.py is an example that needs only onnxruntime, numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from util.untold_args import add_untold_arguments
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Load, write, compare."""
+    """Load the detector, write the file, compare both."""
     args = parse(argv)
     target = Path(args.target)
     predictor = load(args)
@@ -54,26 +54,27 @@ def main(argv: list[str] | None = None) -> None:
         target.unlink()
         raise
     sizes = ", ".join("x".join(map(str, batch.tensors.shape)) for batch in batches)
-    print(f"wrote {target}: {target.stat().st_size / 2**20:.1f} MiB; equal to {worst:.1g} on images of {sizes}")
+    size = target.stat().st_size / 2**20
+    print(f"wrote {target}: {size:.1f} MiB; equal to the detector up to {worst:.1g} on images of {sizes}")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Arguments that can work.
+    """Parse and check the arguments.
 
     Raises:
-        UserError: one of them cannot, or a package is missing.
+        UserError: an argument cannot work, or a package is missing.
     """
     args = make_parser().parse_args(argv)
     target = Path(args.target)
     if target.suffix not in (".onnx", ".pt2"):
-        raise UserError(f"{target}: unknown kind of file, use .onnx or .pt2")
+        raise UserError(f"{target}: unknown file format; use .onnx or .pt2")
     if not target.parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.parent}")
+        raise UserError(f"{target}: there is no folder {target.parent}; create it first")
     if target.suffix == ".onnx":
         for package in INSTALL.split():
             require(package, INSTALL, "exporting to ONNX")
     if (args.size is None) != args.dynamic:
-        raise UserError("the file is either for images of one size (--size H W) or for any (--dynamic): choose one")
+        raise UserError("pass --size H W (images of one size) or --dynamic (images of any size): choose one")
     args.height, args.width = args.size or (None, None)
     at_least(args, 32, "height", "width")
     return args
@@ -87,17 +88,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("target", metavar="OUT", help="the .onnx or .pt2 file to write")
     parser.add_argument("--resume", required=True, metavar="FILE|FOLDER", help="any checkpoint that can predict")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="one image of this size, no mask")
-    parser.add_argument("--dynamic", action="store_true", help="any batch, height and width, with the mask")
-    parser.add_argument("--half", action="store_true", help="keep weights in 16 bits, compute in float32")
+    parser.add_argument("--dynamic", action="store_true", help="images of any number, height and width, with a mask")
+    parser.add_argument("--half", action="store_true", help="store weights in 16 bits, compute in float32")
     parser.add_argument(
-        "--check", nargs="+", default=[], metavar="IMAGE", help="compare on these images; default: two drawn ones"
+        "--check", nargs="+", default=[], metavar="IMAGE", help="images to compare on; default: two synthetic ones"
     )
     add_untold_arguments(parser)
     return parser
 
 
 def load(args: argparse.Namespace) -> Predictor:
-    """The detector, on the CPU; with ``--half`` its weights are rounded as the file's are."""
+    """The detector, on the CPU; with ``--half`` its weights are rounded to 16 bits, as in the file."""
     restored = restore(args.resume, {name: getattr(args, name) for name in UNTOLD})
     predictor = predictor_of(restored, device="cpu", amp="none", eval_size=None, eval_max_size=None)
     if args.half:
@@ -107,14 +108,14 @@ def load(args: argparse.Namespace) -> Predictor:
 
 @torch.no_grad()
 def round_to_half(predictor: Predictor) -> None:
-    """Round the weights of a detector as a file with ``--half`` has them."""
+    """Round the weights of a detector to 16 bits, as in a file written with ``--half``."""
     for weight in predictor.detector.parameters():
         if weight.dim() > 1:
             weight.copy_(weight.half())
 
 
 def describe(predictor: Predictor, args: argparse.Namespace) -> dict:
-    """What a user of the file must know beside it."""
+    """The file's metadata: what a user of the file must know."""
     mean, std = predictor.normalization
     sizes = (
         {"size": args.size} if args.size else {"short_side": predictor.eval_size, "max_size": predictor.eval_max_size}

@@ -1,11 +1,11 @@
 """Propose regions for a data set, once, on all cores.
 
     python tools/make_proposals.py --method edgebox --data_path DIR --output_dir OUT
-    python tools/make_proposals.py ... --shard 1/8        one of eight machines that share a disk
-    python tools/make_proposals.py ... --merge 8          when all eight are done
+    python tools/make_proposals.py ... --shard 1/8        on one of eight machines that share a disk
+    python tools/make_proposals.py ... --merge 8          when all eight have finished
 
-The same command goes on after a kill at any moment. Until everything is done the work lies in OUT.parts; OUT appears
-whole. Images that cannot be read have no boxes; OUT/failed.json lists them with the reason.
+If the process is killed, the same command continues. Until everything is done, the results are in OUT.parts; OUT is
+never half written. Images that cannot be read have no boxes; OUT/failed.json lists them with the reason.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from util.records import Choices
 from util.script import run_script
 from util.signals import protect_worker
 
-SYNC_SECONDS = 5.0  # the most work that a power failure costs; a killed process loses less
+SYNC_SECONDS = 5.0  # the most work lost in a power failure; a killed process loses less
 
 
 class Proposing(Dataset):
-    """``dataset[index]`` -> journal record of the image ``index``."""
+    """``dataset[index]`` -> journal record of image ``index``."""
 
     def __init__(self, images: UnlabelledImages, method: ProposalMethod, reading: Reading) -> None:
         self.images = images
@@ -60,7 +60,7 @@ class Proposing(Dataset):
         return encode(self.outcome(index))
 
     def outcome(self, index: int) -> Outcome:
-        """Boxes and scores, or why there are none."""
+        """Boxes and scores, or why the image failed."""
         try:
             return self.method(load_image(self.images.path(index), reading=self.reading), index)
         except DataError as error:
@@ -68,7 +68,7 @@ class Proposing(Dataset):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Arguments -> images and method -> journals -> proposals."""
+    """Find the images, write the journal of each shard, merge them into the proposals."""
     args = make_parser().parse_args(argv)
     number, shards = check(args)
     images, method = build_images(args), build_method(args)
@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     if out.exists():
         ProposalStore(out).check(paths, method.name)
         check_parameters(out, method)
-        shutil.rmtree(parts, ignore_errors=True)  # a kill just before this line leaves it
-        print(f"{out}: complete already")
+        shutil.rmtree(parts, ignore_errors=True)  # left over if the process was killed just after merging
+        print(f"{out}: already complete")
         return
     make_writable(parts)
     try:
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             merge(out, parts, paths, plan)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{parts}: cannot be written ({reason}); the same command goes on from here") from None
+        raise UserError(f"{parts}: cannot be written ({reason}); the same command continues from here") from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -106,22 +106,22 @@ def make_parser() -> argparse.ArgumentParser:
         "make_proposals.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--method", choices=list(METHODS), default="edgebox")
-    parser.add_argument("--output_dir", required=True, help="what --proposal_dir will name; must not exist")
+    parser.add_argument("--output_dir", required=True, help="the folder to write, for --proposal_dir; must not exist")
     parser.add_argument("--dataset_file", choices=list(DATASETS), default=next(iter(DATASETS)))
     parser.add_argument("--data_path", required=True, help="root folder of the data set, as for main_pretrain.py")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="of data that are split")
-    parser.add_argument("--list", metavar="FILE", help="only the images it names, a path below --data_path a line")
+    parser.add_argument("--list", metavar="FILE", help="only the images in FILE: one path below --data_path per line")
     add_image_file_arguments(parser)
     parser.add_argument("--max_boxes", type=int, default=64, help="the most an image gets")
     parser.add_argument(
         "--size",
         type=int,
         help="edgebox: short side in pixels to which larger images are reduced, default 320; selective_search: side "
-        "of the square to which all are resized, default 128; 0: images stay as they are, slower",
+        "of the square to which all images are resized, default 128; 0: full size, slower",
     )
-    parser.add_argument("--edge_model", metavar="FILE", help="edgebox: OpenCV's structured forest, for better edges")
+    parser.add_argument("--edge_model", metavar="FILE", help="edgebox: structured forest of OpenCV, for better edges")
     parser.add_argument("--seed", type=int, help="random: default 0")
-    parser.add_argument("--shard", metavar="I/N", help="do the I-th (1..N) of N parts only; ends without --output_dir")
+    parser.add_argument("--shard", metavar="I/N", help="make only the I-th (1..N) of N parts; --merge N joins them")
     parser.add_argument("--merge", metavar="N", type=int, help="join the parts of N finished shards")
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     add_owned_arguments(parser, Choices(stage="proposals", datasets=DATASETS), "dataset_file")
@@ -129,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> tuple[int, int]:
-    """(number of the shard from 1, number of shards).
+    """Check the flags; return (number of the shard, from 1; number of shards).
 
     Raises:
         UserError: flags that cannot work; the message names them.
@@ -162,10 +162,10 @@ def check(args: argparse.Namespace) -> tuple[int, int]:
     if args.shard is None:
         return 1, args.merge or 1
     if args.merge:
-        raise UserError("--shard makes a part and --merge joins them: choose one")
+        raise UserError("--shard makes a part, --merge joins the parts: choose one")
     number, slash, shards = args.shard.partition("/")
     if not (slash and number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
-        raise UserError(f"--shard {args.shard}: write it as 1/8 to 8/8 for eight shards")
+        raise UserError(f"--shard {args.shard}: write I/N with I from 1 to N, for example 1/8 to 8/8 for eight shards")
     return int(number), int(shards)
 
 
@@ -173,7 +173,7 @@ def build_images(args: argparse.Namespace) -> UnlabelledImages:
     """The images: those that main_pretrain.py finds with the same flags, or those of ``--list``.
 
     Raises:
-        UserError: none there.
+        UserError: no images were found.
     """
     if args.list is None:
         return build_unlabelled(args, args.split)
@@ -185,18 +185,18 @@ def build_images(args: argparse.Namespace) -> UnlabelledImages:
         raise DataError(f"{args.data_path}: no such folder of images")
     paths = [line.strip() for line in lines if line.strip()]
     if not paths:
-        raise DataError(f"{args.list}: names no images")
+        raise DataError(f"{args.list}: names no images; write one path per line")
     return UnlabelledImages(args.data_path, paths)
 
 
 def build_method(args: argparse.Namespace) -> ProposalMethod:
-    """The method with those of its parameters that were given."""
+    """The method with the parameters that were passed."""
     given = {name: getattr(args, name) for name in ("size", "edge_model", "seed")}
     return METHODS[args.method](args.max_boxes, **{name: value for name, value in given.items() if value is not None})
 
 
 def check_parameters(out: Path, method: ProposalMethod) -> None:
-    """Raises DataError if ``out`` was made with other parameters."""
+    """Raise DataError if ``out`` was made with other parameters."""
     there = ProposalStore(out).parameters
     for name, value in method.parameters().items():
         if there.get(name) != value:
@@ -206,23 +206,23 @@ def check_parameters(out: Path, method: ProposalMethod) -> None:
 
 
 def journal_of(parts: Path, number: int, shards: int) -> Path:
-    """File of the shard ``number`` (from 1)."""
+    """The journal of shard ``number`` (from 1)."""
     return parts / f"{number}-of-{shards}.journal"
 
 
 def bounds(plan: dict[str, Any], number: int) -> tuple[int, int]:
-    """First and last + 1 image of the shard ``number``: shards are stretches, so that merging is appending."""
+    """First image and last image + 1 of shard ``number``. Shards are contiguous, so merging them is appending."""
     length, shards = plan["num_images"], plan["shards"]
     return length * (number - 1) // shards, length * number // shards
 
 
 def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, num_workers: int) -> None:
-    """Bring the journal of one shard to its end."""
+    """Process all images of one shard that its journal does not have yet."""
     first, end = bounds(plan, number)
     journal = Journal(path, plan)
     begun, started = journal.done, time.monotonic()
     if begun:
-        print(f"{path.name}: {begun} of {end - first} images are done already")
+        print(f"{path.name}: {begun} of {end - first} images are already done")
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -250,7 +250,7 @@ def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, n
 
 
 def merge(out: Path, parts: Path, paths: list[str], plan: dict[str, Any]) -> None:
-    """Join the journals of all shards into the proposals ``out``, reading them twice and holding one image at a time.
+    """Join the journals of all shards into the proposals ``out``. Reads them twice, with one image in memory at a time.
 
     Raises:
         DataError: a shard is missing or incomplete.
@@ -275,9 +275,9 @@ def merge(out: Path, parts: Path, paths: list[str], plan: dict[str, Any]) -> Non
     )
     shutil.rmtree(parts)
     bare = int((counts == 0).sum()) - len(failed)
-    print(f"wrote {out}: {counts.sum()} boxes of {len(paths)} images; {bare} without any, {len(failed)} failed")
+    print(f"wrote {out}: {counts.sum()} boxes of {len(paths)} images; {bare} without boxes, {len(failed)} failed")
     if failed:
-        print(f"the first that failed: {failed[0]['reason']}; all are listed in {out / FAILED}")
+        print(f"the first failure: {failed[0]['reason']}; {out / FAILED} lists all")
 
 
 def read_shards(parts: Path, plan: dict[str, Any]) -> Iterator[Outcome]:
@@ -294,7 +294,7 @@ def read_shards(parts: Path, plan: dict[str, Any]) -> Iterator[Outcome]:
             done += 1
             yield outcome
         if done != end - first:
-            raise DataError(f"{path}: holds {done} of {end - first} images; finish --shard {number}/{plan['shards']}")
+            raise DataError(f"{path}: has {done} of {end - first} images; finish --shard {number}/{plan['shards']}")
 
 
 def empty() -> tuple[np.ndarray, np.ndarray]:
@@ -303,4 +303,4 @@ def empty() -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    run_script(main, "interrupted; the same command goes on from here")
+    run_script(main, "interrupted; the same command continues from here")

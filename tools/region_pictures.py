@@ -1,4 +1,4 @@
-"""The picture of ``visualize.py regions``: what is found for the regions of one view in the other."""
+"""The picture of ``visualize.py regions``: the regions of one view, and what is found for them in the other."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from util.plot_utils import contact_sheet, draw_boxes
 from util.script import select_device
 
 EASY = 1
-"""Regions before this one are not drawn: region 0 is all that both views show."""
+"""Regions before this one are not drawn: region 0 is the intersection of the views."""
 
 
 def draw_regions(argv: Sequence[str], count: int, zoom: Callable[[Image.Image], float]) -> Image.Image:
-    """A row for each image: regions in the first view, where they are in the second, and what is found for them there.
+    """One row per image: the regions in the first view, their places in the second, and what is found for them there.
 
     Args:
-        argv: flags of main_pretrain.py, ``--resume`` among them.
-        count: images to show, spread over the data set.
-        zoom: how much to enlarge a view.
+        argv: flags of main_pretrain.py, including ``--resume``.
+        count: number of images to show, spread over the data set.
+        zoom: view -> factor by which to enlarge it.
 
     Raises:
-        UserError: the checkpoint is of another task than Siamese DETR, or there is none.
+        UserError: no checkpoint, or one of another task than Siamese DETR.
     """
     args, origin = main_pretrain.parse(["--eval", *argv])
     if PRETEXTS[args.method].dataset is not TwoViewDataset:
         raise UserError(f"--method {args.method} has no two views to draw: regions goes with --method siamese")
-    args.augment_device = "cpu"  # pictures are finished here, wherever training would
+    args.augment_device = "cpu"  # change the colours here, even if training would do it on a GPU
     device = select_device(args.device)
     dataset = main_pretrain.measured_data(args)
     method = main_pretrain.restore_method(args, origin).to(device).eval()
@@ -56,7 +56,7 @@ def draw_regions(argv: Sequence[str], count: int, zoom: Callable[[Image.Image], 
 
 @torch.no_grad()
 def find_regions(method: SiameseDETR, batch: object) -> Tensor:
-    """The box [R, 4] (xyxy in pixels) that the most confident query of each region of view 0 predicts in view 1.
+    """The boxes [R, 4] (xyxy in pixels) that the most confident query of each region of view 0 predicts in view 1.
 
     Args:
         batch: a :class:`datasets.pretext.two_view.TwoViewBatch` of one image.
@@ -64,15 +64,15 @@ def find_regions(method: SiameseDETR, batch: object) -> Tensor:
     views = method.see(batch)
     _, _, outputs = method.look(views)
     confidence = class_confidence(outputs, REGION_LABEL, method.detector.classification)
-    query = most_confident(confidence, method.num_regions)[-1, 1]  # entry 1 is view 1, asked for what view 0 shows
+    query = most_confident(confidence, method.num_regions)[-1, 1]  # entry 1: queries of view 0's regions, in view 1
     boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"][-1, 1].float()[query])
     return boxes * views.sizes[1].flip(0).repeat(2)
 
 
 def draw_row(sample: TwoViewSample, found: Tensor, zoom: Callable[[Image.Image], float]) -> Image.Image:
-    """View 0 with its regions, view 1 with the same regions, and view 1 with what was ``found`` [R, 4].
+    """View 0 with its regions, view 1 with the same regions, and view 1 with the boxes ``found`` [R, 4].
 
-    Region i has one colour and one number in all three.
+    Region i has the same colour and number in all three.
     """
     views = [as_picture(view) for view in sample.views]
     numbers = list(range(EASY, len(found)))

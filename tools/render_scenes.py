@@ -3,8 +3,8 @@
     python tools/render_scenes.py OUT --num_train 120 --num_val 80 --num_unlabelled 800
 
 The pictures show objects of six categories among clutter (see tools/scenes/). The same arguments give the same bytes
-(with the same versions of numpy and Pillow). Objects that are hidden too much are left out of the scene, not merely
-out of the annotations: see :func:`tools.scenes.compose.render_scene`.
+(with the same versions of numpy and Pillow). Objects that would be hidden too much are removed from the scene itself,
+not only from the annotations: see :func:`tools.scenes.compose.render_scene`.
 """
 
 from __future__ import annotations
@@ -34,19 +34,18 @@ SPLITS = ("train", "val", "unlabelled")
 def render_data_set(
     out: str | Path, num_train: int, num_val: int, num_unlabelled: int, size: int = 192, seed: int = 0
 ) -> None:
-    """Write a data set in COCO's layout, and unlabelled pictures beside it.
+    """Write a data set in COCO's layout, and a folder of unlabelled pictures.
 
-    ``annotations/instances_{train,val}.json``, ``train/``, ``val/``, ``unlabelled/``. The folder appears whole, by a
-    rename, or not at all. Boxes (xywh, pixels) and segmentations (uncompressed run lengths) are those of the visible
-    part of each object.
+    ``annotations/instances_{train,val}.json``, ``train/``, ``val/``, ``unlabelled/``. The folder is never half written.
+    Boxes (xywh, pixels) and segmentations (uncompressed run lengths) cover the visible part of each object.
 
     Args:
-        out: the folder to make; its parents are made, too.
+        out: the folder to make, with its parents.
         num_train: pictures with annotations to train on.
         num_val: pictures with annotations to evaluate on.
         num_unlabelled: pictures without annotations.
         size: short side of the pictures in pixels.
-        seed: each picture depends on the seed, its split and its number alone.
+        seed: each picture depends only on the seed, its split and its number.
 
     Raises:
         UserError: ``out`` exists already, or a number is too small.
@@ -59,7 +58,7 @@ def render_data_set(
         if count < 1:
             raise UserError(f"--num_{split} {count}: must be at least 1")
     if size < 64:
-        raise UserError(f"--size {size}: objects cannot be told apart below 64 pixels")
+        raise UserError(f"--size {size}: must be at least 64; objects cannot be told apart in smaller pictures")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         folder = Path(temporary) / "data"
@@ -73,7 +72,7 @@ def render_data_set(
 
 
 def _render_split(folder: Path, split: str, count: int, size: int, seed: int) -> dict[str, Any]:
-    """Write the pictures of one split and return its annotations as COCO's dictionary."""
+    """Write the pictures of one split; return its annotations as a dictionary in COCO's format."""
     folder.mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -91,7 +90,7 @@ def _render_split(folder: Path, split: str, count: int, size: int, seed: int) ->
 
 
 def _draw_shape(rng: np.random.Generator, size: int) -> tuple[int, int]:
-    """(h, w) of a picture, upright or lying."""
+    """(h, w) of a picture, upright or wide."""
     long_side = round(size * float(rng.choice(ASPECT_RATIOS)))
     return (size, long_side) if rng.uniform() < 0.7 else (long_side, size)
 
@@ -116,7 +115,7 @@ def _annotations(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str
 
 def run_lengths(mask: np.ndarray) -> list[int]:
     """COCO's uncompressed run lengths of ``mask`` [h, w] bool: column by column, runs of False and True in turn."""
-    flat = np.concatenate([[False], mask.ravel(order="F")])  # the first run counts False, be it 0 long
+    flat = np.concatenate([[False], mask.ravel(order="F")])  # the first run counts False, and may have length 0
     starts = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], starts, [mask.size]])).tolist()
 

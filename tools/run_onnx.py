@@ -1,4 +1,4 @@
-"""Run a file of tools/export.py with onnxruntime and numpy alone: python run_onnx.py detector.onnx street.jpg"""
+"""Run a file of tools/export.py with only onnxruntime, numpy and Pillow: python run_onnx.py detector.onnx street.jpg"""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from PIL import Image
 
 def detect(session, image, threshold=0.5):
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    if "size" in about:  # a file for one size
+    if "size" in about:  # this file takes one size only
         height, width = about["size"]
     else:
         scale = min(about["short_side"] / min(image.size), about["max_size"] / max(image.size))

@@ -1,4 +1,4 @@
-"""Look at what goes in and what comes out.
+"""Draw samples, proposals, detections and training curves.
 
     python tools/visualize.py views --out views.png --data_path DIR
     python tools/visualize.py proposals --out proposals.png --data_path DIR --proposals edgebox --proposal_dir DIR
@@ -10,12 +10,12 @@
     python tools/visualize.py curves --out curves.png PRETRAINED/log.txt SCRATCH/log.txt
 
 `views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `proposals` shows
-the best boxes of a folder of proposals, 0 the first. `predictions` shows the boxes that a finetuned checkpoint finds in
-the validation images beside the true ones. `pr` draws precision over recall of each class, `confusion` which class was
-taken for which, `worst` the images with the most mistakes; all three at IoU 0.5, the latter two at the score with the
-best F1, and with the figures as JSON beside the picture. `regions` shows what a pretrained checkpoint finds in one view
-for the regions of the other. `curves` draws losses and scores of runs. `views`, `proposals` and `regions` take all
-flags of main_pretrain.py, those of detections all of main_finetune.py.
+the best boxes of a folder of proposals, number 0 first. `predictions` shows the boxes that a finetuned checkpoint finds
+in the validation images, beside the true ones. `pr` draws precision over recall per class, `confusion` the confusion
+matrix, `worst` the images with the most mistakes: all at IoU 0.5, the last two at the score threshold with the best F1,
+and all write their numbers as JSON beside the picture. `regions` shows what a pretrained checkpoint finds in one view
+for the regions of the other. `curves` draws losses and scores of runs. `views`, `proposals` and `regions` take the
+flags of main_pretrain.py; `predictions`, `pr`, `confusion` and `worst` take those of main_finetune.py.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     out = Path(args.out)
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"--out {out}: unknown kind of picture, use .png or .jpg")
+        raise UserError(f"--out {out}: unknown image format; use .png or .jpg")
     if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+        raise UserError(f"--out {out}: there is no folder {out.parent}; create it first")
     if hasattr(args, "count"):
         at_least(args, 1, "count")
     if args.command == "proposals":
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """This script's own flags; the others belong to the main scripts."""
+    """The flags of this script; all others are passed to the parsers of the main scripts."""
     parser = argparse.ArgumentParser(
         "visualize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,22 +95,22 @@ def make_parser() -> argparse.ArgumentParser:
         pictures[name].add_argument("--out", required=True, metavar="FILE", help="PNG or JPEG to write")
         pictures[name].add_argument("--count", type=int, default=count, help="images to show")
     pictures["regions"].add_argument("checkpoint", metavar="CHECKPOINT", help="of main_pretrain.py --method siamese")
-    pictures["proposals"].add_argument("--boxes", type=int, default=10, help="boxes to show of each image")
+    pictures["proposals"].add_argument("--boxes", type=int, default=10, help="number of boxes per image")
     pictures["predictions"].add_argument(
-        "--threshold", type=float, default=0.3, help="least score of a box to be drawn"
+        "--threshold", type=float, default=0.3, help="draw only boxes of at least this score"
     )
     for name in ("pr", "confusion", "worst"):
         closer = commands.add_parser(name, allow_abbrev=False)
-        closer.add_argument("--out", required=True, metavar="FILE", help="PNG to write; a .json is written beside it")
+        closer.add_argument("--out", required=True, metavar="FILE", help="PNG to write, with a .json file beside it")
     closer.add_argument("--count", type=int, default=8, help="images to show")
     curves = commands.add_parser("curves", allow_abbrev=False)
     curves.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
-    curves.add_argument("logs", nargs="+", metavar="LOG", help="log.txt of a run; the folder's name is the run's")
+    curves.add_argument("logs", nargs="+", metavar="LOG", help="log.txt of a run, which is named after its folder")
     return parser
 
 
 def draw_views(argv: Sequence[str], count: int) -> Image.Image:
-    """Two-view samples of the data that main_pretrain.py would train on with the flags ``argv``.
+    """Two-view samples that main_pretrain.py would train on with the flags ``argv``.
 
     Raises:
         UserError: the flags name another method than Siamese DETR.
@@ -118,7 +118,7 @@ def draw_views(argv: Sequence[str], count: int) -> Image.Image:
     args, _ = main_pretrain.parse(argv)
     if PRETEXTS[args.method].dataset is not TwoViewDataset:
         raise UserError(f"--method {args.method} has no two views to draw; leave it out")
-    args.augment_device = "cpu"  # pictures are finished here, wherever training would
+    args.augment_device = "cpu"  # change the colours here, even if training would do it on a GPU
     dataset = main_pretrain.build_dataset(args)
     samples = [dataset[0, index] for index in some_of(dataset, count)]
     return contact_sheet(
@@ -129,14 +129,14 @@ def draw_views(argv: Sequence[str], count: int) -> Image.Image:
 
 
 def draw_proposals(argv: Sequence[str], count: int, num_boxes: int) -> Image.Image:
-    """Images with their best proposals, of the data that main_pretrain.py would train on with the flags ``argv``.
+    """Images that main_pretrain.py would train on with the flags ``argv``, with their best proposals.
 
     Raises:
         UserError: the flags name no folder of proposals.
     """
     args, _ = main_pretrain.parse(argv)
     if args.proposals == "random":
-        raise UserError("--proposals edgebox or selective_search and --proposal_dir DIR say which to draw")
+        raise UserError("nothing to draw: pass --proposals edgebox or selective_search, and --proposal_dir DIR")
     dataset = main_pretrain.build_dataset(args)
     pictures, captions = [], []
     for index in some_of(dataset, count):
@@ -148,20 +148,20 @@ def draw_proposals(argv: Sequence[str], count: int, num_boxes: int) -> Image.Ima
 
 
 def some_of(dataset: TwoViewDataset, count: int) -> list[int]:
-    """Indices of ``count`` images spread over a data set, of all if there are fewer."""
+    """Indices of ``count`` images spread evenly over a data set, or of all images if there are fewer."""
     count = min(count, len(dataset))
     return [index * len(dataset) // count for index in range(count)]
 
 
 def draw_sample(sample: TwoViewSample) -> Image.Image:
-    """The views side by side, region i with number i in both, its crops below."""
+    """The views side by side, with region i numbered i in both, and the crops below."""
     views = [as_picture(view) for view in sample.views]
     crops = [[as_picture(crop) for crop in of_view] for of_view in sample.crops]
     return draw_two_views(views, sample.boxes, crops, zoom=legible_zoom(views[0]))
 
 
 def load_for_evaluation(argv: Sequence[str]) -> tuple[Predictor, DataLoader]:
-    """The detector and the validation images of main_finetune.py's flags ``argv``."""
+    """The detector and the validation images that main_finetune.py would use with the flags ``argv``."""
     args, origin = main_finetune.parse(["--eval", *argv])
     loader = main_finetune.build_val_loader(args, origin.content["categories"])
     detector = restore_detector(args, origin)
@@ -179,7 +179,7 @@ def load_for_evaluation(argv: Sequence[str]) -> tuple[Predictor, DataLoader]:
 
 
 def look_closely(args: argparse.Namespace, argv: Sequence[str], out: Path) -> None:
-    """Precision-recall curves, the confusion matrix or the worst images of main_finetune.py's flags ``argv``."""
+    """Draw precision-recall curves, the confusion matrix or the worst images; ``argv``: flags of main_finetune.py."""
     predictor, loader = load_for_evaluation(argv)
     records = loader.dataset.records
     cases = collect(predictor, loader)
@@ -197,7 +197,7 @@ def look_closely(args: argparse.Namespace, argv: Sequence[str], out: Path) -> No
 
 
 def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image.Image:
-    """Validation images with the boxes that the checkpoint of main_finetune.py's flags ``argv`` finds in them."""
+    """Validation images with the boxes that the checkpoint finds in them; ``argv``: flags of main_finetune.py."""
     predictor, loader = load_for_evaluation(argv)
     names = {label: category["name"] for label, category in predictor.categories.items()}
     pictures = [
@@ -222,12 +222,12 @@ def detect_and_compare(
 
 
 def legible_zoom(picture: Image.Image) -> float:
-    """How much to enlarge ``picture`` for text to be legible on it; large ones stay as they are."""
+    """The factor by which to enlarge ``picture`` so that text on it is legible; 1 for large pictures."""
     return max(1.0, LEGIBLE_SIDE / min(picture.size))
 
 
 def name_runs(logs: Sequence[str]) -> dict[str, str]:
-    """Name of each run -> its log: the log's folder, by its path where two have the same name."""
+    """Name of each run -> its log. A run is named after its folder, or after the folder's path if names repeat."""
     folders = [Path(log).resolve().parent for log in logs]
     names = [folder.name for folder in folders]
     unique = len(set(names)) == len(names)

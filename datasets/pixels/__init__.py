@@ -1,1 +1,1 @@
-"""The work on pixels: cutting, resizing, colours, blur; in Python and in compiled form."""
+"""Operations on pixels: cropping, resizing, colours, blur; in Python and compiled."""

@@ -1,4 +1,4 @@
-"""The photometric part in PyTorch, for many pictures at once: on a GPU, or where nothing can be compiled."""
+"""Colours and blur in PyTorch, for many pictures at once: on a GPU, or if no C++ compiler is there."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Steps = Sequence[tuple[str, float]]
 
 
 def change_colours(pixels: Tensor, steps: Sequence[Steps]) -> Tensor:
-    """N pictures of one size, each changed in its own way.
+    """Change the colours of N pictures of one size, each in its own way.
 
     Args:
-        pixels: [N, 3, H, W] float32, whole numbers in 0..255; not written to.
-        steps: for each picture (name in _CHANGES, strength) in order.
+        pixels: [N, 3, H, W] float32, whole numbers in 0..255; not modified.
+        steps: per picture, (name in _CHANGES, strength) in order.
 
     Returns:
         [N, 3, H, W], whole numbers again.
@@ -36,10 +36,10 @@ def change_colours(pixels: Tensor, steps: Sequence[Steps]) -> Tensor:
 
 
 def blur(pixels: Tensor, taps: Sequence[Tensor]) -> Tensor:
-    """Pictures [N, 3, H, W], each blurred down and across; beyond the border the border's pixels go on.
+    """Blur pictures [N, 3, H, W] vertically and horizontally; the pixels at the border are repeated beyond it.
 
     Args:
-        taps: for each picture weights [R] from the middle outwards.
+        taps: per picture, weights [R] from the middle outwards.
     """
     radius = max(map(len, taps)) - 1
     kernels = torch.stack([F.pad(torch.cat([half.flip(0), half[1:]]), (radius + 1 - len(half),) * 2) for half in taps])
@@ -54,27 +54,27 @@ def _brightness(pixels: Tensor, factors: Tensor) -> Tensor:
 
 
 def _contrast(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Away from the mean luma, a whole number."""
+    """Scale the distance to the picture's mean luma, which is rounded to a whole number."""
     grey = _luma(pixels.double().mean(dim=(2, 3), keepdim=True)).add(0.5).floor().float()
     return _whole(pixels * factors + grey * (1 - factors))
 
 
 def _saturation(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Away from the luma of each pixel, a whole number."""
+    """Scale the distance to the luma of each pixel, which is rounded to a whole number."""
     return _whole(pixels * factors + _whole(_luma(pixels) + 0.5) * (1 - factors))
 
 
 def _hue(pixels: Tensor, shifts: Tensor) -> Tensor:
-    """Turn the hue of HSV by a part of the circle, at most a sixth; greatest and least channel of a pixel stay.
+    """Rotate the hue of HSV by a fraction s of the colour circle, at most 1/6.
 
-    Around the circle a channel is a trapezoid between the least value m and the greatest M. Red falls where green
-    exceeds blue and rises where blue exceeds green; its slopes, drawn on beyond m and M, are the line
-    M + m + red - green - blue (where red is M and blue is m it is M + (M - green), and so forth). Turning by s moves
-    them by 6 s (M - m), so that the new red is
+    Let m and M be the least and the greatest channel of a pixel; they do not change. Around the circle each channel is
+    a trapezoid between m and M. Red falls where green > blue and rises where blue > green; its slopes, continued
+    beyond m and M, are M + m + red - green - blue (for example M + (M - green) if red is M and blue is m). A rotation
+    by s moves them by 6 s (M - m). So the new red is
 
-        M + m + red - green - blue - 6 s (M - m) sign(green - blue),   cut to m..M,
+        M + m + red - green - blue - 6 s (M - m) sign(green - blue),   clipped to m..M,
 
-    likewise green and blue in turn, without an angle, a division or a case.
+    and likewise green and blue, without angles, divisions or cases.
     """
     high, low = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
     slopes = high + low - pixels.sum(1, keepdim=True) + 2 * pixels
@@ -89,7 +89,7 @@ def _luma(pixels: Tensor) -> Tensor:
 
 
 def _whole(pixels: Tensor) -> Tensor:
-    """Cut to 0..255 and round down, as Pillow does after each adjustment."""
+    """Clip to 0..255 and round down, as Pillow does after each adjustment."""
     return pixels.clamp(0, 255).floor()
 
 

@@ -1,6 +1,6 @@
-"""The work on every pixel in compiled form (``pixels.cpp``), where there is a C++ compiler.
+"""The operations on pixels in compiled form (``pixels.cpp``), if there is a C++ compiler.
 
-Compiled once, at first use (some seconds), into ``~/.cache/torch_extensions`` or ``TORCH_EXTENSIONS_DIR``.
+They are compiled once, at first use (some seconds), into ``~/.cache/torch_extensions`` or ``TORCH_EXTENSIONS_DIR``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ops.cache import cache_folder, check_private
 from util.files import written_whole
 
 SOURCE = Path(__file__).with_name("pixels.cpp")
-# Without fused multiplication and addition all machines compute the same.
+# Without fused multiply-add, all machines compute the same.
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 KINDS = {"brightness": 0, "contrast": 1, "saturation": 2, "hue": 3}
 STEP = np.dtype([("kind", np.int32), ("strength", np.float32)])
@@ -30,13 +30,13 @@ STEP = np.dtype([("kind", np.int32), ("strength", np.float32)])
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """The library, compiled if need be. Where that is not possible None, and one warning that says why."""
+    """The library, compiled if necessary. If that is not possible, None and one warning that says why."""
     try:
         library = _loaded()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         warnings.warn(
-            f"samples are made by Pillow and PyTorch, some eight times as slowly: datasets/pixels/pixels.cpp cannot be "
+            f"samples are made by Pillow and PyTorch, about eight times slower: datasets/pixels/pixels.cpp cannot be "
             f"compiled and loaded ({told[0] if told else error}); {_advice(error)}",
             stacklevel=2,
         )
@@ -47,25 +47,25 @@ def load() -> ctypes.CDLL | None:
 
 def _advice(error: Exception) -> str:
     if isinstance(error, ValueError):
-        return "the variable CXX is no command line"
+        return "the environment variable CXX is not a command line; correct it"
     if isinstance(error, PermissionError):
-        return "see that only you can write there"
-    return "install a C++ compiler, or name it in CXX"
+        return "make sure that only you can write there"
+    return "install a C++ compiler, or name one in the environment variable CXX"
 
 
 def _loaded() -> ctypes.CDLL:
-    """The library; one in the cache that cannot be loaded is compiled anew, once."""
+    """The library. If the cached one cannot be loaded, it is compiled again, once."""
     library = _compiled()
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
-        warnings.warn(f"{library}: cannot be loaded ({str(error)[:100]}), so it is made again", stacklevel=2)
+        warnings.warn(f"{library}: cannot be loaded ({str(error)[:100]}), so it is compiled again", stacklevel=2)
         library.unlink()
         return ctypes.CDLL(str(_compiled()))
 
 
 def _compiled() -> Path:
-    """The library, named by source and machine; whole or not there, however many processes make it at once."""
+    """The library's file, named by source and machine. It is never half written, even by several processes at once."""
     digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
     cache = cache_folder()
     library = cache / "siamese_detr_pixels" / f"pixels_{platform.machine()}_{digest}.so"
@@ -98,7 +98,7 @@ def change(
         picture: [H, W, 3] uint8, contiguous.
         steps: (name in KINDS, strength) in order.
         taps: float32 [radius + 1], weights of the blur from the middle outwards; [1] for none.
-        out: [3, H, W] uint8, contiguous; written to.
+        out: [3, H, W] uint8, contiguous; receives the result.
     """
     encoded = np.array([(KINDS[name], strength) for name, strength in steps], dtype=STEP)
     library.change(

@@ -1,12 +1,13 @@
-"""The photometric part of the augmentation: colours and sharpness, nothing that moves a pixel.
+"""The photometric augmentation: colours and blur; no pixel moves.
 
-Drawing and applying are apart, so that what happened to a picture can be inspected and repeated. The adjustments are
-those of torchvision on Pillow images (but for the hue, which they round to 256 steps), the blur is Pillow's.
+Random draws and their application are separate, so that the changes of a picture can be inspected and repeated. The
+adjustments are those of torchvision on Pillow images (except the hue, which Pillow rounds to 256 steps); the blur is
+Pillow's.
 
-On a CPU compiled code does them (``pixels.cpp``): for a 128 x 128 crop it takes some 0.17 ms on one core of a Zen 3,
-where Pillow takes 0.9 for the colours and 0.7 for a blur. Tried and left: PyTorch step by step (0.5 for colours, 0.2
-to 0.5 for a blur; calls and temporaries cost more than the arithmetic), all colours as one table of Pillow (0.5),
-grouped convolutions and banded matrices for the blur (0.3 to 0.6).
+On a CPU, compiled code applies them (``pixels.cpp``): a 128 x 128 crop takes 0.17 ms on one core of a Zen 3, where
+Pillow takes 0.9 ms for the colours and 0.7 ms for the blur. Slower alternatives, measured: PyTorch step by step (0.5 ms
+for the colours, 0.2 to 0.5 ms for the blur; calls and temporaries cost more than the arithmetic), all colours as one
+Pillow table (0.5 ms), grouped convolutions or banded matrices for the blur (0.3 to 0.6 ms).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_HUE_SHIFT = 0.1  # of the colour circle
 FACTOR_RANGE = (0.6, 1.4)  # of brightness, contrast and saturation
 SIGMA_RANGE = (0.1, 2.0)  # pixels
 ADJUSTMENTS = ("brightness", "contrast", "saturation", "hue")
-LEAST_TAP = 1 / 512  # of the blur's weights; what is smaller hardly moves an 8-bit value
+LEAST_TAP = 1 / 512  # smaller weights of the blur hardly change an 8-bit value
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Photometric:
     """What to do with the colours of one picture, in this order.
 
     Attributes:
-        jitter: (name, strength) of the adjustments, in the order of application; empty for none. Brightness, contrast
-            and saturation are factors, 1 changes nothing; hue is a shift, 0 changes nothing.
-        grey: whether the colours are lost.
-        sigma: of the Gaussian blur in pixels, or None.
+        jitter: (name, strength) of the adjustments, in order; may be empty. Brightness, contrast and saturation are
+            factors (1 changes nothing), hue is a shift (0 changes nothing).
+        grey: whether to remove the colours.
+        sigma: of the Gaussian blur in pixels, or None for no blur.
     """
 
     jitter: tuple[tuple[str, float], ...]
@@ -46,7 +47,7 @@ class Photometric:
 
     @property
     def steps(self) -> list[tuple[str, float]]:
-        """(name, strength) of what is done to the colours; without any saturation they are grey."""
+        """(name, strength) of all changes of the colours; "grey" is a saturation of 0."""
         return [*self.jitter, *([("saturation", 0.0)] if self.grey else [])]
 
     @property
@@ -56,7 +57,7 @@ class Photometric:
 
 
 def draw_photometric(rng: np.random.Generator) -> Photometric:
-    """Draw with the probabilities and ranges above; the adjustments come in random order."""
+    """Draw with the probabilities and ranges above; the adjustments are in random order."""
     *factors, hue, sigma, jitters, is_grey, blurs = rng.random(8).tolist()
     strengths = [_between(*FACTOR_RANGE, factor) for factor in factors] + [_between(-MAX_HUE_SHIFT, MAX_HUE_SHIFT, hue)]
     order = rng.permutation(len(ADJUSTMENTS)).tolist()
@@ -72,10 +73,10 @@ def _between(low: float, high: float, share: float) -> float:
 
 
 def change(pictures: Tensor, photometrics: Sequence[Photometric]) -> Tensor:
-    """Pictures of one size, each changed in its own way.
+    """Change the colours of pictures of one size, each in its own way.
 
     Args:
-        pictures: [N, 3, H, W] uint8, best in channels-last memory.
+        pictures: [N, 3, H, W] uint8, fastest in channels-last memory.
         photometrics: N of them.
 
     Returns:
@@ -99,10 +100,10 @@ def _in_pytorch(pictures: Tensor, photometrics: Sequence[Photometric]) -> Tensor
 
 
 class Normalisation:
-    """Pictures [..., 3, H, W] uint8 -> float32, less the mean and over the standard deviation of their channel.
+    """Pictures [..., 3, H, W] uint8 -> float32, minus the mean and divided by the standard deviation per channel.
 
     Args:
-        mean, std: of the three channels in 0..1.
+        mean, std: of the three channels, for values in 0..1.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -110,7 +111,7 @@ class Normalisation:
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1) * 255
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """On the device of the pictures; contiguous."""
+        """The normalised pictures, on the same device; contiguous."""
         mean, std = (values.to(pictures.device, non_blocking=True) for values in (self.mean, self.std))
         return pictures.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
 

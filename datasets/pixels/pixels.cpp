@@ -1,7 +1,8 @@
-// The work on every pixel of a two-view sample, one picture at a time, in one thread; datasets/pixels/compiled.py calls it.
+// The operations on pixels for two-view samples, one picture at a time, in one thread. datasets/pixels/compiled.py calls
+// them.
 //
-// Plain loops over rows, which compilers turn into vector instructions. No sum is reordered and no multiplication fused
-// with an addition, so that every machine computes the same bytes.
+// Plain loops over rows, which compilers turn into vector instructions. Sums are not reordered and multiplications not
+// fused with additions, so that every machine computes the same bytes.
 
 #include <algorithm>
 #include <cmath>
@@ -19,8 +20,8 @@ namespace {
 
 constexpr float kLuma[3] = {0.299f, 0.587f, 0.114f};  // ITU-R 601-2
 
-// The source pixels that an output pixel averages, and their weights: a triangle, as wide as two output pixels where
-// these are larger than source pixels. The same as Pillow's bilinear filter.
+// The source pixels that an output pixel averages, and their weights: a triangle two pixels wide, where "pixels" are the
+// larger ones of output and source. The same as Pillow's bilinear filter.
 struct Filter {
   int taps = 0;                // of the widest
   std::vector<int> first;      // [output]
@@ -48,7 +49,7 @@ Filter make_filter(double begin, double end, int input, int output) {
   return filter;
 }
 
-typedef float Pixel __attribute__((vector_size(16)));  // red, green, blue and nothing
+typedef float Pixel __attribute__((vector_size(16)));  // red, green, blue, unused
 
 VECTORIZED void add_row(const uint8_t* row, float weight, float* sum, int length) {
   for (int i = 0; i < length; ++i) sum[i] += weight * row[i];
@@ -78,7 +79,7 @@ VECTORIZED void unpack_row(const uint8_t* row, float* red, float* green, float* 
   }
 }
 
-// Away from one grey value (contrast; brightness with 0).
+// Scales the distance to one grey value (contrast; for brightness, to 0).
 VECTORIZED void scale_row(float* values, float factor, float rest, int length) {
   for (int i = 0; i < length; ++i) values[i] = whole(values[i] * factor + rest);
 }
@@ -98,7 +99,7 @@ inline float turned(float base, float own, float following, float preceding, flo
   return whole(std::min(std::max(base + 2 * own - turn * sign, low), high) + 0.5f);
 }
 
-// Why this turns the hue is told in datasets/pixels/batch_photometric.py.
+// datasets/pixels/batch_photometric.py derives this formula.
 VECTORIZED void turn_hue_row(float* red, float* green, float* blue, float six_shifts, int length) {
   for (int i = 0; i < length; ++i) {
     const float r = red[i], g = green[i], b = blue[i];
@@ -135,7 +136,7 @@ struct Step {
   float strength;
 };
 
-// Of planes of whole numbers, itself a whole number.
+// The mean luma of planes of whole numbers, rounded to a whole number.
 float mean_luma(float* const* planes, int height, int width) {
   double luma = 0;
   for (int channel = 0; channel < 3; ++channel) {
@@ -158,7 +159,7 @@ void change_row(const Step& step, float* red, float* green, float* blue, float g
   }
 }
 
-// One plane, across and then down; what lies beyond the border is like the border.
+// Blurs one plane horizontally, then vertically; the pixels at the border are repeated beyond it.
 void blur_plane(float* plane, int height, int width, const float* taps, int radius, float* across) {
   std::vector<float> padded(width + 2 * radius);
   for (int y = 0; y < height; ++y) {
@@ -204,7 +205,7 @@ void resample(const uint8_t* picture, int height, int width, const double* box, 
   }
 }
 
-// The picture [height, width, 3] with its colours changed and blurred (radius 0: not), as planes [3, height, width].
+// Changes the colours of a picture [height, width, 3] and blurs it (radius 0: no blur), into planes [3, height, width].
 void change(const uint8_t* picture, int height, int width, const Step* steps, int num_steps, const float* taps, int radius,
             uint8_t* out) {
   const size_t area = static_cast<size_t>(height) * width;
@@ -215,7 +216,7 @@ void change(const uint8_t* picture, int height, int width, const Step* steps, in
     unpack_row(picture + 3 * start, planes[0] + start, planes[1] + start, planes[2] + start, width);
   }
   for (int done = 0, next; done < num_steps; done = next) {
-    // In one go over the rows: a step, and those after it until one needs the mean luma of what comes out.
+    // One pass over the rows: this step and all that follow, up to the next that needs the mean luma of the result.
     const float grey = steps[done].kind == kContrast ? mean_luma(planes, height, width) : 0;
     for (next = done + 1; next < num_steps && steps[next].kind != kContrast;) ++next;
     for (size_t start = 0; start < area; start += width)

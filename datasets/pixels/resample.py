@@ -1,4 +1,4 @@
-"""Rectangles of pictures at other sizes."""
+"""Cutting a rectangle out of a picture and resizing it, in one step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datasets.pixels import compiled
 
 
 def resample(picture: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The rectangle ``box`` [4] (xyxy in pixels, with fractions) of a picture, at (width, height) ``size``.
+    """The rectangle ``box`` [4] (xyxy in pixels, with fractions) of a picture, resized to (width, height) ``size``.
 
-    Bilinear and antialiased, as Pillow has it. Pixels just outside the rectangle may count at its edges, as when the
-    whole picture is resized first and cropped after that.
+    Bilinear and antialiased, like Pillow's. Pixels just outside the rectangle may contribute at its edges, as if the
+    whole picture were resized first and then cropped.
 
     Args:
         picture: [H, W, 3] uint8.

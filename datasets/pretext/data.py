@@ -18,15 +18,15 @@ from util.records import PretextRecord
 def build_pretext_data(
     args: argparse.Namespace, task: PretextRecord, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> PretextDataset:
-    """Samples of the unlabelled images for this task, with the proposals that belong to them.
+    """The training samples of this task: the unlabelled images with their proposals.
 
     Args:
-        task: its data set and transform are used.
-        mean, std: of the channels, what the backbone wants.
+        task: provides the data set and the transform.
+        mean, std: per channel, as the backbone expects them.
 
     Raises:
-        UserError: no images there, proposals that were made for others, or an image that could not be read then and
-            cannot now.
+        UserError: no images were found, the proposals were made for other images, or an image that could not be read
+            when they were made still cannot be read.
     """
     return _build(args, task, build_unlabelled(args), args.proposal_dir, mean, std, args.seed)
 
@@ -34,7 +34,7 @@ def build_pretext_data(
 def build_val_data(
     args: argparse.Namespace, task: PretextRecord, mean: tuple[float, ...], std: tuple[float, ...], seed: int
 ) -> PretextDataset:
-    """The same of all images in ``--val_path``, with the proposals in ``--val_proposal_dir``; raises likewise."""
+    """As :func:`build_pretext_data`, of the images in ``--val_path`` and the proposals in ``--val_proposal_dir``."""
     images = UnlabelledImages.from_folder(args.val_path)
     return _build(args, task, images, args.val_proposal_dir, mean, std, seed)
 
@@ -62,12 +62,12 @@ def _build(
 def hold_out(
     dataset: PretextDataset, fraction: float, seed: int, kept: list[str] | None, *, measure_seed: int
 ) -> tuple[PretextDataset, PretextDataset]:
-    """The data set less a share of its images, and these images, at least one, with a seed of their own.
+    """Split a data set into (images to train on, images held out). At least one image is held out.
 
     Args:
-        fraction: the share.
-        seed: draws the images.
-        kept: paths of the images that a resumed run has held out; None: they are drawn.
+        fraction: of the images to hold out.
+        seed: draws these images.
+        kept: paths of the images that a resumed run has held out; None: draw them.
         measure_seed: seed of the samples of the images held out.
 
     Raises:
@@ -76,12 +76,12 @@ def hold_out(
     """
     count = max(1, round(fraction * len(dataset)))
     if count >= len(dataset):
-        raise UserError(f"--val_fraction {fraction}: of {len(dataset)} images none is left to train on")
+        raise UserError(f"--val_fraction {fraction}: none of the {len(dataset)} images is left to train on; lower it")
     held = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
     if kept is not None:
         index_of = {path: index for index, path in enumerate(dataset.images.relative_paths())}
         if missing := [path for path in kept if path not in index_of]:
-            raise DataError(f"{missing[0]}: the resumed run holds it out, and it is not in the data set")
+            raise DataError(f"{missing[0]}: the resumed run has held out this image, but it is not in the data set")
         held = np.array([index_of[path] for path in kept], dtype=np.int64)
     rest = np.setdiff1d(np.arange(len(dataset)), held)
     return dataset.select(rest), dataset.select(held, seed=measure_seed)

@@ -1,6 +1,6 @@
 """The training samples of the baselines: one view of an image, and regions of it.
 
-UP-DETR (2011.09094) takes random patches, DETReg (2106.04550) the best proposals.
+The regions are random patches in UP-DETR (arXiv 2011.09094) and the best proposals in DETReg (arXiv 2106.04550).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from util.box_ops import box_xyxy_to_cxcywh
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 MIN_PATCH = 8  # pixels of the view; from UP-DETR's code
-MIN_REGION = 1.0  # pixels of the view; nothing can be seen in less
+MIN_REGION = 1.0  # pixels of the view; a smaller region shows nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class OneViewSample:
     """A view of an image.
 
     Attributes:
-        view: [3, H, W] float32, normalised by channel.
+        view: [3, H, W] float32, normalised per channel.
         boxes: [R, 4] float32, cxcywh normalised by (W, H); R may be 0.
-        crops: [R, 3, s, s] float32, what is in the regions, colours changed, normalised likewise.
+        crops: [R, 3, s, s] float32, the pixels of the regions with changed colours, normalised like the view.
     """
 
     view: Tensor
@@ -49,7 +49,7 @@ class OneViewTransform:
 
     Args:
         crop_size: s, side of the crops in pixels.
-        mean, std: of the channels, what the backbone wants.
+        mean, std: per channel, as the backbone expects them.
     """
 
     def __init__(self, *, crop_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -57,7 +57,7 @@ class OneViewTransform:
         self.normalise = Normalisation(mean, std)
 
     def cut(self, picture: Image.Image, boxes: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """What is in the boxes [R, 4] (xyxy in pixels of the picture), each with its colours changed: [R, 3, s, s]."""
+        """Cut out the boxes [R, 4] (xyxy in pixels of the picture) and change their colours: [R, 3, s, s]."""
         pixels = np.array(picture)
         crops = np.empty((len(boxes), self.crop_size, self.crop_size, 3), dtype=np.uint8)
         for crop, box in zip(crops, boxes, strict=True):
@@ -65,7 +65,7 @@ class OneViewTransform:
         return self.normalise(change(as_planes(crops), [draw_photometric(rng) for _ in boxes]))
 
     def sample(self, view: Image.Image, boxes: np.ndarray, crops: Tensor) -> OneViewSample:
-        """A view with boxes [R, 4] (xyxy in its pixels) and their crops."""
+        """The sample of a view with its boxes [R, 4] (xyxy in pixels of the view) and crops."""
         normalised = box_xyxy_to_cxcywh(torch.from_numpy(boxes / np.tile(view.size, 2)))
         return OneViewSample(view=self.normalise(as_planes(np.array(view))), boxes=normalised.float(), crops=crops)
 
@@ -92,21 +92,22 @@ class PatchTransform(OneViewTransform):
         self.num_regions = num_regions
 
     def __call__(self, image: Image.Image, proposals: np.ndarray, rng: np.random.Generator) -> OneViewSample:
-        """Draw a sample; ``rng`` alone decides which. ``proposals`` are not used."""
+        """Draw a sample; all randomness comes from ``rng``. ``proposals`` are not used."""
         view, _ = self.resize(image, {"boxes": np.empty((0, 4), dtype=np.float32)}, rng)
         boxes = random_patches(rng, view.size, self.num_regions)
         return self.sample(view, boxes, self.cut(view, boxes, rng))
 
 
 class ProposalTransform(OneViewTransform):
-    """Image and proposals -> :class:`OneViewSample`, augmented as for the training of a detector.
+    """Image and proposals -> :class:`OneViewSample`, augmented like a detector's training images.
 
-    The crops come from the original image, as in DETReg's code: neither flipped nor cut off where the view ends.
+    The crops come from the original image, as in DETReg's code: they are not flipped, and not cut off at the edges of
+    the view.
 
     Args:
         scales: short sides of the view to draw from, in pixels; max_size: limit of its long side.
-        num_proposals: the best so many proposals of the image; fewer are left where a crop does not show all.
-        random: draw as many boxes at random instead.
+        num_proposals: how many of the image's best proposals to use; those outside a cropped view are dropped.
+        random: draw as many random boxes instead.
         finish: crop_size, mean, std of :class:`OneViewTransform`.
     """
 
@@ -125,17 +126,17 @@ class ProposalTransform(OneViewTransform):
         self.random = random
 
     def __call__(self, image: Image.Image, proposals: np.ndarray, rng: np.random.Generator) -> OneViewSample:
-        """Draw a sample; ``rng`` alone decides which.
+        """Draw a sample; all randomness comes from ``rng``.
 
         Args:
             image: RGB.
-            proposals: [N, 4] xyxy in pixels of the image, best first; N may be 0, and boxes that make no sense are
-                ignored.
+            proposals: [N, 4] xyxy in pixels of the image, best first; N may be 0. Boxes that are not finite or have no
+                area in the image are ignored.
         """
         if self.random:
             proposals = random_boxes(rng, np.array([0.0, 0.0, *image.size]), self.num_proposals)
         regions = usable_boxes(proposals, image.size)[0][: self.num_proposals]
-        # as labels the numbers of the regions, which tell whose boxes are left in the view
+        # The labels are the indices of the regions: they tell which boxes are still in the view.
         target = {"boxes": regions.astype(np.float32), "labels": np.arange(len(regions))}
         view, target = self.augment(image, target, rng)
         boxes, rows = usable_boxes(target["boxes"], view.size)
@@ -145,8 +146,8 @@ class ProposalTransform(OneViewTransform):
 def random_patches(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.ndarray:
     """``count`` boxes [count, 4] (xyxy) at whole pixels of a picture of (width, height).
 
-    Sides are uniform from MIN_PATCH to those of the picture, places uniform where the box then fits. A picture with
-    less than MIN_PATCH pixels has patches as wide or as high as itself.
+    Sides are uniform from MIN_PATCH to those of the picture; positions are uniform among those where the box fits. In
+    a picture narrower or lower than MIN_PATCH, patches are as wide or as high as the picture.
     """
     size = np.array(size)
     sides = rng.integers(np.minimum(MIN_PATCH, size), size, size=(count, 2), endpoint=True)
@@ -155,12 +156,12 @@ def random_patches(rng: np.random.Generator, size: tuple[int, int], count: int) 
 
 
 def usable_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, 4] (xyxy) clipped to a picture of (width, height), without those that are of no use there.
+    """Boxes [N, 4] (xyxy) clipped to a picture of (width, height), without unusable ones.
 
-    Left out are those with NaN or infinite coordinates and those less than MIN_REGION wide or high in the picture.
+    Unusable are boxes with NaN or infinite coordinates, and those less than MIN_REGION wide or high in the picture.
 
     Returns:
-        The boxes [M, 4] float64, and their rows [M] among the N.
+        The boxes [M, 4] float64, and their row numbers [M] among the N.
     """
     rows = np.flatnonzero(np.isfinite(boxes).all(axis=1))
     clipped = clip_boxes(boxes[rows].astype(np.float64), np.array([0.0, 0.0, *size]))
@@ -182,7 +183,7 @@ class OneViewBatch:
 
     Attributes:
         images: the views, padded.
-        boxes: of each image [R_i, 4] float32, cxcywh in [0, 1].
+        boxes: per image [R_i, 4] float32, cxcywh in [0, 1].
         crops: [sum of R_i, 3, s, s] float32, image after image.
     """
 

@@ -1,4 +1,4 @@
-"""What the training samples of all pretext tasks are made of: unlabelled images, their proposals, and a seed."""
+"""What the samples of all pretext tasks have in common: unlabelled images, their proposals, and a seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets.pixels import compiled
 
 
 class ImageSource(Protocol):
-    """What :class:`PretextDataset` asks of images, see :class:`datasets.image_folder.UnlabelledImages`."""
+    """The images of a :class:`PretextDataset`, for example :class:`datasets.image_folder.UnlabelledImages`."""
 
     def __len__(self) -> int: ...
 
@@ -26,11 +26,11 @@ class ImageSource(Protocol):
         """Paths of all images relative to their root."""
 
     def select(self, indices: np.ndarray) -> ImageSource:
-        """The images ``indices`` [m] alone."""
+        """Only the images ``indices`` [m]."""
 
 
 class ProposalSource(Protocol):
-    """What :class:`PretextDataset` asks of proposals, see :class:`datasets.proposals.store.ProposalStore`."""
+    """The proposals of a :class:`PretextDataset`, for example :class:`datasets.proposals.store.ProposalStore`."""
 
     def boxes(self, index: int) -> np.ndarray:
         """[N, 4] float32, xyxy in pixels of the upright image ``index``, best first."""
@@ -38,7 +38,7 @@ class ProposalSource(Protocol):
 
 @dataclass(frozen=True)
 class ChosenProposals:
-    """The proposals of the images ``indices`` [m] alone."""
+    """The proposals of only the images ``indices`` [m]."""
 
     source: ProposalSource
     indices: np.ndarray
@@ -54,14 +54,14 @@ class PretextDataset(Dataset):
     Subclasses read the image and make the sample.
 
     Args:
-        images: where the files are.
-        proposals: regions of interest of each image, or None: random boxes are drawn in their place.
+        images: the image files.
+        proposals: regions of interest of each image, or None: random boxes are drawn instead.
         transform: makes the sample.
         seed: of all randomness.
-        reading: which image files are taken.
+        reading: which image files are accepted.
 
     Raises (on reading a sample):
-        DataError: an image that cannot be read; the message names the file.
+        DataError: the image cannot be read; the message names the file.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class PretextDataset(Dataset):
         self.proposals = proposals
         self.transform = transform
         self.seed = seed
-        compiled.load()  # compiled now if at all, not by every worker at once
+        compiled.load()  # compiles now, so that the workers do not all do it at once
 
     def __len__(self) -> int:
         return len(self.images)
 
     def select(self, indices: np.ndarray, *, seed: int | None = None) -> PretextDataset:
-        """The images ``indices`` [m] int64 alone, perhaps with another seed."""
+        """Only the images ``indices`` [m] int64; ``seed`` replaces the data set's seed."""
         chosen = copy.copy(self)
         chosen.images = self.images.select(indices)
         chosen.proposals = None if self.proposals is None else ChosenProposals(self.proposals, indices)
@@ -95,5 +95,5 @@ class PretextDataset(Dataset):
         return np.empty((0, 4), dtype=np.float32) if self.proposals is None else self.proposals.boxes(index)
 
     def rng(self, key: tuple[int, int]) -> np.random.Generator:
-        """The randomness of sample ``key`` = (epoch, index)."""
+        """The random generator of sample ``key`` = (epoch, index)."""
         return np.random.default_rng((self.seed, *key))

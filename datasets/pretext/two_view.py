@@ -1,7 +1,7 @@
 """The training samples of Siamese DETR: two overlapping views of an image and the regions they share.
 
-An image and its proposals become a sample in the order of the paper (arXiv 2303.18144): geometry and regions
-(:mod:`datasets.pretext.view_geometry`), cutting views and region crops, and then colours
+The steps are those of the paper (arXiv 2303.18144), in its order: draw the geometry and the regions
+(:mod:`datasets.pretext.view_geometry`), cut out the views and the region crops, change their colours
 (:mod:`datasets.pixels.photometric`).
 """
 
@@ -32,12 +32,12 @@ from datasets.pretext.view_geometry import (
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """All that is drawn for a sample.
+    """Everything random about a sample.
 
     Attributes:
         geometry: where the views lie in the image.
         boxes: [2, R, 4] float64, the regions, xyxy in pixels of each view.
-        photometrics: 2 + 2R, of the views and then of the crops, those of the first view first.
+        photometrics: 2 + 2R: of the two views, then of the crops of view 0, then of the crops of view 1.
     """
 
     geometry: ViewGeometry
@@ -52,12 +52,12 @@ class TwoViewSample:
     Attributes:
         views: [2, 3, H, W] uint8, both of one size.
         boxes: [2, R, 4] float32, xyxy in pixels of each view. Box i of view 0 and box i of view 1 are the same
-            rectangle of the image; box 0 is all that both views show.
+            rectangle of the image; box 0 is the intersection of the views.
         size: [2] int64, (H, W).
         crops: [2, R, 3, s, s] uint8, the regions of each view.
         geometry: where the views lie in the image.
-        normalise: what their device has to do with views and crops.
-        photometrics: what it has to do before: :class:`ViewPlan`'s, or empty where colours are changed already.
+        normalise: still to be applied to views and crops, on their device.
+        photometrics: still to be applied before that, see :class:`ViewPlan`; empty if the colours are already changed.
     """
 
     views: Tensor
@@ -76,10 +76,10 @@ class TwoViewTransform:
         scales: short sides of the resized image to draw from, in pixels; max_size: limit of its long side.
         num_regions: R, at least 1.
         crop_size: s, side of the region crops in pixels.
-        view_iou: tau in (0, 1), least IoU of the two views.
-        region_nms: least IoU in (0, 1] at which a region is too close to a better one to be chosen; None: none is.
-        mean, std: of the channels, what the backbone wants.
-        change_later: leave the photometric part to the batch, when it comes to its device.
+        view_iou: tau in (0, 1), the least IoU of the two views.
+        region_nms: in (0, 1]; a region with at least this IoU with a better one is not chosen. None: no such limit.
+        mean, std: per channel, as the backbone expects them.
+        change_later: change the colours not here but in the batch, on its device.
     """
 
     def __init__(
@@ -106,21 +106,21 @@ class TwoViewTransform:
 
     @property
     def useful_short_side(self) -> int:
-        """Short side in pixels beyond which an image has no detail that a view could show."""
+        """Short side in pixels from which on a larger image adds no detail to the views."""
         return math.ceil(max(self.scales) * greatest_zoom(self.view_iou))
 
     def __call__(self, image: Image.Image, proposals: np.ndarray, rng: np.random.Generator) -> TwoViewSample:
-        """Draw a sample; ``rng`` alone decides which.
+        """Draw a sample; all randomness comes from ``rng``.
 
         Args:
             image: RGB.
-            proposals: [N, 4] xyxy in pixels of the image, best first; N may be 0, and boxes that make no sense are
-                ignored.
+            proposals: [N, 4] xyxy in pixels of the image, best first; N may be 0. Boxes that are not finite or have no
+                area in the image are ignored.
         """
         return self.render(image, self.plan(image.size, proposals, rng))
 
     def plan(self, source_size: tuple[int, int], proposals: np.ndarray, rng: np.random.Generator) -> ViewPlan:
-        """Everything random about a sample of an image of (width, height) ``source_size``."""
+        """Draw everything random about a sample of an image of (width, height) ``source_size``."""
         geometry = draw_geometry(rng, source_size, scales=self.scales, max_size=self.max_size, view_iou=self.view_iou)
         proposals = geometry.from_source(proposals.astype(np.float64))
         regions = self.choose(rng, geometry.intersection, proposals)
@@ -134,7 +134,7 @@ class TwoViewTransform:
         return choose_differing_regions(rng, intersection, proposals, self.num_regions, self.region_nms)
 
     def render(self, image: Image.Image, plan: ViewPlan) -> TwoViewSample:
-        """The sample as planned; nothing is random here. ``image`` may be read at a fraction of the planned size."""
+        """The sample that ``plan`` describes; nothing is random here. ``image`` may be smaller than planned."""
         pictures = cut_views(image, plan.geometry)
         views, crops = as_planes(pictures), as_planes(cut_crops(pictures, plan.boxes, self.crop_size))
         if not self.change_later:
@@ -157,10 +157,9 @@ def change_colours(views: Tensor, crops: Tensor, photometrics: Sequence[Photomet
 
 
 def cut_views(image: Image.Image, geometry: ViewGeometry) -> np.ndarray:
-    """The two views [2, H, W, 3] uint8, straight from the source in one resampling each: what is small in it is not
-    blurred twice.
+    """The two views [2, H, W, 3] uint8, each cut from the source in one resampling, so that nothing is blurred twice.
 
-    ``image`` may be at half, a quarter, ... of the source's size, its last row and column rounded up.
+    ``image`` may have 1/2, 1/4 or 1/8 of the source's size, rounded up.
     """
     boxes = geometry.source_crops() / round(max(geometry.source_size) / max(image.size))
     if geometry.flip:
@@ -171,7 +170,7 @@ def cut_views(image: Image.Image, geometry: ViewGeometry) -> np.ndarray:
 
 
 def cut_crops(views: np.ndarray, boxes: np.ndarray, side: int) -> np.ndarray:
-    """The regions ``boxes`` [2, R, 4] of views [2, H, W, 3], each at side x side: [2, R, side, side, 3] uint8."""
+    """The regions ``boxes`` [2, R, 4] of views [2, H, W, 3], each resized: [2, R, side, side, 3] uint8."""
     crops = np.empty((*boxes.shape[:2], side, side, 3), dtype=np.uint8)
     for view, of_view, out in zip(views, boxes, crops, strict=True):
         for index, box in enumerate(of_view):
@@ -180,7 +179,7 @@ def cut_crops(views: np.ndarray, boxes: np.ndarray, side: int) -> np.ndarray:
 
 
 def as_planes(pictures: np.ndarray) -> Tensor:
-    """Pictures [..., H, W, 3] as a tensor [..., 3, H, W] in the same memory."""
+    """Pictures [..., H, W, 3] as a tensor [..., 3, H, W] that shares their memory."""
     return torch.from_numpy(pictures).movedim(-1, -3)
 
 
@@ -197,7 +196,7 @@ class TwoViewDataset(PretextDataset):
         return self.transform.render(image, self.plan(key, size))
 
     def plan(self, key: tuple[int, int], size: tuple[int, int]) -> ViewPlan:
-        """What is drawn for sample ``key`` = (epoch, index), whose image has (width, height) ``size``."""
+        """The plan of sample ``key`` = (epoch, index), whose image has (width, height) ``size``."""
         return self.transform.plan(size, self.proposals_of(key[1]), self.rng(key))
 
 
@@ -206,11 +205,11 @@ class TwoViewBatch:
     """Samples padded on the right and at the bottom to one size.
 
     Attributes:
-        views: [B, 2, 3, H, W] float32, normalised by channel, zero where padded.
+        views: [B, 2, 3, H, W] float32, normalised per channel, zero where padded.
         mask: [B, 2, H, W] bool, True at padded positions.
         boxes: [B, 2, R, 4] float32, xyxy in pixels of each view.
         size: [B, 2] int64, (height, width) of the views without padding.
-        crops: [B, 2, R, 3, s, s] float32, normalised likewise.
+        crops: [B, 2, R, 3, s, s] float32, normalised like the views.
     """
 
     views: Tensor
@@ -233,13 +232,13 @@ class TwoViewBatch:
 
 @dataclass
 class UnfinishedBatch:
-    """A batch as a loader sends it, pictures in 8 bits: to write and send four times as much would cost a worker a
-    third of its time.
+    """A batch as a worker sends it, with 8-bit pictures. (Float pictures, four times as large, would cost a worker a
+    third of its time.)
 
     Attributes:
-        batch: as it will be, but for views and crops, which are uint8.
-        normalise: what is to be done with them.
-        photometrics: what is to be done before, for each sample as it has them; or empty.
+        batch: the batch, with views and crops still uint8.
+        normalise: to be applied to them.
+        photometrics: to be applied before that, per sample; or empty.
     """
 
     batch: TwoViewBatch
@@ -255,7 +254,7 @@ class UnfinishedBatch:
         return replace(batch, views=views, crops=self.normalise(batch.crops))
 
     def _change_colours(self, batch: TwoViewBatch) -> TwoViewBatch:
-        """The crops of all samples at once, the views, whose sizes differ, sample by sample."""
+        """Change the crops of all samples at once, but the views, which differ in size, sample by sample."""
         views = torch.zeros_like(batch.views)
         for index, (of_one, (height, width)) in enumerate(
             zip(self.photometrics, self.batch.size.tolist(), strict=True)
@@ -291,7 +290,7 @@ def collate_two_view(samples: list[TwoViewSample]) -> UnfinishedBatch:
 
 
 def zeros_to_send(shape: Sequence[int]) -> Tensor:
-    """Zeros, uint8; in a worker of a data loader in shared memory, so that no copy is made when they are sent."""
+    """A uint8 tensor of zeros. In a worker of a data loader it lies in shared memory, so sending it makes no copy."""
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as default_collate; zeros when new

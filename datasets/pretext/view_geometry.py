@@ -1,9 +1,9 @@
-"""Where the two views of an image and their regions lie (arXiv 2303.18144); numbers only, no pixels.
+"""Where the two views of an image and their regions lie (arXiv 2303.18144): coordinates only, no pixels.
 
-Everything happens in one frame: continuous pixels of the image after resizing and flipping, called *image pixels*. The
-corner of the image is (0, 0), pixel j covers [j, j + 1]. The outer crop has integer corners; the two crops inside
-it and the regions are not rounded at all, so that IoUs are exact and a region is the same rectangle of the image in
-both views. Boxes are xyxy throughout, arrays are float64.
+All coordinates are in one frame: continuous pixels of the image after resizing and flipping, called *image pixels*. The
+corner of the image is (0, 0), pixel j covers [j, j + 1]. The outer crop has integer corners. The two crops inside it
+and the regions are not rounded, so that IoUs are exact and a region is the same rectangle of the image in both views.
+Boxes are xyxy and arrays float64 throughout.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from datasets.transforms import resized_size
 OUTER_AREA = (0.5, 1.0)  # of the image's area
 OUTER_ASPECT = (3 / 4, 4 / 3)  # width / height
 OUTER_TRIES = 10
-REPEAT_JITTER = 0.1  # of a region's side, how far the corners of repeated regions move
-RANDOM_REGIONS = 60  # tried where proposals differ too little
-MIN_SIDE = 1.0  # image pixels; a view magnifies, so no region is thinner than a pixel of a view either
+REPEAT_JITTER = 0.1  # how far the corners of repeated regions move, as a fraction of the region's side
+RANDOM_REGIONS = 60  # random boxes to try when too few proposals differ enough
+MIN_SIDE = 1.0  # image pixels; views only magnify, so a region is at least a pixel wide in a view too
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewGeometry:
-    """How two views were cut from an image.
+    """How two views are cut from an image.
 
     Attributes:
-        source_size: (width, height) of the image as it was given.
-        image_size: (width, height) after resizing: the frame of the rectangles below.
-        flip: whether left and right were exchanged (after resizing, before all cropping).
-        outer: [4], the outer crop, at integers.
+        source_size: (width, height) of the image file.
+        image_size: (width, height) after resizing; the rectangles below are in its pixels.
+        flip: whether left and right are exchanged (after resizing, before cropping).
+        outer: [4], the outer crop, with integer corners.
         crops: [2, 4], the rectangle that each view shows.
-        intersection: [4], what both of them show.
+        intersection: [4], of the two crops.
     """
 
     source_size: tuple[int, int]
@@ -47,19 +47,19 @@ class ViewGeometry:
 
     @property
     def view_size(self) -> tuple[int, int]:
-        """(width, height) of both views: that of the outer crop."""
+        """(width, height) of both views: the size of the outer crop."""
         width, height = (self.outer[2:] - self.outer[:2]).tolist()
         return round(width), round(height)
 
     @property
     def iou(self) -> float:
-        """Intersection over union of what the views show."""
+        """Intersection over union of the two crops."""
         *areas, common = (np.diff(box.reshape(2, 2), axis=0).prod() for box in (*self.crops, self.intersection))
         return float(common / (sum(areas) - common))
 
     @property
     def scale(self) -> np.ndarray:
-        """[2], image pixels in a pixel of the source, horizontally and vertically; equal up to rounding."""
+        """[2], image pixels per pixel of the source, horizontally and vertically; equal up to rounding."""
         return np.divide(self.image_size, self.source_size)
 
     def from_source(self, boxes: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ class ViewGeometry:
         return boxes
 
     def source_crops(self) -> np.ndarray:
-        """[2, 4], the views' rectangles in pixels of the source, where left and right are not exchanged yet."""
+        """[2, 4], the crops in pixels of the source, which is not flipped."""
         crops = self.crops
         if self.flip:
             crops = crops[:, [2, 1, 0, 3]]
@@ -104,10 +104,10 @@ def draw_geometry(
 
 
 def draw_outer_crop(rng: np.random.Generator, image_size: tuple[int, int]) -> np.ndarray:
-    """[4] with integer corners inside an image of (width, height): random area, aspect ratio and place.
+    """[4] with integer corners inside an image of (width, height): random area, aspect ratio and position.
 
-    After ten drawings that do not fit, the largest centred crop whose aspect ratio is the image's own, clamped to the
-    range allowed (as torchvision's RandomResizedCrop).
+    If ten attempts do not fit, the crop is the largest centred one with the image's own aspect ratio, clamped to the
+    allowed range (as in torchvision's RandomResizedCrop).
     """
     image_width, image_height = image_size
     for _ in range(OUTER_TRIES):
@@ -126,7 +126,7 @@ def draw_outer_crop(rng: np.random.Generator, image_size: tuple[int, int]) -> np
 
 
 def overlap_ratio(view_iou: float) -> float:
-    """r(tau): side of the crops' intersection, as a fraction of the outer box's, at which their IoU is tau.
+    """r(tau): the side of the crops' intersection, as a fraction of the outer box's side, for which their IoU is tau.
 
     Let the outer box be W x H and the intersection rW x rH, centred. A crop that spans a corner of the outer box and
     the opposite corner of the intersection has sides (1 + r)/2 W and (1 + r)/2 H. In units of W H, then,
@@ -158,12 +158,12 @@ def greatest_zoom(view_iou: float) -> float:
 def draw_crops(rng: np.random.Generator, outer: np.ndarray, view_iou: float) -> tuple[np.ndarray, np.ndarray]:
     """Two crops [2, 4] of ``outer`` [4], with its aspect ratio and an IoU of at least ``view_iou``; their intersection.
 
-    The crops begin as :func:`overlap_ratio` has them, then the corner of each that touches the outer box moves towards
-    the intersection by a uniform fraction of the way. That leaves the intersection and shrinks the union. The two are
-    swapped with probability one half.
+    The crops begin as :func:`overlap_ratio` describes. Then the corner of each that touches the outer box moves towards
+    the intersection by a uniform fraction of the way: the intersection stays and the union shrinks. The two are swapped
+    with probability one half.
     """
     size = outer[2:] - outer[:2]
-    # In outer crops of a few pixels the views overlap more, so that their intersection is at least a pixel wide.
+    # In outer crops of a few pixels the views overlap more, so that the intersection is at least one pixel wide.
     ratio = max(overlap_ratio(view_iou), MIN_SIDE / size.min())
     margin = (1 - ratio) / 2 * size
     top_left, bottom_right = outer[:2] + margin, outer[2:] - margin
@@ -182,8 +182,8 @@ def choose_regions(
 ) -> np.ndarray:
     """The regions [num_regions, 4] that both views show, in image pixels, each at least a pixel wide and high.
 
-    First the intersection itself, then the best proposals in it. Too few proposals are repeated in turn with jittered
-    corners; where there is none, random boxes take their place.
+    The first region is the intersection itself; the others are the best proposals in it. If there are too few
+    proposals, they are repeated in turn with jittered corners; if there are none, random boxes replace them.
 
     Args:
         intersection: [4], of the two crops, in image pixels.
@@ -203,10 +203,10 @@ def choose_regions(
 def choose_differing_regions(
     rng: np.random.Generator, intersection: np.ndarray, proposals: np.ndarray, num_regions: int, max_iou: float
 ) -> np.ndarray:
-    """As :func:`choose_regions`, but the IoU of any two regions is below ``max_iou`` as far as there are such regions.
+    """As :func:`choose_regions`, but with an IoU below ``max_iou`` between any two regions, as far as possible.
 
-    A greedy choice (non-maximum suppression) among the proposals, best first, then among RANDOM_REGIONS random boxes.
-    If they are not enough, the chosen ones are repeated in turn with jittered corners.
+    Greedy choice (non-maximum suppression) among the proposals, best first, then among RANDOM_REGIONS random boxes.
+    If these are not enough, the chosen ones are repeated in turn with jittered corners.
     """
     proposals = usable_proposals(proposals, intersection)
     boxes = np.concatenate([intersection[None], proposals, random_boxes(rng, intersection, RANDOM_REGIONS)])
@@ -232,11 +232,10 @@ def differing(boxes: np.ndarray, max_iou: float) -> list[int]:
 
 
 def usable_proposals(proposals: np.ndarray, intersection: np.ndarray) -> np.ndarray:
-    """Proposals [N, 4] clipped to the intersection [4], less those with less than a twentieth of its area.
+    """Proposals [N, 4] clipped to the intersection [4], without those that have less than MIN_AREA of its area.
 
-    Boxes with NaN or infinite coordinates or without a positive width and height are left out. The ratio of two areas
-    is the same in image pixels and in those of either view, and what lies in the intersection lies in both views: so
-    nothing has to be asked again there.
+    Boxes with NaN or infinite coordinates or without a positive width and height are dropped. Views need no check of
+    their own: they contain the intersection, and the ratio of two areas is the same in their pixels.
     """
     boxes = proposals[np.isfinite(proposals).all(axis=1)]
     boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
@@ -257,7 +256,7 @@ def clip_boxes(boxes: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 
 def widen_boxes(boxes: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """Boxes [N, 4] inside ``within`` [4], sides below a pixel extended to one, as centrally as ``within`` allows."""
+    """Extend sides of boxes [N, 4] inside ``within`` [4] to at least one pixel, keeping the centre if possible."""
     half = np.maximum(boxes[:, 2:] - boxes[:, :2], MIN_SIDE) / 2
     centre = np.clip((boxes[:, :2] + boxes[:, 2:]) / 2, within[:2] + half, within[2:] - half)
     return clip_boxes(np.concatenate([centre - half, centre + half], axis=1), within)

@@ -1,1 +1,1 @@
-"""Regions of interest: on disk, drawn at random, and the methods that find them."""
+"""Region proposals: stored on disk, drawn at random, and the methods that find them."""

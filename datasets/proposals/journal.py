@@ -1,9 +1,9 @@
-"""The work of the proposal tool so far: a file of checked records that only grows.
+"""The progress of the proposal tool: a file of records with checksums, to which records are only appended.
 
-A record is ``<II`` (length, CRC-32) and that many bytes. The first holds what is being made as JSON, every other one an
-image: ``<i`` the number N of boxes and N x 4 + N float32 (boxes, then scores), or -1 and the reason why it failed in
-UTF-8. A process may be killed while it writes: a record that is incomplete or does not fit its CRC ends the
-file, and is cut off before the work goes on.
+A record is ``<II`` (length, CRC-32) and that many bytes. The first record is the plan in JSON: method, data set, shard.
+Every other one is the result of an image: ``<i`` the number N of boxes and N x 4 + N float32 (boxes, then scores), or
+-1 and the reason for the failure in UTF-8. A process may be killed while it writes: an incomplete record, or one that
+does not match its CRC, is the end of the file, and is removed before the work continues.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from util.inputs import NotJson, Unreadable, parse_json, require_file
 _FRAME = struct.Struct("<II")
 _COUNT = struct.Struct("<i")
 _LARGEST_RECORD = 1 << 26
-Outcome = tuple[np.ndarray, np.ndarray] | str  # boxes [N, 4] and scores [N], float32; or why there are none
+Outcome = tuple[np.ndarray, np.ndarray] | str  # boxes [N, 4] and scores [N], float32; or why the image failed
 
 
 def encode(outcome: Outcome) -> bytes:
@@ -52,25 +52,25 @@ def decode(record: bytes) -> Outcome:
 
 
 class Journal:
-    """One shard's journal, open for appending and closed to all other processes.
+    """The journal of one shard, open for appending and locked against all other processes.
 
     Attributes:
         done: number of images recorded so far.
 
     Raises:
-        DataError: it was made for something else, or another process is writing it.
+        DataError: the journal has another plan, or another process is writing it.
     """
 
     def __init__(self, path: Path, plan: dict[str, Any]) -> None:
         self.path = path
         self._file = open(path, "ab+")  # noqa: SIM115 - closed by close()
         try:
-            # A lock of this process alone: worker processes do not inherit it and so cannot keep it beyond its death.
+            # This lock belongs to this process only: workers do not inherit it, so they cannot hold it after its death.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.done = self._recover(plan)
-        except (BlockingIOError, PermissionError):  # how a lock is refused; a full disk is something else
+        except (BlockingIOError, PermissionError):  # the lock is taken; other errors are raised as they are
             self._file.close()
-            raise DataError(f"{path}: another process is working on this shard") from None
+            raise DataError(f"{path}: another process is working on this shard; wait for it or stop it") from None
         except BaseException:
             self._file.close()
             raise
@@ -92,16 +92,16 @@ class Journal:
         return done
 
     def append(self, record: bytes) -> None:
-        """Add a record."""
+        """Append a record."""
         self._file.write(_FRAME.pack(len(record), zlib.crc32(record)) + record)
 
     def sync(self) -> None:
-        """Put everything on the disk."""
+        """Make sure that everything is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Sync and let go."""
+        """Sync, close the file and release the lock."""
         self.sync()
         self._file.close()
 
@@ -110,7 +110,7 @@ def read_journal(path: Path, plan: dict[str, Any]) -> Iterator[Outcome]:
     """The outcomes in a journal, one by one.
 
     Raises:
-        DataError: it was made for something else, or is not there.
+        DataError: the journal is missing, or has another plan.
     """
     try:
         require_file(path)
@@ -126,7 +126,7 @@ def read_journal(path: Path, plan: dict[str, Any]) -> Iterator[Outcome]:
             try:
                 yield decode(record)
             except ValueError as error:
-                raise DataError(f"{path}: record {number} is not one of an image ({error}); remove the file") from None
+                raise DataError(f"{path}: record {number} is not of an image ({error}); remove the file") from None
 
 
 def _records(stream: BinaryIO) -> Iterator[bytes]:
@@ -151,5 +151,5 @@ def _check_plan(path: Path, header: bytes, plan: dict[str, Any]) -> None:
         if found.get(key) != plan[key]:
             raise DataError(
                 f"{path}: begun with another {key.replace('_', ' ')} ({found.get(key)}, now {plan[key]}); "
-                f"go on as it was begun, or remove {path.parent} to start anew"
+                f"continue with the first one, or remove {path.parent} to start again"
             )

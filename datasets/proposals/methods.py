@@ -1,8 +1,8 @@
 """Methods that propose regions of an image without labels: EdgeBoxes, selective search, random boxes.
 
-A method is built from its parameters alone and called as ``method(image, index)`` with an upright RGB picture and its
-place in the data set; it returns (boxes [N, 4] float32, xyxy in pixels of the picture; scores [N] float32, falling).
-Building it opens no library, so that it may travel to worker processes.
+A method is built from its parameters and called as ``method(image, index)`` with an upright RGB image and its index in
+the data set; it returns (boxes [N, 4] float32, xyxy in pixels of the image; scores [N] float32, in descending order).
+It imports its library only when called, so it can be pickled and sent to worker processes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from util.errors import DataError
 from util.inputs import Unreadable, read_bytes
 from util.optional import require
 
-SMALLEST_SIDE = 8  # pixels; below it there are no contours to follow, and OpenCV reads beyond its arrays
-LARGEST_SIDE = 32766  # pixels; OpenCV's remap takes no more
+SMALLEST_SIDE = 8  # pixels; smaller images have no contours, and OpenCV would read beyond its arrays
+LARGEST_SIDE = 32766  # pixels; the limit of OpenCV's remap
 
 
 class ProposalMethod(Protocol):
-    """What makes the proposals of one image, see the module."""
+    """Makes the proposals of one image; see the module's docstring."""
 
     name: str
 
     def parameters(self) -> dict[str, Any]:
-        """All that the boxes depend on beside the image, for JSON."""
+        """Everything that the boxes depend on besides the image; can be written as JSON."""
 
     def __call__(self, image: Image.Image, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes and scores."""
@@ -44,7 +44,7 @@ def opencv(purpose: str) -> ModuleType:
     """OpenCV with its contributed modules, on one thread.
 
     Raises:
-        UserError: it is not installed.
+        UserError: OpenCV is not installed.
     """
     cv2 = require("cv2", "opencv-contrib-python-headless", purpose)
     require("cv2.ximgproc", "opencv-contrib-python-headless", purpose)
@@ -54,20 +54,20 @@ def opencv(purpose: str) -> ModuleType:
 
 @dataclass(frozen=True)
 class EdgeBoxes:
-    """EdgeBoxes (Zitnick and Dollár, ECCV 2014): boxes by the contours that they hold whole.
+    """EdgeBoxes (Zitnick and Dollár, ECCV 2014): boxes are scored by the contours that lie wholly inside them.
 
     Args:
-        max_boxes: the most an image gets.
-        size: short side in pixels to which larger images are reduced; 0: none are.
-        edge_model: file of OpenCV's structured forest for the edges; None: :func:`colour_edges`.
+        max_boxes: largest number of boxes per image.
+        size: short side in pixels to which larger images are reduced; 0: no image is reduced.
+        edge_model: file of OpenCV's structured forest, which finds the edges; None: :func:`colour_edges`.
     """
 
     max_boxes: int
     size: int = 320
     edge_model: str | None = None
     name = "edgebox"
-    # Steps of the search (alpha) are a little coarser than the authors' 0.65, at half the time and the same recall;
-    # beta 0.65 spends fewer of the best boxes on near copies. min_box_area counts reduced pixels.
+    # alpha: the search takes slightly larger steps than with the authors' 0.65, in half the time and with the same
+    # recall. beta 0.65: fewer near-duplicates among the best boxes. minBoxArea is in pixels of the reduced image.
     search = {  # noqa: RUF012 - never changed
         "alpha": 0.55,
         "beta": 0.65,
@@ -83,7 +83,7 @@ class EdgeBoxes:
     }
 
     def parameters(self) -> dict[str, Any]:
-        """Also the digest of the edge model's content and OpenCV's version."""
+        """The fields, the parameters of the edges (for an edge model, its digest), and OpenCV's version."""
         version = opencv("edgebox").__version__
         edges: dict[str, Any] = {"edges": "colour gradients", "sigma": EDGE_SIGMA, "strong": EDGE_PERCENTILE}
         if self.edge_model is not None:
@@ -118,7 +118,7 @@ class EdgeBoxes:
 
 
 def check_forest(path: str) -> None:
-    """Raises DataError if ``path`` is no structured forest; OpenCV itself divides by zero where its options miss."""
+    """Raise DataError if ``path`` is not a structured forest. (OpenCV divides by zero if its options are missing.)"""
     cv2 = opencv("edgebox")
     try:
         storage = cv2.FileStorage(path, cv2.FILE_STORAGE_READ)  # its nodes live as long as it does
@@ -127,18 +127,18 @@ def check_forest(path: str) -> None:
     except (cv2.error, SystemError):
         is_forest = False
     if not is_forest:
-        raise DataError(f"{path}: not a structured forest of OpenCV")
+        raise DataError(f"{path}: not a structured forest in OpenCV's format")
 
 
-EDGE_SIGMA = 2.0  # of the smoothing, in pixels: texture goes, outlines stay; smaller ones cost more time
-EDGE_PERCENTILE = 99.0  # of the thinned gradients; what is as strong counts as a certain edge
+EDGE_SIGMA = 2.0  # of the smoothing, in pixels: removes texture, keeps outlines; smaller values take more time
+EDGE_PERCENTILE = 99.0  # of the thinned gradients; gradients above it get strength 1
 
 
 def colour_edges(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Edges from smoothed colour gradients, thinned to lines, in the form that EdgeBoxes expects.
 
-    Each pixel takes the gradient of the channel where it is steepest, and keeps it if it is at least that of both
-    neighbours along the gradient.
+    Each pixel takes its steepest gradient among the channels, and keeps it if both neighbours along the gradient are
+    not steeper.
 
     Args:
         pixels: [H, W, 3] uint8.
@@ -161,7 +161,7 @@ def colour_edges(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         strength[strength < beside] = 0
     if strength.any():
         strength = np.minimum(strength / np.percentile(strength[strength > 0], EDGE_PERCENTILE), 1)
-    # Just below 0 the remainder would round to pi.
+    # For angles just below 0, np.mod rounds to pi, which is outside the range.
     orientation = np.mod(np.arctan2(dy, dx), np.pi)
     return strength.astype(np.float32), np.where(orientation < np.float32(np.pi), orientation, 0).astype(np.float32)
 
@@ -171,8 +171,8 @@ class SelectiveSearch:
     """Selective search (Uijlings et al., IJCV 2013) in OpenCV's fast mode.
 
     Args:
-        max_boxes: the most an image gets.
-        size: side of the square to which images are resized, 128 as in DETReg; 0: they stay as they are.
+        max_boxes: largest number of boxes per image.
+        size: side of the square to which images are resized, 128 as in DETReg; 0: they are not resized.
     """
 
     max_boxes: int
@@ -180,7 +180,7 @@ class SelectiveSearch:
     name = "selective_search"
 
     def parameters(self) -> dict[str, Any]:
-        """Also OpenCV's version."""
+        """The fields and OpenCV's version."""
         return {"max_boxes": self.max_boxes, "size": self.size, "opencv": opencv(self.name).__version__}
 
     def __call__(self, image: Image.Image, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +190,7 @@ class SelectiveSearch:
             pixels = cv2.resize(pixels, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
         if min(pixels.shape[:2]) < SMALLEST_SIDE:
             return no_boxes()
-        # It shuffles its boxes with the C library's generator, which other images have moved on.
+        # OpenCV shuffles the boxes with the C library's generator, whose state depends on the images before.
         ctypes.CDLL(None).srand(1)
         search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
         search.setBaseImage(np.ascontiguousarray(pixels))
@@ -200,7 +200,7 @@ class SelectiveSearch:
 
 @dataclass(frozen=True)
 class RandomBoxes:
-    """Random boxes in the whole image, a function of the seed and the image's place in the data set."""
+    """Random boxes in the whole image, a function of the seed and the image's index in the data set."""
 
     max_boxes: int
     seed: int = 0
@@ -219,10 +219,11 @@ class RandomBoxes:
 def in_image(
     found: np.ndarray, worked_on: tuple[int, int], image: Image.Image, scores: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, 4] as OpenCV gives them, xywh in a picture of (height, width) ``worked_on``, in pixels of ``image``.
+    """OpenCV's boxes [N, 4], xywh in a picture of (height, width) ``worked_on``, as xyxy in pixels of ``image``.
 
     Args:
-        scores: [N] or [N, 1], falling; None: the boxes are best first, but have no scores (see falling_scores).
+        scores: [N] or [N, 1], in descending order; None: the boxes are best first but have no scores, and get
+            :func:`falling_scores`.
     """
     if len(found) == 0:
         return no_boxes()
@@ -237,12 +238,12 @@ def in_image(
 
 
 def no_boxes() -> tuple[np.ndarray, np.ndarray]:
-    """What an image without any proposal gets."""
+    """The result for an image without proposals: empty arrays."""
     return np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.float32)
 
 
 def falling_scores(count: int) -> np.ndarray:
-    """Evenly from 1 down, for methods that only order their boxes."""
+    """Scores that fall evenly from 1, for methods that only rank their boxes."""
     return (1 - np.arange(count) / max(count, 1)).astype(np.float32)
 
 
@@ -250,7 +251,7 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 of a file in hexadecimal.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         return hashlib.sha256(read_bytes(path)).hexdigest()

@@ -1,15 +1,15 @@
-"""Regions of interest: kept on disk for a whole data set, or drawn at random.
+"""Region proposals: stored on disk for a whole data set, or drawn at random.
 
-On disk a data set's proposals are one folder, read through memory maps that all processes share:
+On disk, a data set's proposals are one folder, read through memory maps that all processes share:
 
-    boxes.npy         float32 [N, 4], xyxy in pixels of the upright images, all images one after another, best first
-    scores.npy        float32 [N], falling within an image
+    boxes.npy         float32 [N, 4], xyxy in pixels of the upright images; image after image, best boxes first
+    scores.npy        float32 [N], in descending order within each image
     offsets.npy       int64 [n + 1]; the boxes of image i are rows offsets[i]:offsets[i + 1]
     paths.npy         uint8, paths of the n images relative to the data set's root, UTF-8, one after another
-    path_offsets.npy  int64 [n + 1] into it, likewise
+    path_offsets.npy  int64 [n + 1]; the path of image i is path_offsets[i]:path_offsets[i + 1] of them
     meta.json         version of this format, method and parameters that made the proposals, number of images, and a
                       fingerprint of the paths
-    failed.json       images that could not be read and so have none, with the reason; may be missing
+    failed.json       images that could not be read and therefore have no proposals, with the reason; may be missing
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from util.inputs import NotJson, Unreadable, read_json, require_file
 
 FORMAT_VERSION = 1
 FAILED = "failed.json"
-"""Beside the arrays, where images could not be read: list of {"path", "reason"}."""
+"""List of {"path", "reason"}, one entry per image that could not be read."""
 
 MIN_AREA = 0.05  # of the intersection of the views, for regions of any kind
 MAX_ASPECT = 8.0  # of random boxes: width / height within 1/8..8
@@ -51,10 +51,10 @@ _META = {"version": int, "method": str, "parameters": dict, "num_images": int, "
 def random_boxes(rng: np.random.Generator, within: np.ndarray, count: int) -> np.ndarray:
     """``count`` boxes [count, 4] float64 inside the box ``within`` [4], both xyxy, drawn as Siamese DETR's authors do.
 
-    The top-left corner is uniform in ``within`` and the height uniform in what is left below it. The width is uniform
-    between the one that gives the least area, MIN_AREA of ``within``, and what is left to the right. Boxes with no such
-    width, or with an aspect ratio beyond 1/8..8 and that of ``within`` itself (a strip allows little else), are drawn
-    again. Boxes cover 0.13 of ``within`` on average (median 0.095), a little more where it is wide.
+    The top-left corner is uniform in ``within``, the height uniform in the space below it. The width is uniform between
+    the one that gives the least area (MIN_AREA of ``within``) and the space to the right. Boxes for which no such width
+    exists are drawn again, and so are those with an aspect ratio outside 1/8..8 and farther from 1 than that of
+    ``within``. Boxes cover 0.13 of ``within`` on average (median 0.095), a little more if it is wide.
 
     Raises:
         ValueError: ``within`` has no area.
@@ -92,13 +92,13 @@ def write_proposals(
     Args:
         folder: must not exist.
         paths: of the images, relative to the data set's root, with forward slashes.
-        boxes, scores: [N_i, 4] and [N_i] of each image, in any order: the best are put first.
-        method: name that ``--proposals`` will ask for, not "random".
-        parameters: of the method, anything JSON can hold.
+        boxes, scores: [N_i, 4] and [N_i] per image, in any order; they are sorted by score.
+        method: the name for ``--proposals``, not "random".
+        parameters: of the method, anything that JSON can hold.
 
     Raises:
         DataError: ``folder`` exists.
-        ValueError: no images, or lists or arrays that do not belong together.
+        ValueError: no images, or lists or arrays whose lengths differ.
     """
     if not len(paths) == len(boxes) == len(scores) > 0:
         raise ValueError(f"{len(paths)} paths, {len(boxes)} arrays of boxes, {len(scores)} of scores")
@@ -126,13 +126,13 @@ def stream_proposals(
     scratch: Path | None = None,
     extra_files: dict[str, str] | None = None,
 ) -> None:
-    """As :func:`write_proposals`, without ever holding more than one image's boxes.
+    """As :func:`write_proposals`, but with the boxes of only one image in memory at a time.
 
     Args:
-        counts: number of boxes of each image.
-        proposals: (boxes, scores) of each image, best first.
-        scratch: where to write before the folder is renamed, on the same file system; None: beside ``folder``.
-        extra_files: name -> text to lay beside the arrays.
+        counts: number of boxes per image.
+        proposals: (boxes, scores) per image, best first.
+        scratch: temporary folder, on the same file system, to be renamed at the end; None: beside ``folder``.
+        extra_files: name -> text of further files in the folder.
     """
     folder = Path(folder)
     if folder.exists():
@@ -158,13 +158,13 @@ def _write_boxes(folder: Path, counts: Sequence[int], proposals: Iterable[tuple[
     with _array_file(folder, "boxes", offsets[-1]) as boxes, _array_file(folder, "scores", offsets[-1]) as scores:
         for count, (image_boxes, image_scores) in zip(counts, proposals, strict=True):
             if not len(image_boxes) == len(image_scores) == count:
-                raise ValueError(f"{len(image_boxes)} boxes and {len(image_scores)} scores where {count} were counted")
+                raise ValueError(f"{len(image_boxes)} boxes and {len(image_scores)} scores, but {count} were announced")
             boxes.write(image_boxes.astype(_ARRAYS["boxes"][0]).tobytes())
             scores.write(image_scores.astype(_ARRAYS["scores"][0]).tobytes())
 
 
 def _array_file(folder: Path, name: str, length: int) -> BinaryIO:
-    """A .npy file of ``length`` rows, open behind its header."""
+    """A .npy file for ``length`` rows, opened, with its header written."""
     dtype, row_shape = _ARRAYS[name]
     stream = open(folder / f"{name}.npy", "wb")  # noqa: SIM115 - the caller closes it
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (int(length), *row_shape)}
@@ -190,14 +190,14 @@ def fingerprint(paths: Sequence[str]) -> str:
 class ProposalStore:
     """The proposals of a data set, as :func:`write_proposals` left them.
 
-    Opening reads little; pickling (to a worker process) passes the folder's name alone.
+    Opening reads little; pickling (for a worker process) passes only the folder's name.
 
     Attributes:
-        folder: where they lie.
-        method: that made them; parameters: of the method.
+        folder: with the files of the module's docstring.
+        method, parameters: of the method that made them.
 
     Raises:
-        DataError: no such folder, or a file in it missing, damaged or at odds with the others; the message names it.
+        DataError: no such folder, or a file is missing, damaged or does not match the others; the message names it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -223,7 +223,7 @@ class ProposalStore:
         offsets = getattr(self, f"_{name}")
         if len(offsets) != num_images + 1 or offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
             raise DataError(
-                f"{self.folder / f'{name}.npy'}: does not divide {end} entries among {num_images} images; "
+                f"{self.folder / f'{name}.npy'}: does not divide {end} entries into {num_images} images; "
                 "make the proposals again"
             )
 
@@ -239,15 +239,15 @@ class ProposalStore:
         return np.array(self._boxes[self._offsets[index] : self._offsets[index + 1]])
 
     def scores(self, index: int) -> np.ndarray:
-        """[N_i] float32, falling."""
+        """[N_i] float32, in descending order."""
         return np.array(self._scores[self._offsets[index] : self._offsets[index + 1]])
 
     def path(self, index: int) -> str:
-        """The image ``index``, relative to the data set's root."""
+        """The path of image ``index``, relative to the data set's root."""
         return os.fsdecode(self._paths[self._path_offsets[index] : self._path_offsets[index + 1]].tobytes())
 
     def failed(self) -> list[int]:
-        """Images that could not be read when the proposals were made, and so have none.
+        """Indices of the images that could not be read when the proposals were made; they have no proposals.
 
         Raises:
             DataError: the file that lists them is damaged.
@@ -262,10 +262,10 @@ class ProposalStore:
         return [index for index in range(len(self)) if self.path(index) in failed] if failed else []
 
     def check(self, paths: Sequence[str], method: str) -> None:
-        """See that these are proposals of ``method`` for exactly the images ``paths`` (relative), in this order.
+        """Check that these are proposals of ``method`` for exactly the images ``paths`` (relative), in this order.
 
         Raises:
-            DataError: they are not; the message names the other method or the first path that differs.
+            DataError: they are not; the message names the actual method, or the first path that differs.
         """
         if method != self.method:
             instead = "leave out --proposal_dir" if self.method == "random" else f"pass --proposals {self.method}"
@@ -278,7 +278,7 @@ class ProposalStore:
         given = repr(paths[first]) if first < len(paths) else "nothing"
         raise DataError(
             f"{self.folder}: made for other images ({len(self)}, the data set has {len(paths)}): the first difference "
-            f"is image {first}, {stored} there and {given} in the data set; make the proposals again"
+            f"is image {first}: {stored} in the proposals, {given} in the data set; make the proposals again"
         )
 
 
@@ -291,9 +291,11 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error}); is this a folder of proposals?") from None
     for key, kind in _META.items():
         if not isinstance(meta, dict) or not isinstance(meta.get(key), kind):
-            raise DataError(f'{path}: lacks "{key}"; make the proposals again')
+            raise DataError(f'{path}: "{key}" is missing or of the wrong type; make the proposals again')
     if meta["version"] != FORMAT_VERSION:
-        raise DataError(f"{path}: format version {meta['version']}, this code reads {FORMAT_VERSION}")
+        raise DataError(
+            f"{path}: format version {meta['version']}, but this code reads {FORMAT_VERSION}; make the proposals again"
+        )
     return meta
 
 
@@ -305,5 +307,5 @@ def _open_array(path: Path, dtype: type, row_shape: tuple[int, ...]) -> np.ndarr
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: missing or damaged ({reason}); make the proposals again") from None
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim < 1 or array.shape[1:] != row_shape:
-        raise DataError(f"{path}: not {np.dtype(dtype)} of the right shape; make the proposals again")
+        raise DataError(f"{path}: not an array of {np.dtype(dtype)} of the right shape; make the proposals again")
     return array

@@ -87,7 +87,7 @@ def test_unusable_boxes(tmp_path):
     assert records.areas.tolist() == [56, 25, 800]
     assert (records.dropped.total, records.dropped.dropped, records.dropped.clipped) == (8, 5, 2)
     assert records.dropped.describe() == (
-        "5 of 8 boxes dropped, without area inside the image (annotation 100 of b.png; annotation 101 of b.png; "
+        "5 of 8 boxes dropped: no area inside the image (annotation 100 of b.png; annotation 101 of b.png; "
         "annotation 102 of b.png; ...), 2 clipped to the image (annotation 105 of b.png; "
         "annotation 106 of b.png)"
     )
@@ -240,7 +240,7 @@ def test_raccoon(real_data):
 def test_an_area_that_none_can_be_is_that_of_the_box(tmp_path, area):
     records = read_coco(*write(tmp_path, changed(lambda c: c["annotations"][2].update(area=area))))
     assert records.areas.tolist() == [1500, 7.25, 100]
-    assert records.notes == ['1 of 3 boxes have an "area" of 0 or less, or true: their own is taken']
+    assert records.notes == ['1 of 3 boxes have an "area" that cannot be; width * height is used']
     assert read_coco(*write(tmp_path, CONTENT)).notes == []
 
 

@@ -69,7 +69,7 @@ def test_sample_by_hand(records, tmp_path):
 
 def test_attributes_and_the_line_told(records, capsys):
     dataset = DetectionDataset(records, transforms=PLAIN, seed=0)
-    told = "made: 3 images, 1 of 5 boxes dropped, without area inside the image (box 4 of image 0)\n"
+    told = "made: 3 images, 1 of 5 boxes dropped: no area inside the image (box 4 of image 0)\n"
     assert capsys.readouterr().out == told
     assert (dataset.metric, dataset.num_labels) == ("coco", 3)
     assert dataset.categories == CATEGORIES

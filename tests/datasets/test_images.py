@@ -165,7 +165,7 @@ def test_not_an_image(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     for name, message in {
         "empty.jpg": "empty file",
-        "text.jpg": "not an image of any known kind",
+        "text.jpg": "not an image of any known format",
         "folder.jpg": "directory",
         "missing.jpg": "no such image file",
     }.items():
@@ -177,7 +177,7 @@ def test_not_an_image(tmp_path):
 def test_too_large(tmp_path):
     """The header alone claims it: nothing is decoded."""
     Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")
-    told = r"bomb\.png: too large: 14000x14000 are 196,000,000 pixels.*at most 178,956,970.*raise --max_image_pixels"
+    told = r"bomb\.png: too large: 14000x14000 is 196,000,000 pixels.*limit is 178,956,970.*raise --max_image_pixels"
     with pytest.raises(DataError, match=told):
         load_image(tmp_path / "bomb.png")
     Image.new("1", (100, 100)).save(tmp_path / "small.png")
@@ -196,7 +196,7 @@ def test_postscript_starts_nothing(tmp_path, monkeypatch, name):
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/proof\n")
     (tmp_path / "bin" / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    with pytest.raises(DataError, match="not an image of any known kind"):
+    with pytest.raises(DataError, match="not an image of any known format"):
         load_image(tmp_path / name)
     assert not (tmp_path / "proof").exists()
 

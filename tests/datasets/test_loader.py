@@ -87,7 +87,7 @@ def test_length_is_that_of_the_epoch():
 
 def test_too_few_images():
     assert len(EpochBatchSampler(8, 4, seed=0, world_size=2)) == 1
-    with pytest.raises(UserError, match=r"7 images, fewer than one batch of 2 process\(es\) x 4; lower --batch_size"):
+    with pytest.raises(UserError, match=r"7 images, fewer than one batch of 2 process\(es\) x 4 images; lower"):
         EpochBatchSampler(7, 4, seed=0, world_size=2)
 
 

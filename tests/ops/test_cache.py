@@ -49,7 +49,7 @@ def test_what_lies_around_is_not_loaded(tmp_path, monkeypatch):
     tmp_path.chmod(0o777)
     compiled.load.cache_clear()
     try:
-        with pytest.warns(UserWarning, match=r"can be written by other users.*see that only you can write there"):
+        with pytest.warns(UserWarning, match=r"can be written by other users.*make sure that only you can write"):
             assert compiled.load() is None
     finally:
         compiled.load.cache_clear()
@@ -62,7 +62,7 @@ def test_a_library_that_cannot_be_loaded_is_made_again(tmp_path, monkeypatch, co
     path.write_bytes(content)
     compiled.load.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="cannot be loaded .* made again"):
+        with pytest.warns(UserWarning, match="cannot be loaded .* compiled again"):
             assert compiled.load() is not None
     finally:
         compiled.load.cache_clear()

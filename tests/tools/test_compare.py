@@ -88,23 +88,23 @@ def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
     [
         ({"data": [["noise", "nothing"]]}, 'nothing, which is not in "finetune"'),
         ({"data": ["noise"]}, "pairs"),
-        ({"budget": 1}, '"budget" means nothing'),
+        ({"budget": 1}, '"budget" is not a key'),
         ({"methods": {"updetr": {"noise": "--max_steps=9"}}}, "--max_steps=9 of method updetr"),
         ({"pretrain": {"noise": {"all": "", "updetr": "--max_steps 9"}}}, "--max_steps of method updetr"),
         ({"finetune": {"shapes": {"all": "", "updetr": "--epochs 9"}}}, "--epochs of method updetr"),
-        ({"methods": {"updtr": ""}}, '"methods: updtr" is none of scratch, siamese, updetr, detreg'),
-        ({"methods": {"scratch": "--lr 1"}}, '"methods: scratch" is no pretraining'),
+        ({"methods": {"updtr": ""}}, '"methods: updtr" is not one of scratch, siamese, updetr, detreg'),
+        ({"methods": {"scratch": "--lr 1"}}, '"methods: scratch" means no pretraining'),
         ({"methods": {"updetr": {"shapes": "--lr 1"}}}, '"methods: updetr: shapes" is never used'),
         ({"pretrain": {"noise": {"vanilla": "--lr 1"}}}, '"pretrain: noise: vanilla" is never used'),
-        ({"common": {"nois": "--lr 1"}}, '"common: nois" is never used; there can be all, conditional, detreg'),
+        ({"common": {"nois": "--lr 1"}}, '"common: nois" is never used; use all, conditional, detreg'),
         ({"methods": ["scratch"]}, '"methods" must be an object'),
         ({"seeds": "12"}, '"seeds" must be a list'),
-        ({"seeds": []}, '"seeds" must be a list with something in it'),
+        ({"seeds": []}, '"seeds" must be a list, and not empty'),
         ({"seeds": [1.5]}, '"seeds" must be whole numbers'),
         ({"common": 3}, '"common" must be flags'),
         ({"methods": {"scratch": None}}, '"methods: scratch" must be flags'),
         ({"finetune": {"shapes": "--lr '1"}}, '"finetune: shapes" must be flags'),
-        ({"backbone_weights": None}, '"backbone_weights" must be the name of a file'),
+        ({"backbone_weights": None}, '"backbone_weights" must be a file name'),
         ({"data": [[["noise"], "shapes"]]}, "pairs"),
     ],
 )
@@ -206,5 +206,5 @@ def test_sigterm_ends_the_runs_too(data, tmp_path):
     assert len(session(process.pid)) == 2
     process.terminate()
     _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (1, "error: interrupted; the same command goes on from here\n")
+    assert (process.returncode, stderr) == (1, "error: interrupted; the same command continues from here\n")
     assert not session(process.pid)

@@ -114,7 +114,7 @@ def test_one_size_and_half_weights(conditional, exported, tmp_path):
     [
         (["x.onnx"], "--size H W.*--dynamic"),
         (["x.onnx", "--dynamic", "--size", "64", "64"], "choose one"),
-        (["x.tflite", "--dynamic"], "unknown kind of file"),
+        (["x.tflite", "--dynamic"], "unknown file format"),
         (["nowhere/x.onnx", "--dynamic"], "there is no folder nowhere"),
         (["x.onnx", "--size", "8", "64"], "--height 8: must be at least 32"),
     ],

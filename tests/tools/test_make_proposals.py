@@ -183,7 +183,7 @@ def test_failed_and_bare_images_are_recorded(tmp_path: Path, capsys: pytest.Capt
     assert [one["path"] for one in failed] == ["a_empty.jpg", "c_text.jpg"]
     assert "empty file" in failed[0]["reason"]
     assert "not an image" in failed[1]["reason"]
-    assert "1 without any, 2 failed" in capsys.readouterr().out
+    assert "1 without boxes, 2 failed" in capsys.readouterr().out
 
     argv = ["--data_path", str(data), "--proposals", "edgebox", "--proposal_dir", str(tmp_path / "out")]
     args, _ = main_pretrain.parse(argv)
@@ -256,8 +256,8 @@ def test_other_flags_or_images_do_not_go_on(images: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--shard", "0/4"], "write it as 1/8"),
-        (["--shard", "5/4"], "write it as 1/8"),
+        (["--shard", "0/4"], "write I/N"),
+        (["--shard", "5/4"], "write I/N"),
         (["--shard", "1/2", "--merge", "2"], "choose one"),
         (["--max_boxes", "0"], "--max_boxes 0"),
         (["--seed", "1"], "goes with --method random"),

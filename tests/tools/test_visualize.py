@@ -146,7 +146,7 @@ def test_runs_in_folders_of_one_name_are_named_by_their_paths(tmp_path: Path) ->
     assert list(visualize.name_runs(logs)) == [str(tmp_path / run / "out") for run in "ab"]
 
 
-@pytest.mark.parametrize(("name", "told"), [("nowhere/x.png", "no folder"), ("x.unknown", "unknown kind of picture")])
+@pytest.mark.parametrize(("name", "told"), [("nowhere/x.png", "no folder"), ("x.unknown", "unknown image format")])
 def test_places_that_cannot_be_written(name: str, told: str, data: Path, tmp_path: Path) -> None:
     flags = "--scales 96 --max_size 160 --crop_size 8 --num_regions 1 --backbone resnet18 --batch_size 2".split()
     argv = ["views", "--out", str(tmp_path / name), "--count", "1", "--data_path", str(data / "unlabelled"), *flags]

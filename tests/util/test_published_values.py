@@ -4,7 +4,9 @@ Every detector of the papers x data set x pretext task, and every finetuning. A 
 stands in :data:`DIFFERENT` with the reason.
 """
 
+import os
 import re
+import subprocess
 from itertools import product
 from pathlib import Path
 
@@ -95,7 +97,7 @@ LR_BACKBONE = {  # detector -> with pretraining, from scratch
     "dab": (1e-5, 1e-5),
 }
 
-TOTAL = "any number of GPUs; what counts is the total of configs/, see test_images_in_a_step"
+TOTAL = "any number of GPUs; what counts is the total of configs/, see test_images_per_step"
 EQUAL_SIZES = "all tasks see the sizes of Siamese DETR on COCO, so that they compare"
 NO_COCO = "not published for this detector; the length of DETReg's Deformable DETR, and the usual drop"
 DIFFERENT = {  # (method, data, detector, flag), * for any -> ours, why
@@ -174,25 +176,36 @@ def test_detreg_on_imagenet_never_drops():
     assert length_and_drop(pretrain("--method", "detreg", "--max_steps", "90")) == (90, 60)
 
 
-# file of configs/ -> images in a step of pretraining and of finetuning, over all GPUs
-IMAGES_IN_A_STEP = {
-    "imagenet_vanilla": (256, 16),
-    "imagenet_conditional": (256, 16),
-    "imagenet_deformable": (256, 32),
-    "imagenet_deformable_single_scale": (256, 32),
-    "coco_conditional_voc": (64, 16),
-    "ablations": (256,),
+# file of configs/ with its arguments -> images per step of pretraining and of finetuning, over all GPUs
+IMAGES_PER_STEP = {
+    "imagenet.sh vanilla": (256, 16),
+    "imagenet.sh conditional": (256, 16),
+    "imagenet.sh deformable": (256, 32),
+    "imagenet.sh deformable_single_scale": (256, 32),
+    "coco_conditional_voc.sh": (64, 16),
+    "ablations.sh no_global": (256,),
+    "baselines.sh up_detr vanilla": (256, 16),
+    "baselines.sh detreg deformable": (192, 32),
+    "baselines.sh scratch conditional": (16,),
 }
 
 
-@pytest.mark.parametrize("name", IMAGES_IN_A_STEP)
-def test_images_in_a_step(name):
-    commands = (CONFIGS / f"{name}.sh").read_text().split("python -m torch.distributed.run")[1:]
+@pytest.mark.parametrize("script", IMAGES_PER_STEP)
+def test_images_per_step(script, tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho $*\n")  # prints the commands instead of running them
+    (tmp_path / "python").chmod(0o755)
+    places = dict.fromkeys(("IMAGENET", "COCO", "VOC", "SWAV", "PROPOSALS"), "/somewhere")
+    env = places | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    commands = subprocess.run(
+        ["bash", *script.split()], cwd=CONFIGS, env=env, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
     found = []
     for command in commands:
-        processes, images = re.search(r"--nproc_per_node=(\d+) .*--batch_size (\d+) ", command, re.DOTALL).groups()
+        processes, images = re.search(r"--nproc_per_node=(\d+) .*--batch_size (\d+) ", command).groups()
         found.append(int(processes) * int(images))
-    assert tuple(found) == IMAGES_IN_A_STEP[name]
+        if "main_pretrain.py" in command:
+            main_pretrain.parse(command.partition("main_pretrain.py ")[2].split())
+    assert tuple(found) == IMAGES_PER_STEP[script]
 
 
 def rates_by_name(groups, module) -> dict[str, float]:

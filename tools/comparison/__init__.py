@@ -1,1 +1,1 @@
-"""The parts of ``tools/compare.py``: what to run, running it, what came of it."""
+"""The parts of ``tools/compare.py``: what to run, running it, and the report."""

@@ -1,4 +1,4 @@
-"""Running many commands, several at once, so that an interrupted comparison goes on where it stopped."""
+"""Runs many commands, several at once; an interrupted comparison continues where it stopped."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from util.inputs import Unreadable, read_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORD = "compare.json"  # in a run's folder: its flags, those of its pretraining, and whether it is finished
-OUTPUT = "output.txt"  # what it printed
+OUTPUT = "output.txt"  # in a run's folder: what it printed
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def command_of(run: Run, out: Path) -> list[str]:
-    """The whole command line; run again, it goes on where it was stopped."""
+    """The whole command line; the same command continues a stopped run."""
     start = ["--pretrain", str(out / run.needs / LATEST)] if run.needs else []
     places = ["--output_dir", str(out / run.name), "--resume", "auto"]
     return [sys.executable, os.path.relpath(ROOT / run.script), *run.flags, *start, *places]
 
 
 def write_commands(runs: list[Run], out: Path) -> None:
-    """All commands, in an order in which they can be run, as ``commands.sh``."""
+    """Write all commands to ``commands.sh``, in an order in which they can be run."""
     lines = [shlex.join(["python", *command_of(run, out)[1:]]) for run in runs]
     write_text("\n".join(lines) + "\n", out / "commands.sh")
 
 
 def is_finished(run: Run, out: Path) -> bool:
-    """Whether the run was done to its end before.
+    """Whether an earlier call has finished the run.
 
     Raises:
-        UserError: the checkpoint in its folder was trained with other flags.
+        UserError: the run in its folder has other flags.
     """
     record = out / run.name / RECORD
     if not record.is_file():
@@ -52,21 +52,21 @@ def is_finished(run: Run, out: Path) -> bool:
         raise UserError(f"{record}: not a record of this tool; remove {record.parent} to run it again")
     if content != record_of(run, finished=content["finished"]) and (record.parent / LATEST).exists():
         raise UserError(
-            f"{out / run.name}: was run with other flags than the specification has now; compare in another folder"
+            f"{out / run.name}: was run with other flags than the specification has now; use another --output_dir"
         )
     return content["finished"]
 
 
 def record_of(run: Run, *, finished: bool) -> dict[str, Any]:
-    """What is kept of a run, to know it again."""
+    """What :data:`RECORD` says about a run, so that it is recognised later."""
     return {"flags": list(run.flags), "before": list(run.before), "finished": finished}
 
 
 def execute(runs: list[Run], out: Path, jobs: int) -> None:
-    """Do what is not finished, ``jobs`` runs at once, each with its share of the cores.
+    """Run everything that is not finished, ``jobs`` runs at once, each with its share of the cores.
 
     Raises:
-        UserError: a run failed; the message is its own last line. The others are stopped and can go on later.
+        UserError: a run failed; the message has its last line. The others are stopped and can continue later.
     """
     finished = {run.name for run in runs if is_finished(run, out)}
     write_commands(runs, out)

@@ -1,4 +1,4 @@
-"""Scores of the finetunings as a table (Markdown, JSON) and as a picture."""
+"""Scores of the finetuning runs as a table (Markdown, JSON) and as a plot."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HEADER = "| finetuned on | detector | method | pretrained on | seeds | AP | AP50
 
 
 def collect(runs: list[Run], out: Path) -> list[dict[str, Any]]:
-    """A row for each finetuning set, detector and method, in the order of the specification.
+    """One row per finetuning set, detector and method, in the order of the specification.
 
     Returns:
-        ``{"finetune", "detector", "method", "pretrain" (None: nowhere), "seeds": [...], "AP": [...], "AP50": [...]}``,
-        scores in 0..1, one a seed.
+        ``{"finetune", "detector", "method", "pretrain" (None: without), "seeds": [...], "AP": [...], "AP50": [...]}``,
+        scores in 0..1, one per seed.
     """
     rows: dict[tuple, dict[str, Any]] = {}
     for run in runs:
@@ -39,7 +39,7 @@ def collect(runs: list[Run], out: Path) -> list[dict[str, Any]]:
 
 
 def _scores(path: Path) -> dict[str, float]:
-    """Raises UserError if ``path`` is not what an evaluation has written."""
+    """The scores in an eval.json; raises UserError if it is not one."""
     try:
         scores = read_json(path)
     except Unreadable as error:
@@ -50,7 +50,7 @@ def _scores(path: Path) -> dict[str, float]:
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table: means over seeds in percent, and after +- their sample standard deviation."""
+    """The rows as a table: mean over seeds in percent, ± the sample standard deviation."""
     lines = [HEADER]
     for row in rows:
         cells = [row["finetune"], row["detector"], row["method"], row["pretrain"] or "-", str(len(row["seeds"]))]
@@ -59,7 +59,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """Fractions -> percent; of one value there is no spread."""
+    """Fractions -> text in percent: the mean, and the spread if there are several values."""
     text = f"{100 * mean(values):.1f}"
     return text if len(values) == 1 else f"{text} ± {100 * stdev(values):.1f}"
 
@@ -75,7 +75,7 @@ def write_report(runs: list[Run], out: Path) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of the means, dots of the seeds: a column of panels for each finetuning set, a row for each score.
+    """Bars for the means, dots for the seeds: one column of panels per finetuning set, one row per score.
 
     Raises:
         UserError: matplotlib is not installed.

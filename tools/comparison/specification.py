@@ -1,4 +1,4 @@
-"""From a specification to the runs of both scripts that it asks for."""
+"""Reads a specification and makes the list of runs of both scripts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from models import PRETEXTS
 from util.errors import UserError
 from util.inputs import NotJson, Unreadable, parse_json, read_text
 
-SCRATCH = "scratch"  # the method that is no pretraining
-EVERY = "all"  # flags for whatever the entry is combined with
+SCRATCH = "scratch"  # the method without pretraining
+EVERY = "all"  # flags that apply to every combination
 KEYS = {"seeds", "methods", "detectors", "pretrain", "finetune", "data", "backbone_weights", "common"}
 LISTS = ("seeds", "data")
 TABLES = ("methods", "detectors", "pretrain", "finetune")  # name -> flags
@@ -26,10 +26,10 @@ COMBINED_WITH = {
     "finetune": ("detectors", "methods"),
     "common": TABLES,
 }
-"""The tables whose names flags of an entry may stand under."""
+"""For each table, those whose names may be keys of an entry's flags."""
 
 BUDGET = ("--max_steps", "--epochs", "--batch_size", "--accum_steps")
-"""What all methods must have alike."""
+"""Flags that must be equal for all methods."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,10 @@ class Run:
     Attributes:
         name: path of its output folder below that of the comparison.
         script: main_pretrain.py or main_finetune.py.
-        flags: its command line, less the output folder.
-        needs: name of the pretraining whose checkpoint it starts from, or None.
-        before: the flags of that pretraining.
-        labels: what it is about: seed, detector, method, perhaps pretrain and finetune (names of data sets).
+        flags: its command line, without the output folder.
+        needs: name of the pretraining run whose checkpoint it starts from, or None.
+        before: the flags of that pretraining run.
+        labels: seed, detector, method, and where they apply pretrain and finetune (names of data sets).
     """
 
     name: str
@@ -54,10 +54,10 @@ class Run:
 
 
 def read_specification(path: str | Path) -> dict[str, Any]:
-    """Read a specification (JSON, see ``tools/compare.py``); variables of the environment are put in.
+    """Read a specification (JSON, see ``tools/compare.py``) and replace environment variables.
 
     Raises:
-        UserError: it cannot be read, lacks or misspells something, or names a variable that is not set.
+        UserError: it cannot be read, an entry is missing, unknown or malformed, or an environment variable is not set.
     """
     try:
         content = parse_json(read_text(path))
@@ -70,7 +70,7 @@ def read_specification(path: str | Path) -> dict[str, Any]:
     content = OPTIONAL | content
     if content.keys() != KEYS:
         wrong = sorted(KEYS ^ content.keys())[0]
-        raise UserError(f'{path}: "{wrong}" {"is missing" if wrong in KEYS else "means nothing here"}')
+        raise UserError(f'{path}: "{wrong}" is {"missing" if wrong in KEYS else "not a key of a specification"}')
     _check_kinds(content, path)
     _check_names(content, path)
     for pair in content["data"]:
@@ -88,30 +88,30 @@ def read_specification(path: str | Path) -> dict[str, Any]:
 
 
 def _check_kinds(content: dict[str, Any], path: str | Path) -> None:
-    """Raises UserError for a value of another kind than ``tools/compare.py`` says."""
+    """Raise UserError for a value of another type than ``tools/compare.py`` describes."""
     for name in LISTS + TABLES:
         kind, told = (list, "a list") if name in LISTS else (dict, "an object")
         if not isinstance(content[name], kind) or not content[name]:
-            raise UserError(f'{path}: "{name}" must be {told} with something in it')
+            raise UserError(f'{path}: "{name}" must be {told}, and not empty')
     if not all(type(seed) is int and seed >= 0 for seed in content["seeds"]):
         raise UserError(f'{path}: "seeds" must be whole numbers')
     if not isinstance(content["backbone_weights"], str):
-        raise UserError(f'{path}: "backbone_weights" must be the name of a file')
+        raise UserError(f'{path}: "backbone_weights" must be a file name')
     entries = {f"{table}: {name}": entry for table in TABLES for name, entry in content[table].items()}
     for place, entry in {**entries, "common": content["common"]}.items():
         for text in entry.values() if isinstance(entry, dict) else [entry]:
             if not _is_flags(text):
-                raise UserError(f'{path}: "{place}" must be flags in one string, or an object of such')
+                raise UserError(f'{path}: "{place}" must be flags in one string, or an object of such strings')
 
 
 def _check_names(content: dict[str, Any], path: str | Path) -> None:
-    """Raises UserError for an unknown method, and for flags under a name that they are never combined with."""
+    """Raise UserError for an unknown method, and for flags under a name that is never combined with their entry."""
     known = (SCRATCH, *PRETEXTS)
     for method in content["methods"]:
         if method not in known:
-            raise UserError(f'{path}: "methods: {method}" is none of {", ".join(known)}')
+            raise UserError(f'{path}: "methods: {method}" is not one of {", ".join(known)}')
     if content["methods"].get(SCRATCH):
-        raise UserError(f'{path}: "methods: {SCRATCH}" is no pretraining, so it has no flags')
+        raise UserError(f'{path}: "methods: {SCRATCH}" means no pretraining, so it must have no flags')
     for table, others in COMBINED_WITH.items():
         names = {EVERY}.union(*(content[other] for other in others))
         entries = {table: content[table]} if table == "common" else content[table]
@@ -119,7 +119,7 @@ def _check_names(content: dict[str, Any], path: str | Path) -> None:
             for name in flags if isinstance(flags, dict) else ():
                 if name not in names:
                     place = table if entry == table else f"{table}: {entry}"
-                    raise UserError(f'{path}: "{place}: {name}" is never used; there can be {", ".join(sorted(names))}')
+                    raise UserError(f'{path}: "{place}: {name}" is never used; use {", ".join(sorted(names))}')
 
 
 def _is_flags(text: Any) -> bool:
@@ -139,25 +139,27 @@ def _expand(value: Any, path: str | Path) -> Any:
         return value
     expanded = os.path.expandvars(value)
     if "$" in expanded:
-        raise UserError(f"{path}: a variable of the environment is not set in {expanded!r}")
+        raise UserError(f"{path}: an environment variable in {expanded!r} is not set")
     return expanded
 
 
 def _check_budget(content: dict[str, Any], method: str, path: str | Path) -> None:
-    """Raises UserError for a budget that is the method's own, wherever it stands."""
+    """Raise UserError if a flag of the budget applies to one method only."""
     own = content["methods"][method]
     texts = list(own.values()) if isinstance(own, dict) else [own]
     shared = [entry for table in ("detectors", "pretrain", "finetune") for entry in content[table].values()]
     texts += [entry.get(method, "") for entry in [*shared, content["common"]] if isinstance(entry, dict)]
     unequal = [word for text in texts for word in shlex.split(text) if word.partition("=")[0] in BUDGET]
     if unequal:
-        raise UserError(f"{path}: {unequal[0]} of method {method}: budgets are equal; put it where it holds for all")
+        raise UserError(
+            f"{path}: {unequal[0]} of method {method}: all methods must have one budget; set it where it applies to all"
+        )
 
 
 def make_runs(specification: dict[str, Any]) -> list[Run]:
-    """All runs, pretrainings before the finetunings that need them.
+    """All runs; pretraining runs come before the finetuning runs that need them.
 
-    A pretraining serves every finetuning set that it is paired with, and without pretraining there is one run for each
+    One pretraining run serves all finetuning sets that it is paired with. Without pretraining there is one run per
     finetuning set.
     """
     runs: dict[str, Run] = {}
@@ -194,7 +196,7 @@ def _pretraining(specification: dict[str, Any], data: str, detector: str, method
 
 
 def _finetuning(specification: dict[str, Any], pretraining: Run | None, data: str, detector: str, seed: int) -> Run:
-    """Finetuning after ``pretraining``, or from the backbone alone."""
+    """Finetuning after ``pretraining``, or from the backbone's weights only."""
     start = () if pretraining else ("--backbone_weights", specification["backbone_weights"])
     labels = {"pretrain": None, "method": SCRATCH} if pretraining is None else pretraining.labels
     origin = f"{labels['method']}_{labels['pretrain']}" if pretraining else SCRATCH
@@ -216,7 +218,7 @@ def _finetuning(specification: dict[str, Any], pretraining: Run | None, data: st
 
 
 def _flags(entry: str | dict[str, str], *names: str) -> list[str]:
-    """An entry's flags: of a string all, of an object those under "all" and under ``names``."""
+    """An entry's flags: all of a string; of an object, those under "all" and under ``names``."""
     if isinstance(entry, str):
         return shlex.split(entry)
     return [flag for name in (EVERY, *names) for flag in shlex.split(entry.get(name, ""))]

@@ -1,1 +1,1 @@
-"""Detectors written as files that run without this project."""
+"""Writes detectors as files that run without this project."""

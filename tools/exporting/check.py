@@ -1,4 +1,4 @@
-"""Whether a file that was written detects what the detector does."""
+"""Checks that a written file gives the same detections as the detector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Run = Callable[[NestedTensor], Found]
 
 
 def open_file(path: Path, *, takes_mask: bool) -> Run:
-    """What runs a file that was written.
+    """A function that runs a written file.
 
     Raises:
         UserError: a package is missing.
@@ -64,16 +64,16 @@ def compare(run: Run, predictor: Predictor, batches: Sequence[NestedTensor]) -> 
     """The largest difference between a file and the detector, over all batches.
 
     Raises:
-        UserError: it is more than :data:`TOLERANCE`.
+        UserError: the difference is larger than :data:`TOLERANCE`.
     """
     worst = max(difference(run(batch), expected(predictor, batch)) for batch in batches)
     if not worst <= TOLERANCE:
-        raise UserError(f"the file that was written differs from the detector by {worst:.2g}, more than {TOLERANCE:g}")
+        raise UserError(f"the file differs from the detector by {worst:.2g}, more than {TOLERANCE:g}: do not use it")
     return worst
 
 
 def expected(predictor: Predictor, images: NestedTensor) -> Found:
-    """What the detector itself finds, boxes as fractions of the images."""
+    """The detections of the detector itself, boxes as fractions of the images."""
     results = predictor.detect(images, torch.ones(len(images), 2))
     return tuple(torch.stack([result[name] for result in results]).numpy() for name in ("boxes", "scores", "labels"))
 
@@ -81,8 +81,8 @@ def expected(predictor: Predictor, images: NestedTensor) -> Found:
 def difference(found: Found, wanted: Found) -> float:
     """The largest difference in scores and boxes between two sets of detections of the same images.
 
-    Detections whose scores are equal within the tolerance come in any order, and the last of them may be others: each
-    is compared with the most similar one of its label.
+    Each detection is compared with the most similar one of its label, because detections with equal scores (within the
+    tolerance) may come in any order, and the last ones may be different boxes.
     """
     return max(
         max(_one_way(a, b), _one_way(b, a))
@@ -91,7 +91,7 @@ def difference(found: Found, wanted: Found) -> float:
 
 
 def _one_way(found: Found, wanted: Found) -> float:
-    """For each detection of one image in ``found`` the distance to the nearest in ``wanted``; the largest of these."""
+    """The largest distance from a detection in ``found`` to the nearest one in ``wanted``, of one image."""
     boxes, scores, labels = found
     other_boxes, other_scores, other_labels = wanted
     distance = np.abs(boxes[:, None] - other_boxes[None]).max(-1)
@@ -109,8 +109,8 @@ def check_batches(
 
     Args:
         images: RGB.
-        size: (height, width) that the file takes; None: it takes any, so each image is tried alone at two sizes, and
-            all together, padded.
+        size: (height, width) that the file takes; None: any size, so each image is tested alone at two sizes, and all
+            together, padded.
     """
     if size is not None:
         return [_unpadded(predictor, image.resize(size[::-1], Image.Resampling.BILINEAR)) for image in images]
@@ -128,7 +128,7 @@ def _unpadded(predictor: Predictor, image: Image.Image) -> NestedTensor:
 
 
 def load_check_images(paths: Sequence[str]) -> list[Image.Image]:
-    """The images to check on; where none is named, two drawn ones, upright and wide."""
+    """The images to compare on; if ``paths`` is empty, two synthetic ones, one upright and one wide."""
     return [load_image(path) for path in paths] or [draw_image((240, 320)), draw_image((400, 250))]
 
 

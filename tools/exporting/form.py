@@ -1,4 +1,4 @@
-"""The form in which a detector leaves this project: tensors in, detections out."""
+"""The module that is exported: tensors in, detections out."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from util.nested_tensor import NestedTensor
 
 
 class ExportForm(nn.Module):
-    """A detector and its postprocessing in one, without what only training needs.
+    """A detector with its postprocessing, without the parts that only training needs.
 
     Args:
-        detector: left as it is.
+        detector: is copied, not changed.
         postprocess: selects the detections.
-        standard_sampling: deformable attention from standard operations (ONNX knows no other).
-        half: weights are kept in 16 bits and widened where they are used: half the size, float32 arithmetic.
+        standard_sampling: build deformable attention from standard operations, which ONNX needs.
+        half: store weights in 16 bits and convert them to float32 where they are used.
     """
 
     def __init__(self, detector: DETR, postprocess: PostProcess, *, standard_sampling: bool, half: bool) -> None:
@@ -63,7 +63,7 @@ class ExportForm(nn.Module):
 
 
 class StandardMSDeformAttn(MSDeformAttn):
-    """The same layer with its sampling as ``grid_sample``, level by level; sizes of levels may be symbolic."""
+    """The same layer, but it samples with ``grid_sample``, level by level; sizes of levels may be symbolic."""
 
     def _sample(self, value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
         batch_size, _, heads, channels = value.shape
@@ -79,14 +79,14 @@ class StandardMSDeformAttn(MSDeformAttn):
 
 
 def use_standard_sampling(detector: nn.Module) -> None:
-    """Let every deformable attention of ``detector`` sample by standard operations, in place."""
+    """Make every deformable attention of ``detector`` use standard operations, in place."""
     for module in detector.modules():
         if type(module) is MSDeformAttn:
             module.__class__ = StandardMSDeformAttn
 
 
 class Widen(nn.Module):
-    """What makes float32 of a weight that is kept in 16 bits."""
+    """Parametrisation: a weight stored in 16 bits becomes float32 when it is used."""
 
     def forward(self, kept: Tensor) -> Tensor:
         """[...] -> [...]."""
@@ -94,7 +94,7 @@ class Widen(nn.Module):
 
 
 def keep_half(detector: nn.Module) -> None:
-    """Keep all matrices and convolutions of ``detector`` in 16 bits, in place; vectors stay as they are."""
+    """Store all matrices and convolutions of ``detector`` in 16 bits, in place; vectors stay as they are."""
     for module in list(detector.modules()):
         for name, weight in list(module.named_parameters(recurse=False)):
             if weight.dim() > 1:

@@ -1,4 +1,4 @@
-"""Export forms as files: ONNX, and PyTorch's ``.pt2``."""
+"""Writes an :class:`ExportForm` as ONNX or as PyTorch's ``.pt2``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from util.optional import require
 OPSET = 20
 INSTALL = "onnx onnxscript onnxruntime"
 DESCRIPTION = "detector.json"
-"""In a ``.pt2`` file, what ONNX files have as metadata."""
+"""The file inside a ``.pt2`` file that holds what ONNX files have as metadata."""
 
 Inputs = tuple[Tensor, ...]
 
 
 def program_of(form: nn.Module, inputs: Inputs, *, dynamic: bool) -> torch.export.ExportedProgram:
-    """The graph of a form; ``dynamic``: batch, height and width of its inputs may change."""
+    """The graph of a form; ``dynamic``: batch size, height and width of its inputs may vary."""
     free = torch.export.Dim.DYNAMIC
     sizes = ({0: free, 2: free, 3: free}, {0: free, 1: free, 2: free})[: len(inputs)] if dynamic else None
     with torch.no_grad(), quiet():
@@ -34,13 +34,13 @@ def program_of(form: nn.Module, inputs: Inputs, *, dynamic: bool) -> torch.expor
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, description: dict[str, Any]) -> None:
-    """Write for ``torch.export.load``; deformable attention stays one operator, which ``import ops`` registers."""
+    """Write a file for ``torch.export.load``. Deformable attention stays one operator; ``import ops`` registers it."""
     with written_whole(path) as temporary, quiet():
         torch.export.save(program, temporary, extra_files={DESCRIPTION: json.dumps(description)})
 
 
 def write_onnx(program: torch.export.ExportedProgram, inputs: Inputs, path: Path, description: dict[str, Any]) -> None:
-    """Write one ONNX file, weights included; ``description`` becomes its metadata, values as JSON.
+    """Write one ONNX file, including the weights; ``description`` becomes its metadata, values as JSON.
 
     Raises:
         UserError: a package is missing.
@@ -75,7 +75,7 @@ def _stable_sort() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's progress and what it logs about itself, which takes longer than its work."""
+    """Silence the exporter: printing its progress and logs takes longer than the export."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

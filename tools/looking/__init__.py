@@ -1,1 +1,1 @@
-"""A detector looked at closely on a labelled set: curves, confusions and the images it is worst at."""
+"""A closer look at a detector on a labelled data set: curves, the confusion matrix, the worst images."""

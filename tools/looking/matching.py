@@ -1,4 +1,4 @@
-"""Which detections are right: matched with the truth at an IoU of 0.5, as COCO does."""
+"""Which detections are correct: matching with the ground truth at an IoU of 0.5, as COCO does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 MATCH_IOU = 0.5
 RECALL_POINTS = np.linspace(0, 1, 101)
-"""Where COCO reads a precision-recall curve."""
+"""The recalls at which COCO evaluates a precision-recall curve."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class ImageCase:
     """Truth and detections of one image; boxes are xyxy in its pixels.
 
     Attributes:
-        truth: [T, 4]; labels [T]; crowd [T] bool: groups and difficult objects, which count neither way.
+        truth: [T, 4]; labels [T]; crowd [T] bool: groups and difficult objects, which count neither as found nor as
+            missed.
         found: [N, 4], best first; found_labels [N]; scores [N].
     """
 
@@ -30,7 +31,7 @@ class ImageCase:
     scores: np.ndarray
 
     def above(self, threshold: float) -> ImageCase:
-        """With the detections of at least this score alone."""
+        """The same image with only the detections of at least this score."""
         kept = self.scores >= threshold
         found = self.found[kept], self.found_labels[kept], self.scores[kept]
         return ImageCase(self.truth, self.labels, self.crowd, *found)
@@ -38,11 +39,11 @@ class ImageCase:
 
 @dataclass(frozen=True)
 class Curve:
-    """Precision over recall of one class, a point for each detection, best first.
+    """Precision over recall of one class, one point per detection, best first.
 
     Attributes:
         precision, recall, scores: [N].
-        num_objects: of the class in the truth.
+        num_objects: number of ground truths of the class.
     """
 
     precision: np.ndarray
@@ -51,7 +52,7 @@ class Curve:
     num_objects: int
 
     def average_precision(self) -> float:
-        """COCO's AP50: the best precision at each of 101 recalls or beyond, on average; NaN without any object."""
+        """COCO's AP50: the mean, over 101 recalls, of the best precision from that recall on; NaN without objects."""
         if not self.num_objects:
             return float("nan")
         best_beyond = np.maximum.accumulate(self.precision[::-1])[::-1]
@@ -60,7 +61,7 @@ class Curve:
 
 
 def overlaps(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU [N, T] of boxes (xyxy); with a crowd, the share of the found box that lies in it."""
+    """IoU [N, T] of boxes (xyxy); for a crowd, the fraction of the found box that lies inside it."""
     if not len(found) or not len(truth):
         return np.zeros((len(found), len(truth)))
     as_xywh = [np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1) for boxes in (found, truth)]
@@ -68,12 +69,12 @@ def overlaps(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndar
 
 
 def match(case: ImageCase, *, by_class: bool) -> np.ndarray:
-    """For each detection the index of the object that it found; -1: none; -2: it lies in a crowd and does not count.
+    """For each detection, the index of the object that it found; -1: none; -2: it lies in a crowd and does not count.
 
-    The best detections choose first: the free object with the largest overlap.
+    In order of score, each detection takes the free object with the largest IoU.
 
     Args:
-        by_class: only an object of the same class can be found.
+        by_class: match only objects of the same class.
     """
     iou = overlaps(case.found, case.truth, case.crowd)
     if by_class:
@@ -107,7 +108,7 @@ def curve_of(cases: Sequence[ImageCase], label: int) -> Curve:
 
 
 def best_threshold(curves: Sequence[Curve]) -> tuple[float, float]:
-    """The score from which on detections of all classes together have the largest F1, and this F1; (1, 0): never."""
+    """The score threshold with the largest F1 over all classes together, and this F1; (1, 0) if nothing is correct."""
     scores = np.concatenate([curve.scores for curve in curves])
     right = np.concatenate([np.diff(curve.recall * max(curve.num_objects, 1), prepend=0) for curve in curves])
     num_objects = sum(curve.num_objects for curve in curves)
@@ -115,16 +116,16 @@ def best_threshold(curves: Sequence[Curve]) -> tuple[float, float]:
         return 1.0, 0.0
     order = np.argsort(-scores, kind="stable")
     f1 = 2 * np.cumsum(right[order]) / (np.arange(1, len(order) + 1) + num_objects)
-    last_of_score = np.append(scores[order][1:] != scores[order][:-1], True)  # a threshold takes all of one score
+    last_of_score = np.append(scores[order][1:] != scores[order][:-1], True)  # equal scores pass or fail together
     best = int(np.where(last_of_score, f1, -1).argmax())
     return float(scores[order][best]), float(f1[best])
 
 
 def confusion(cases: Sequence[ImageCase], labels: Sequence[int], threshold: float) -> np.ndarray:
-    """How often objects of each class were found as which: [K + 1, K + 1] int.
+    """The confusion matrix [K + 1, K + 1] int.
 
-    Row: the true class, last "nothing is there"; column: the class that was found, last "missed". Objects are matched
-    whatever their class.
+    Rows are true classes, the last one background; columns are predicted classes, the last one "missed". The matching
+    ignores classes.
     """
     place = {label: index for index, label in enumerate(labels)}
     counts = np.zeros((len(labels) + 1, len(labels) + 1), dtype=np.int64)

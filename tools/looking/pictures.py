@@ -1,4 +1,4 @@
-"""Pictures and figures of what :mod:`tools.looking.matching` finds."""
+"""Pictures and numbers from the results of :mod:`tools.looking.matching`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from util.optional import require
 from util.plot_utils import contact_sheet, draw_detections, save_figure, save_picture
 
 MANY_CLASSES = 20
-"""The legend names so many classes, the most frequent ones."""
+"""The legend names at most this many classes, the most frequent ones."""
 
 
 def collect(predictor: Predictor, loader: DataLoader) -> list[ImageCase]:
-    """Truth and detections of every image of a data set to evaluate on, in its order."""
+    """Ground truth and detections of every image of ``loader``, in its order."""
     dataset = loader.dataset
     label_of_id = {category["id"]: category["label"] for category in dataset.categories}
     found: dict[int, dict[str, torch.Tensor]] = {}
@@ -53,16 +53,16 @@ def _case(coco: Any, image_id: int, result: dict[str, torch.Tensor], label_of_id
 
 
 def draw_curves(cases: Sequence[ImageCase], names: dict[int, str], out: Path) -> None:
-    """Precision over recall at IoU 0.5, a curve for each class that occurs -> picture, and figures in JSON beside it.
+    """Draw precision over recall at IoU 0.5, one curve per class that occurs; write the numbers as JSON beside it.
 
     Raises:
-        DataError: nothing to find in the whole data set.
+        DataError: the whole data set has no object.
         UserError: matplotlib is not installed.
     """
     figure_module = require("matplotlib.figure", "matplotlib", "drawing curves")
     curves = {label: curve for label in names if (curve := curve_of(cases, label)).num_objects}
     if not curves:
-        raise DataError("there is no object in the whole data set")
+        raise DataError("the data set has no object at all; choose another one")
     threshold, f1 = best_threshold(list(curves.values()))
     figure = figure_module.Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
@@ -89,7 +89,7 @@ def draw_curves(cases: Sequence[ImageCase], names: dict[int, str], out: Path) ->
 
 
 def draw_confusion(cases: Sequence[ImageCase], names: dict[int, str], out: Path) -> None:
-    """The confusion matrix at the threshold of the best F1 -> picture, and figures in JSON beside it.
+    """Draw the confusion matrix at the threshold of the best F1; write the numbers as JSON beside it.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -123,13 +123,13 @@ def draw_worst(
     count: int,
     zoom: Callable[[Image.Image], float],
 ) -> None:
-    """The images with the most mistakes, truth and detections side by side, and figures in JSON beside the picture.
+    """Draw the images with the most mistakes, truth and detections side by side; write the numbers as JSON beside it.
 
     Args:
         load: index of a case -> its image.
-        files: their names.
-        count: images to show.
-        zoom: image -> how much to enlarge it.
+        files: names of the images.
+        count: number of images to show.
+        zoom: image -> factor by which to enlarge it.
     """
     threshold, _ = best_threshold([curve_of(cases, label) for label in names])
     wrong = [mistakes(case, threshold) for case in cases]
@@ -147,5 +147,5 @@ def draw_worst(
 
 
 def beside(out: Path) -> Path:
-    """The file for the figures of a picture."""
+    """The JSON file for the numbers of a picture."""
     return out.with_suffix(".json")

@@ -268,7 +268,7 @@ def test_arrays_at_odds(folder: Path, name: str, array: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "format version 99, this code reads 1"),
+        ({"version": 99}, "format version 99, but this code reads 1"),
         ({"method": None}, 'lacks "method"'),
         ({"num_images": "4"}, 'lacks "num_images"'),
         ({"num_images": -1}, "among -1 images"),
