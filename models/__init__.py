@@ -1,4 +1,4 @@
-"""Detectors and pretext tasks by name; a new one is a file of its own with a record, which is entered here."""
+"""Detectors and pretext tasks by name. A new one is one file that ends in a record, and one entry here."""
 
 from __future__ import annotations
 

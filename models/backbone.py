@@ -44,8 +44,8 @@ class Backbone(nn.Module):
             images: tensors [B, 3, H, W] normalised by :func:`backbone_normalization`, mask [B, H, W].
 
         Returns:
-            Maps [B, K_l, H_l, W_l] and masks [B, H_l, W_l], finest first. A mask is the image's at the pixels
-            that nearest interpolation picks; its top left corner is never padding.
+            Maps [B, K_l, H_l, W_l] and masks [B, H_l, W_l] (:func:`mask_of_map`), finest first. The top left corner of
+            a mask is never padding.
         """
         maps = self.body(_in_faster_layout(images.tensors))
         maps = list(maps.values()) if isinstance(maps, dict) else maps
@@ -53,16 +53,16 @@ class Backbone(nn.Module):
 
 
 def _in_faster_layout(images: Tensor) -> Tensor:
-    """Channels last on a CPU without gradients: ResNet-50 takes 780 instead of 960 ms. With them it is far slower."""
+    """Channels last on a CPU without gradients: ResNet-50 takes 780 instead of 960 ms. With gradients it is slower."""
     if images.device.type == "cpu" and not torch.is_grad_enabled():
         return images.contiguous(memory_format=torch.channels_last)
     return images
 
 
 def mask_of_map(image_mask: Tensor, feature_map: Tensor) -> Tensor:
-    """The mask [B, h, w] of images at the pixels that nearest interpolation picks for a map [B, _, H, W]: [B, H, W].
+    """The mask [B, h, w] of images, resized by nearest interpolation to the size of a map [B, _, H, W]: [B, H, W].
 
-    ``F.interpolate`` gives the same; written out, other runtimes round as it does (ONNX's Resize does not).
+    Same result as ``F.interpolate``. It is written out here because ONNX's Resize rounds differently.
     """
     rows, columns = (
         _nearest(size, wanted, image_mask.device)
@@ -72,7 +72,7 @@ def mask_of_map(image_mask: Tensor, feature_map: Tensor) -> Tensor:
 
 
 def _nearest(size: int, wanted: int, device: torch.device) -> Tensor:
-    """Of ``size`` pixels in a row the ``wanted`` ones that nearest interpolation picks, in float32 as PyTorch does."""
+    """Indices of the ``wanted`` pixels, of ``size``, that nearest interpolation picks; in float32, as in PyTorch."""
     positions = torch.arange(wanted, device=device, dtype=torch.float32) * (size / wanted)
     return positions.long().clamp(max=size - 1)
 
@@ -80,24 +80,24 @@ def _nearest(size: int, wanted: int, device: torch.device) -> Tensor:
 def build_backbone(
     *, name: str, multi_scale: bool, dilation: bool, feature_stride: int | None, trainable: bool
 ) -> Backbone:
-    """A randomly initialised backbone; weights come from ``models/backbone_weights.py``, nothing is downloaded.
+    """A backbone with random weights; it downloads nothing, ``models/backbone_weights.py`` loads weights.
 
     Args:
         name: ``resnet18|34|50|101`` or ``timm:NAME``.
         multi_scale: return the maps of strides 8, 16 and 32; otherwise one map.
-        dilation: ResNets: stride 16 instead of 32 in the last stage (DC5).
-        feature_stride: timm: the stride of the one map, 16 or 32 (None: 32).
-        trainable: everything but the stem and the stages up to stride 4 is trained; False: nothing is. Batch
-            norms are frozen in any case.
+        dilation: only for ResNets: stride 16 instead of 32 in the last stage (DC5).
+        feature_stride: only for timm: the stride of the one map, 16 or 32 (None: 32).
+        trainable: train everything except the stem and the stages up to stride 4; False: nothing. Batch norms are
+            always frozen.
 
     Raises:
-        UserError: no such model, or one that cannot do what the flags ask for.
+        UserError: no such model, or a flag that it does not support.
     """
     if name.startswith(TIMM):
         if dilation:
             raise UserError(f"--dilation is for ResNets; with --backbone {name} use --feature_stride 16")
         if multi_scale and feature_stride is not None:
-            raise UserError("--feature_stride chooses one map; a detector on several takes strides 8, 16 and 32")
+            raise UserError("--feature_stride chooses one map, but this detector uses strides 8, 16 and 32; omit it")
         strides = list(MULTI_SCALE_STRIDES) if multi_scale else [feature_stride or 32]
         body, num_channels = build_timm_body(name.removeprefix(TIMM), strides)
         backbone = Backbone(body=body, strides=strides, num_channels=num_channels)
@@ -112,12 +112,12 @@ def build_backbone(
 
 
 def build_crop_encoder(name: str) -> Backbone:
-    """The beginning of the backbone ``name`` up to its map of stride 8 (ResNets: layer2), random and frozen.
+    """The backbone ``name`` up to its map of stride 8 (ResNets: layer2), with random weights, frozen.
 
-    Its parameters are some of those of any backbone that :func:`build_backbone` makes of ``name``.
+    Its parameters have the names that they have in the whole backbone (:func:`build_backbone`).
 
     Raises:
-        UserError: a timm model that has no such map.
+        UserError: a timm model without such a map.
     """
     if name.startswith(TIMM):
         body, num_channels = build_timm_body(name.removeprefix(TIMM), [CROP_STRIDE])
@@ -160,10 +160,10 @@ def _build_resnet(name: str, stages: list[str], dilation: bool) -> Backbone:
 
 
 def _calm_residuals(resnet: nn.Module) -> None:
-    """Scale the residual branches of a random ResNet down, by the last norm of each block.
+    """Scale down the residual branches of a random ResNet, by the last norm of each block.
 
-    A batch norm that is frozen as the identity normalises nothing, and activations would double in variance with
-    every block. Weights that are loaded replace this.
+    A frozen batch norm that is the identity does not normalise: the variance of the activations would double with every
+    block. Loaded weights replace this.
     """
     blocks = [module for module in resnet.modules() if isinstance(module, BasicBlock | Bottleneck)]
     for block in blocks:

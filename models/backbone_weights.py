@@ -1,4 +1,4 @@
-"""Published weights of backbones: SwAV, MoCo, torchvision, timm, plain state dicts, and those of whole detectors."""
+"""Loads weights of backbones: SwAV, MoCo, torchvision, timm, plain state dicts, and from whole detectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from util.errors import CheckpointError
 from util.load_report import LoadReport
 
 PLACES = ("", "backbone.0.body.", "backbone.", "encoder_q.")
-"""Where the names of a body begin: in a file of its own, in a detector, in the authors' Siamese DETR, in MoCo."""
+"""Prefixes of a body's names: in a file of its own, in a detector, in the authors' Siamese DETR, in MoCo."""
 
 
 def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
@@ -22,17 +22,17 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
 
     Args:
         backbone: receives the weights.
-        path: a file with the body's names (``layer1.0.conv1.weight``), each perhaps after ``module.`` (as in those of
-            SwAV) and one of :data:`PLACES`, bare or under ``state_dict`` or ``model``; or a detector of Hugging Face,
-            file or folder. Heads, prototypes and Transformers may be there, too.
+        path: a file with the body's names (``layer1.0.conv1.weight``), perhaps with the prefixes ``module.`` (SwAV) and
+            one of :data:`PLACES`, bare or under ``state_dict`` or ``model``; or a detector of Hugging Face, file or
+            folder. The file may also hold heads, prototypes and Transformers.
 
     Returns:
-        ``loaded``: names of the backbone; ``new``: none; ``left_over``: every key of the file without a use,
-        counters of batches (``num_batches_tracked``) included, which frozen batch norms do not have.
+        ``loaded``: names of the backbone; ``new``: none; ``left_over``: every unused key of the file. That includes
+        ``num_batches_tracked``, which frozen batch norms do not have.
 
     Raises:
-        CheckpointError: unreadable (see :mod:`models.checkpoints.files`), nothing in it fits, or a tensor of
-            the body is missing or of another shape; the message names the file and the tensor.
+        CheckpointError: unreadable (see :mod:`models.checkpoints.files`), nothing in it fits, or a tensor of the body
+            is missing or has another shape; the message names the file and the tensor.
     """
     path = Path(path)
     if path.is_dir():
@@ -49,21 +49,21 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
     if not source.keys() & own.keys():
         raise CheckpointError(
             f"{path}: none of its {len(weights)} tensors ({next(iter(weights), 'it is empty')}, ...) belongs to this "
-            f"backbone ({next(iter(own))}, ...): another file, or another --backbone"
+            f"backbone ({next(iter(own))}, ...); choose another file or another --backbone"
         )
     for name, value in own.items():
         if name not in source:
-            raise CheckpointError(f"{path}: lacks {name}: weights of another backbone? see --backbone")
+            raise CheckpointError(f"{path}: lacks {name}; if it is another backbone, change --backbone")
         found = weights[source[name]].shape
         if found != value.shape:
             raise CheckpointError(
                 f"{path}: {renaming.in_file([source[name]])[0]} has shape {list(found)}, the backbone's {name} has "
-                f"{list(value.shape)}: weights of another backbone? see --backbone"
+                f"{list(value.shape)}; if it is another backbone, change --backbone"
             )
         if value.is_floating_point() and not weights[source[name]].is_floating_point():
             kind = weights[source[name]].dtype
             raise CheckpointError(
-                f"{path}: {renaming.in_file([source[name]])[0]} holds {kind} values, no numbers to use"
+                f"{path}: {renaming.in_file([source[name]])[0]} holds {kind} values, not floating-point numbers"
             )
     backbone.body.load_state_dict({name: weights[source[name]] for name in own})
     used = {source[name] for name in own}
@@ -75,10 +75,10 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
 
 
 def _own_name(name: str, own: dict[str, Tensor]) -> str:
-    """The body's name of a file's tensor; a name that the body has not if it has none.
+    """The body's name for a tensor of the file; ``name`` itself if the body has no such tensor.
 
-    timm's models that return features have ``stages_0.x`` where the published full model has ``stages.0.x``, or
-    are the full model under ``model``.
+    The published full models of timm have ``stages.0.x``; those that return features have ``stages_0.x`` instead, or
+    hold the full model under ``model``.
     """
     for place in PLACES:
         if name.startswith(place):

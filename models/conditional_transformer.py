@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from models.build import build_single_scale
 from models.checkpoints.hf_shared import SINGLE_SCALE
 from models.detr import DETR
 from models.interface import Decoded, Memory, split_queries
-from models.layers import MLP, ProjectedAttention, TransformerLayer, full_precision
+from models.layers import MLP, ProjectedAttention, TransformerConfig, TransformerLayer, full_precision
 from models.position_encoding import sine_waves
 from models.transformer import PRE_NORM, Transformer, TransformerEncoder, infer_norms, only_post_norm
 from util.records import Classification, DetectorRecord, Finetuning, HuggingFace
@@ -35,7 +34,7 @@ def sine_embedding(points: Tensor, num_features: int) -> Tensor:
 
 
 def concatenate_heads(content: Tensor, position: Tensor, nhead: int) -> Tensor:
-    """[B, N, C] twice -> [B, N, 2C] in which each head holds its own slice of both."""
+    """Content and position [B, N, C] -> [B, N, 2C]; each head holds its own slice of both."""
     parts = [x.unflatten(-1, (nhead, -1)) for x in (content, position)]
     return torch.cat(parts, dim=-1).flatten(-2)
 
@@ -44,21 +43,20 @@ class ConditionalDecoderLayer(TransformerLayer):
     """Self-attention of the queries, conditional cross-attention, feed-forward (figure 3 of the paper).
 
     Args:
-        is_first: in the first layer the content ``tgt`` is still empty, so that ``query_pos`` and the position
-            encoding also join the content part of the cross-attention; only this layer has ``ca_qpos_proj``.
+        is_first: in the first layer the content ``tgt`` is still zero; so its cross-attention also adds ``query_pos``
+            and the position encoding to the content part. Only this layer has ``ca_qpos_proj``.
     """
 
-    def __init__(
-        self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float, pre_norm: bool, is_first: bool
-    ) -> None:
-        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm)
-        self.nhead = nhead
+    def __init__(self, config: TransformerConfig, *, is_first: bool) -> None:
+        super().__init__(config)
+        d_model = config.d_model
+        self.nhead = config.nhead
         self.sa_qcontent_proj = nn.Linear(d_model, d_model)
         self.sa_qpos_proj = nn.Linear(d_model, d_model)
         self.sa_kcontent_proj = nn.Linear(d_model, d_model)
         self.sa_kpos_proj = nn.Linear(d_model, d_model)
         self.sa_v_proj = nn.Linear(d_model, d_model)
-        self.self_attn = ProjectedAttention(value_dim=d_model, nhead=nhead, dropout=dropout)
+        self.self_attn = ProjectedAttention(config)
 
         self.ca_qcontent_proj = nn.Linear(d_model, d_model)
         self.ca_qpos_proj = nn.Linear(d_model, d_model) if is_first else None
@@ -66,7 +64,7 @@ class ConditionalDecoderLayer(TransformerLayer):
         self.ca_kpos_proj = nn.Linear(d_model, d_model)
         self.ca_v_proj = nn.Linear(d_model, d_model)
         self.ca_qpos_sine_proj = nn.Linear(d_model, d_model)
-        self.cross_attn = ProjectedAttention(value_dim=d_model, nhead=nhead, dropout=dropout)
+        self.cross_attn = ProjectedAttention(config)
 
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
@@ -78,7 +76,7 @@ class ConditionalDecoderLayer(TransformerLayer):
         """One layer.
 
         Args:
-            tgt: [B, Q, C], decoder embeddings: what the layers before made of the queries.
+            tgt: [B, Q, C], the decoder embeddings, the output of the previous layer.
             query_pos: [B, Q, C], the learned queries.
             query_sine: [B, Q, C], the spatial queries p_q.
             memory: of the encoder, S positions.
@@ -113,15 +111,10 @@ class ConditionalDecoder(nn.Module):
 
     has_reference = True
 
-    def __init__(
-        self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float, pre_norm: bool
-    ) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        shared = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward}
-        shared |= {"dropout": dropout, "pre_norm": pre_norm}
-        self.layers = nn.ModuleList(
-            ConditionalDecoderLayer(**shared, is_first=index == 0) for index in range(num_layers)
-        )
+        d_model, num_layers = config.d_model, config.num_decoder_layers
+        self.layers = nn.ModuleList(ConditionalDecoderLayer(config, is_first=i == 0) for i in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.query_scale = MLP(d_model, d_model, d_model, 2)
         self.ref_point_head = MLP(d_model, d_model, 2, 2)
@@ -132,7 +125,7 @@ class ConditionalDecoder(nn.Module):
         reference, point_embedding = self._reference(query_pos)  # [B, Q, 2], [B, Q, C]
         outputs = []
         for index, layer in enumerate(self.layers):
-            # p_q = T p_s; in the first layer T = 1, because the decoder embedding is still empty.
+            # p_q = T p_s; in the first layer T = 1, because the decoder embedding is still zero.
             query_sine = point_embedding if index == 0 else point_embedding * self.query_scale(tgt)
             tgt = layer(tgt, query_pos, query_sine, memory, query_mask)
             outputs.append(tgt)
@@ -145,35 +138,21 @@ class ConditionalDecoder(nn.Module):
             return reference, sine_embedding(reference.sigmoid(), query_pos.shape[-1])
 
 
-def build_conditional_transformer(
-    *,
-    d_model: int,
-    nhead: int,
-    num_encoder_layers: int,
-    num_decoder_layers: int,
-    dim_feedforward: int,
-    dropout: float,
-    pre_norm: bool = False,
-) -> Transformer:
+def build_conditional_transformer(config: TransformerConfig) -> Transformer:
     """The Transformer of Conditional DETR.
 
     The public code has ``pre_norm`` in the encoder only; here the decoder has it as well, as in DETR.
     """
-    shared = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward}
-    shared |= {"dropout": dropout, "pre_norm": pre_norm}
-    return Transformer(
-        d_model=d_model,
-        encoder=TransformerEncoder(num_layers=num_encoder_layers, **shared),
-        decoder=ConditionalDecoder(num_layers=num_decoder_layers, **shared),
-    )
+    return Transformer(config.d_model, encoder=TransformerEncoder(config), decoder=ConditionalDecoder(config))
 
 
 def build_conditional(
     args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
 ) -> DETR:
     """Conditional DETR with random weights."""
-    make = partial(build_conditional_transformer, pre_norm=args.pre_norm)
-    return build_single_scale(args, make, num_logits, classification=classification, train_backbone=train_backbone)
+    return build_single_scale(
+        args, build_conditional_transformer, num_logits, classification=classification, train_backbone=train_backbone
+    )
 
 
 _ATTENTION_IN_MEMORY = re.compile(

@@ -24,9 +24,9 @@ def build_criterion(
     classification: Classification,
     matcher_class: type[HungarianMatcher] = HungarianMatcher,
 ) -> SetCriterion:
-    """The criterion, its matcher included, of the flags in :func:`util.args.add_loss_arguments`.
+    """The criterion with its matcher, from the flags in :func:`util.args.add_loss_arguments`.
 
-    ``--focal_alpha`` weighs the loss alone; in the matching it is 0.25, as in the public codes.
+    ``--focal_alpha`` changes only the loss; in the matching alpha is 0.25, as in the public codes.
     """
     matcher = matcher_class(
         cost_class=args.set_cost_class,
@@ -57,8 +57,8 @@ class SetCriterion(nn.Module):
     * ``enc_ce``, ``enc_bbox``, ``enc_giou``, two stages: the same of the encoder's proposals, for which every object
       has label 0 (Deformable DETR, 2010.04159, appendix A.4).
 
-    The divisors are averaged over processes, so that W processes with a W-th of a batch each have, on average,
-    the gradients of one process with the whole batch.
+    The divisors are means over the processes. So W processes that share a batch have, on average, the gradients of one
+    process with the whole batch.
     """
 
     def __init__(
@@ -86,18 +86,17 @@ class SetCriterion(nn.Module):
     def forward(
         self, outputs: dict[str, Any], targets: list[dict[str, Tensor]], matching: Matching | None = None
     ) -> tuple[dict[str, Tensor], Matching]:
-        """Losses before their weights, and the matching that they rest on.
+        """Losses before they are weighted, and the matching that they use.
 
         Args:
-            outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1]; perhaps enc_outputs,
-                the same of proposals with L = 1.
-            targets: of each of the B images labels [T] int64 and boxes [T, 4] cxcywh in [0, 1]; T may be 0.
-            matching: which query of the L layers answers for which object; None: it is computed. Proposals are always
-                matched anew.
+            outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1]; with two stages also
+                enc_outputs, the same for the proposals, with L = 1.
+            targets: for each of the B images labels [T] int64 and boxes [T, 4] cxcywh in [0, 1]; T may be 0.
+            matching: which query is matched to which object; None: the matcher decides. The proposals have their own.
 
         Returns:
-            ``{"ce", "bbox", "giou"}``, each [L] float32, perhaps ``{"enc_ce", "enc_bbox", "enc_giou"}``, each [1], and
-            the matching of the L layers.
+            ``{"ce", "bbox", "giou"}``, each [L] float32, with two stages also ``{"enc_ce", "enc_bbox", "enc_giou"}``,
+            each [1]; and the matching of the L layers.
 
         Raises:
             FloatingPointError: predictions are not finite.
@@ -133,7 +132,7 @@ class SetCriterion(nn.Module):
         """The weighted sum over terms and layers, a scalar.
 
         Raises:
-            KeyError: a term has no weight here.
+            KeyError: the criterion has no weight for a term.
         """
         weighted = [self.weights[name.removeprefix("enc_")] * values.sum() for name, values in losses.items()]
         return torch.stack(weighted).sum()
@@ -142,12 +141,12 @@ class SetCriterion(nn.Module):
     def errors(
         self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], matching: Matching
     ) -> dict[str, Tensor]:
-        """How far the last layer is off, for the log alone.
+        """Errors of the last layer, only for the log.
 
         Returns:
-            class_error: percentage of the matched queries whose largest logit is another than their object's
-                (0 where nothing is matched). cardinality_error: mean over images of | predictions that say
-                "object" - objects |; softmax: largest logit is not "no object"; focal: a probability above 0.5.
+            class_error: percentage of the matched queries whose largest logit is not that of their object (0 if nothing
+                is matched). cardinality_error: mean over images of | number of detections - number of objects |. A
+                query detects if its largest logit is not "no object" (softmax) or a probability is above 0.5 (focal).
         """
         logits = outputs["pred_logits"][-1].float()
         last = matching.of_last_layer(len(outputs["pred_logits"]))
@@ -155,14 +154,14 @@ class SetCriterion(nn.Module):
         wrong = logits[last.image, last.query].argmax(-1) != labels[last.image, last.target]
 
         if self.classification == "softmax":
-            says_object = logits.argmax(-1) != self.num_logits - 1
+            detects = logits.argmax(-1) != self.num_logits - 1
         else:
-            says_object = logits.max(-1).values > 0  # the logit of probability 0.5
+            detects = logits.max(-1).values > 0  # the logit of probability 0.5
         counts = torch.tensor([len(target["labels"]) for target in targets])
         counts = counts.to(logits.device, non_blocking=True)
         return {
             "class_error": 100 * wrong.sum() / max(len(wrong), 1),
-            "cardinality_error": (says_object.sum(-1) - counts).abs().float().mean(),
+            "cardinality_error": (detects.sum(-1) - counts).abs().float().mean(),
         }
 
     def _sum_softmax(self, logits: Tensor, labels: Tensor, matching: Matching) -> Tensor:
@@ -184,9 +183,9 @@ class SetCriterion(nn.Module):
         return loss.sum(dim=(1, 2, 3))
 
     def _divisors(self, logits: Tensor, targets: list[dict[str, Tensor]], matching: Matching) -> tuple[Tensor, Tensor]:
-        """What box losses and classification loss are divided by, each averaged over processes.
+        """The divisors of the box losses and of the classification loss, as means over processes.
 
-        Over all processes at least one box is counted: a batch without objects divides by one.
+        All processes together count at least one box, so a batch without objects divides by one.
         """
         num_layers, batch_size, num_queries, _ = logits.shape
         num_boxes = sum(len(target["labels"]) for target in targets)
@@ -202,7 +201,7 @@ class SetCriterion(nn.Module):
 
 
 def _sum_by_layer(values: Tensor, num_layers: int) -> Tensor:
-    """Sums [L] of values [M] of the matched pairs, which are sorted by layer and equally many in each."""
+    """Sums per layer [L] of values [M] of the matched pairs; these are sorted by layer, the same number in each."""
     return values.view(num_layers, len(values) // num_layers).sum(dim=1)
 
 

@@ -1,8 +1,9 @@
 """The Transformer of DAB-DETR (arXiv 2201.12329): the queries are anchor boxes, and every decoder layer refines them.
 
 Names in the paper (section 4): a query has an anchor box A = (x, y, w, h) and a content C. PE(A) is the box's sine
-embedding. The self-attention's positions are P = MLP(PE(A)). The cross-attention's are those of Conditional DETR, with
-the box's centre as reference point, and modulated by the box's size: attention reaches farther along the longer side.
+embedding. The positions in the self-attention are P = MLP(PE(A)). Those in the cross-attention are as in Conditional
+DETR, with the box's centre as reference point, and modulated by the box's size: attention reaches farther along the
+longer side.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from models.checkpoints.renaming import Renaming
 from models.conditional_transformer import ConditionalDecoderLayer
 from models.detr import DETR
 from models.interface import ContentPlace, Decoded, Memory, check_widths
-from models.layers import MLP, TransformerLayer, full_precision, inverse_sigmoid, to_float32
+from models.layers import MLP, TransformerConfig, TransformerLayer, full_precision, inverse_sigmoid, to_float32
 from models.position_encoding import sine_waves
 from models.transformer import Transformer, TransformerEncoderLayer
 from util.errors import UserError
@@ -30,23 +31,23 @@ ANCHOR_DIM = 4
 """Width of a query: the logits of its anchor box, in the order cx, cy, w, h."""
 
 TEMPERATURE = 20.0
-"""Of the feature map's position encoding (section 4.5); the sine embedding of anchor boxes keeps DETR's 10,000."""
+"""Of the feature map's position encoding (section 4.5); anchor boxes are embedded with DETR's 10,000."""
 
 
 def anchor_embedding(anchors: Tensor, d_model: int) -> Tensor:
     """PE(A): boxes [..., 4] (cxcywh in [0, 1]) -> [..., 2C], a quarter each for y, x, w and h, in this order.
 
-    The first half, of the centre, is laid out as the position encoding of the memory.
+    The first half, the centre, has the layout of the memory's position encoding.
     """
     x, y, w, h = anchors.unbind(-1)
     return sine_waves(2 * math.pi * torch.stack([y, x, w, h], dim=-1), d_model // 2).flatten(-2)
 
 
 class PReLUFeedForward(TransformerLayer):
-    """A layer whose feed-forward has PReLU, with one learned slope, in place of ReLU."""
+    """A layer with PReLU (one learned slope) instead of ReLU in its feed-forward."""
 
-    def __init__(self, **widths: int | float | bool) -> None:
-        super().__init__(**widths)
+    def __init__(self, config: TransformerConfig, **options: bool) -> None:
+        super().__init__(config, **options)
         self.activation = nn.PReLU()
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -63,12 +64,12 @@ class DabDecoderLayer(PReLUFeedForward, ConditionalDecoderLayer):
 
 
 class DabEncoder(nn.Module):
-    """A stack of encoder layers; what goes into a layer scales the position encoding, as in the decoder."""
+    """A stack of encoder layers; each scales the position encoding by its own input, as the decoder does."""
 
-    def __init__(self, *, d_model: int, num_layers: int, **widths: int | float | bool) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DabEncoderLayer(d_model=d_model, **widths) for _ in range(num_layers))
-        self.query_scale = MLP(d_model, d_model, d_model, 2)
+        self.layers = nn.ModuleList(DabEncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.query_scale = MLP(config.d_model, config.d_model, config.d_model, 2)
 
     def forward(self, src: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
         """src and pos [B, S, C], mask [B, S] (True = padding) -> [B, S, C]."""
@@ -78,7 +79,7 @@ class DabEncoder(nn.Module):
 
 
 class DabDecoder(nn.Module):
-    """A stack of decoder layers; each starts from the anchor boxes that the one before it refined.
+    """A stack of decoder layers; each starts from the anchor boxes that the previous one refined.
 
     Attributes:
         bbox_embed: the detector's box head, which all layers share.
@@ -86,12 +87,11 @@ class DabDecoder(nn.Module):
 
     has_reference = True
 
-    def __init__(self, *, d_model: int, num_layers: int, **widths: int | float | bool) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.d_model = d_model
-        self.layers = nn.ModuleList(
-            DabDecoderLayer(d_model=d_model, **widths, is_first=index == 0) for index in range(num_layers)
-        )
+        self.d_model = d_model = config.d_model
+        num_layers = config.num_decoder_layers
+        self.layers = nn.ModuleList(DabDecoderLayer(config, is_first=i == 0) for i in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.query_scale = MLP(d_model, d_model, d_model, 2)
         self.ref_point_head = MLP(2 * d_model, d_model, d_model, 2)
@@ -99,12 +99,12 @@ class DabDecoder(nn.Module):
         self.bbox_embed: nn.Module | None = None
 
     def forward(self, memory: Memory, anchors: Tensor, tgt: Tensor, query_mask: Tensor | None) -> Decoded:
-        """Decode the queries; the outputs of all layers are returned.
+        """Decode the queries; returns the outputs of all layers.
 
         Args:
             memory: of the encoder.
             anchors: [B, Q, 4], logits of the first anchor boxes.
-            tgt: [B, Q, C], the content that the first layer starts from.
+            tgt: [B, Q, C], the content that the first layer starts with.
             query_mask: see :meth:`Transformer.decode`.
         """
         anchor = anchors.sigmoid()  # cxcywh in [0, 1]
@@ -112,7 +112,7 @@ class DabDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             if index > 0:
                 references.append(self._refine(tgt, anchor))
-                anchor = references[-1].detach()  # a layer's loss does not reach the layers before through the boxes
+                anchor = references[-1].detach()  # no gradient through the boxes to earlier layers
             query_pos, query_sine = self._positions(tgt, anchor, is_first=index == 0)
             tgt = layer(tgt, query_pos, query_sine, memory, query_mask)
             outputs.append(tgt)
@@ -123,14 +123,14 @@ class DabDecoder(nn.Module):
         embedding = anchor_embedding(anchor, self.d_model)  # [B, Q, 2C]
         query_pos = self.ref_point_head(embedding)
         query_sine = embedding[..., : self.d_model]  # PE(x, y)
-        if not is_first:  # the first layer's content is still empty
+        if not is_first:  # the first layer's content is still zero
             query_sine = query_sine * self.query_scale(tgt)
-        # Section 4.4: the similarity along x is multiplied by w_ref / w, that along y by h_ref / h.
+        # Section 4.4: the similarity along x is multiplied by w_ref / w, the one along y by h_ref / h.
         ratio = self.ref_anchor_head(tgt).sigmoid() / anchor[..., 2:]  # [B, Q, 2]
         return query_pos, query_sine * ratio.flip(-1).repeat_interleave(self.d_model // 2, dim=-1)
 
     def _refine(self, tgt: Tensor, anchor: Tensor) -> Tensor:
-        """The boxes [B, Q, 4] in [0, 1] that the box head makes of these anchor boxes."""
+        """Anchor boxes [B, Q, 4] in [0, 1], moved and resized by the box head."""
         with full_precision(tgt.device.type):
             return (self.bbox_embed(to_float32(tgt)) + inverse_sigmoid(anchor)).sigmoid()
 
@@ -138,19 +138,19 @@ class DabDecoder(nn.Module):
 class DabTransformer(Transformer):
     """An encoder and a decoder that see one feature map; queries are [B, Q, 4], logits of anchor boxes."""
 
-    def __init__(self, *, d_model: int, encoder: DabEncoder, decoder: DabDecoder) -> None:
-        super().__init__(d_model=d_model, encoder=encoder, decoder=decoder)
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config.d_model, encoder=DabEncoder(config), decoder=DabDecoder(config))
         self.query_dim = ANCHOR_DIM
 
     def make_heads(self, class_embed: nn.Linear, bbox_embed: MLP) -> tuple[nn.Module, nn.Module]:
-        """The heads as they are, because all decoder layers share them; the decoder refines boxes with the same."""
+        """The heads as they are: all decoder layers share them. The decoder refines its boxes with ``bbox_embed``."""
         self.decoder.bbox_embed = bbox_embed
         return class_embed, bbox_embed
 
     def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
-        """Learned anchor boxes [B, Q, 4] and what the decoder is to start from, ``content`` [B, Q, C] -> [B, Q, 4 + C].
+        """Anchor boxes [B, Q, 4] and the content [B, Q, C] that the decoder starts with -> [B, Q, 4 + C].
 
-        ``into`` makes no difference: positions are made from the anchor boxes, so that content has one place alone.
+        ``into`` makes no difference: the positions come from the anchor boxes, so the content has only one place.
 
         Raises:
             ValueError: other widths.
@@ -159,12 +159,12 @@ class DabTransformer(Transformer):
         return torch.cat([queries, content], dim=-1)
 
     def decode(self, memory: Memory, queries: Tensor, query_mask: Tensor | None = None) -> Decoded:
-        """Decode the queries; the outputs of all decoder layers are returned.
+        """Decode the queries; returns the outputs of all decoder layers.
 
         Args:
             memory: from :meth:`encode`.
-            queries: [B, Q, 4], logits of anchor boxes, or [B, Q, 4 + C] with the content that the first layer starts
-                from, which otherwise is zeros.
+            queries: [B, Q, 4], logits of anchor boxes; the content starts as zeros. Or [B, Q, 4 + C]: then the content
+                that the first layer starts with.
             query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
                 True. None: every query attends to all.
         """
@@ -174,32 +174,13 @@ class DabTransformer(Transformer):
         return self.decoder(memory, anchors, tgt, query_mask)
 
 
-def build_dab_transformer(
-    *,
-    d_model: int,
-    nhead: int,
-    num_encoder_layers: int,
-    num_decoder_layers: int,
-    dim_feedforward: int,
-    dropout: float,
-) -> DabTransformer:
-    """The Transformer of DAB-DETR."""
-    shared = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward}
-    shared |= {"dropout": dropout, "pre_norm": False}
-    return DabTransformer(
-        d_model=d_model,
-        encoder=DabEncoder(num_layers=num_encoder_layers, **shared),
-        decoder=DabDecoder(num_layers=num_decoder_layers, **shared),
-    )
-
-
 def build_dab(
     args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
 ) -> DETR:
     """DAB-DETR with random weights."""
     return build_single_scale(
         args,
-        build_dab_transformer,
+        DabTransformer,
         num_logits,
         classification=classification,
         train_backbone=train_backbone,
@@ -208,7 +189,7 @@ def build_dab(
 
 
 def _name_the_box_head_twice(renaming: Renaming, config: dict[str, Any] | None) -> None:
-    """The decoder has the detector's box head, too; a file of transformers names it once."""
+    """The box head has two names, the detector's and the decoder's; a file of transformers has only one of them."""
     of_decoder = "transformer.decoder."
     for name in renaming.names("bbox_embed."):
         if f"{of_decoder}{name}" not in renaming.weights:
@@ -271,7 +252,7 @@ DAB = DetectorRecord(
             *[
                 (f"model.{name}.", f"transformer.{name}.")
                 for name in "encoder.query_scale decoder.query_scale decoder.ref_point_head decoder.ref_anchor_head "
-                # and of variants that this project does not have, so that they are refused by their names
+                # Variants that this project does not have: with their own names they are refused.
                 "decoder.bbox_embed encoder.norm patterns".split()
             ],
         ],

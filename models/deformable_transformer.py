@@ -1,6 +1,6 @@
 """The Transformer of Deformable DETR (arXiv 2010.04159), over one or several levels of feature maps.
 
-Attention to the maps looks at a few points around a reference. In the encoder each position is its own reference; in
+Attention to the maps samples a few points around a reference. In the encoder each position is its own reference; in
 the decoder each query has a point or a box. The paper has two variants (section 4.2). With iterative box refinement,
 the box that a decoder layer predicts is the next layer's reference. With two stages, the encoder's best boxes are the
 first references, and the queries are made from them.
@@ -15,12 +15,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.build import backbone_of, positions_of, widths_of
+from models.build import backbone_of, config_of, positions_of
 from models.checkpoints.deformable import DECIDING_FLAGS, HUGGING_FACE, infer, tidy
 from models.detr import DETR
 from models.input_projection import NORM_GROUPS, LevelProjection
 from models.interface import ContentPlace, Decoded, Memory, check_widths
-from models.layers import MLP, LayerHeads, MultiheadAttention, TransformerLayer, full_precision, inverse_sigmoid
+from models.layers import (
+    MLP,
+    LayerHeads,
+    MultiheadAttention,
+    TransformerConfig,
+    TransformerLayer,
+    full_precision,
+    inverse_sigmoid,
+)
 from models.position_encoding import sine_waves
 from models.reference_points import anchors_of, as_box_logits, pixel_centres, valid_ratios
 from ops.module import MSDeformAttn
@@ -28,22 +36,23 @@ from util.errors import UserError
 from util.records import Classification, DetectorRecord, Finetuning, Flag, Stage
 
 PIXEL_CENTRE = 0.5
-"""What Deformable DETR subtracts from rows and columns counted from 1; the others subtract nothing."""
+"""Deformable DETR subtracts it from rows and columns counted from 1; the other detectors subtract nothing."""
 
 INITIAL_SIZE_LOGIT = -2.0
-"""Without proposals, boxes start small: width and height of sigmoid(-2) = 0.12."""
+"""With one stage, boxes start small: width and height are sigmoid(-2) = 0.12."""
 
 
 class DeformableEncoderLayer(TransformerLayer):
-    """Deformable self-attention of all positions, feed-forward."""
+    """Deformable self-attention of all positions, feed-forward.
 
-    def __init__(
-        self, *, d_model: int, nhead: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float
-    ) -> None:
-        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
-        self.self_attn = MSDeformAttn(d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.norm2 = nn.LayerNorm(d_model)
+    ``sampling`` are ``num_levels`` and ``num_points`` of :class:`ops.module.MSDeformAttn`, here and below.
+    """
+
+    def __init__(self, config: TransformerConfig, **sampling: int) -> None:
+        super().__init__(config)
+        self.self_attn = MSDeformAttn(d_model=config.d_model, nhead=config.nhead, **sampling)
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.norm2 = nn.LayerNorm(config.d_model)
 
     def forward(
         self, src: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
@@ -56,14 +65,15 @@ class DeformableEncoderLayer(TransformerLayer):
 class DeformableEncoder(nn.Module):
     """A stack of deformable encoder layers without a final norm."""
 
-    def __init__(self, *, num_layers: int, **widths: int | float) -> None:
+    def __init__(self, config: TransformerConfig, **sampling: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DeformableEncoderLayer(**widths) for _ in range(num_layers))
+        num_layers = config.num_encoder_layers
+        self.layers = nn.ModuleList(DeformableEncoderLayer(config, **sampling) for _ in range(num_layers))
 
     def forward(
         self, src: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """As the layers: -> [B, S, C]."""
+        """As :meth:`DeformableEncoderLayer.forward`."""
         for layer in self.layers:
             src = layer(src, pos, reference, mask, shapes)
         return src
@@ -75,15 +85,13 @@ class DeformableDecoderLayer(TransformerLayer):
     In the public checkpoints ``norm2`` belongs to the self-attention and ``norm1`` to the cross-attention.
     """
 
-    def __init__(
-        self, *, d_model: int, nhead: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float
-    ) -> None:
-        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
-        self.cross_attn = MSDeformAttn(d_model=d_model, nhead=nhead, num_levels=num_levels, num_points=num_points)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.self_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.norm2 = nn.LayerNorm(d_model)
-        self.norm3 = nn.LayerNorm(d_model)
+    def __init__(self, config: TransformerConfig, **sampling: int) -> None:
+        super().__init__(config)
+        self.cross_attn = MSDeformAttn(d_model=config.d_model, nhead=config.nhead, **sampling)
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.self_attn = MultiheadAttention(config)
+        self.norm2 = nn.LayerNorm(config.d_model)
+        self.norm3 = nn.LayerNorm(config.d_model)
 
     def forward(
         self, tgt: Tensor, query_pos: Tensor, reference: Tensor, memory: Memory, query_mask: Tensor | None
@@ -91,7 +99,7 @@ class DeformableDecoderLayer(TransformerLayer):
         """One layer.
 
         Args:
-            tgt: [B, Q, C], the queries' content so far: what the layers before made of them.
+            tgt: [B, Q, C], the queries' content, the output of the previous layer.
             query_pos: [B, Q, C], the queries' positions, added to ``tgt`` in queries and keys, never in values.
             reference: [B, Q, levels, 2 or 4], points or boxes relative to the padded maps.
             memory: of the encoder.
@@ -121,16 +129,17 @@ class DeformableDecoder(nn.Module):
         class_embed: the detector's class heads with two stages; else None.
     """
 
-    def __init__(self, *, num_layers: int, **widths: int | float) -> None:
+    def __init__(self, config: TransformerConfig, **sampling: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DeformableDecoderLayer(**widths) for _ in range(num_layers))
+        num_layers = config.num_decoder_layers
+        self.layers = nn.ModuleList(DeformableDecoderLayer(config, **sampling) for _ in range(num_layers))
         self.bbox_embed: nn.ModuleList | None = None
         self.class_embed: nn.ModuleList | None = None
 
     def forward(
         self, memory: Memory, tgt: Tensor, query_pos: Tensor, reference: Tensor, query_mask: Tensor | None
     ) -> Decoded:
-        """Decode the queries; the outputs of all layers are returned.
+        """Decode the queries; returns the outputs of all layers.
 
         Args:
             memory: of the encoder.
@@ -155,7 +164,7 @@ class DeformableDecoder(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _refine(box_head: nn.Module, tgt: Tensor, reference: Tensor) -> Tensor:
-        """A layer's boxes [B, Q, 4] in [0, 1], from its output and the logits of its references; no gradient."""
+        """The boxes [B, Q, 4] in [0, 1] that a layer predicts, from the logits of its references; no gradient."""
         with full_precision(tgt.device.type):
             return (box_head(tgt.to(reference.dtype)) + as_box_logits(reference)).sigmoid()
 
@@ -167,21 +176,16 @@ class DeformableTransformer(nn.Module):
         num_levels: number of feature maps.
         enc_n_points, dec_n_points: points per head and map.
         with_box_refine: each decoder layer starts from the box that the layer before predicts.
-        num_proposals: with two stages, the number of queries made from the memory; :meth:`decode` then takes none.
-            None: one stage.
+        num_proposals: with two stages, the number of queries that are made from the memory; :meth:`decode` then takes
+            no queries. None: one stage.
     """
 
     has_reference = True
 
     def __init__(
         self,
+        config: TransformerConfig,
         *,
-        d_model: int,
-        nhead: int,
-        num_encoder_layers: int,
-        num_decoder_layers: int,
-        dim_feedforward: int,
-        dropout: float,
         num_levels: int,
         enc_n_points: int,
         dec_n_points: int,
@@ -189,14 +193,12 @@ class DeformableTransformer(nn.Module):
         num_proposals: int | None = None,
     ) -> None:
         super().__init__()
-        self.d_model = d_model
+        self.d_model = d_model = config.d_model
         self.query_dim = None if num_proposals else 2 * d_model
         self.with_box_refine = with_box_refine
         self.num_proposals = num_proposals
-        widths = {"d_model": d_model, "nhead": nhead, "num_levels": num_levels}
-        widths |= {"dim_feedforward": dim_feedforward, "dropout": dropout}
-        self.encoder = DeformableEncoder(num_layers=num_encoder_layers, num_points=enc_n_points, **widths)
-        self.decoder = DeformableDecoder(num_layers=num_decoder_layers, num_points=dec_n_points, **widths)
+        self.encoder = DeformableEncoder(config, num_levels=num_levels, num_points=enc_n_points)
+        self.decoder = DeformableDecoder(config, num_levels=num_levels, num_points=dec_n_points)
         self.level_embed = nn.Parameter(torch.empty(num_levels, d_model))
         if num_proposals:
             self.enc_output = nn.Linear(d_model, d_model)
@@ -221,14 +223,14 @@ class DeformableTransformer(nn.Module):
     def make_heads(self, class_embed: nn.Linear, bbox_embed: MLP) -> tuple[LayerHeads, LayerHeads]:
         """One class head and one box head per decoder layer, and with two stages one more for the encoder.
 
-        With refinement the heads are independent. The decoder registers those that it needs under its own name, too, as
-        in the public checkpoints. Without refinement all heads are the same module.
+        With refinement the heads are independent. The decoder registers the heads that it needs a second time, as in
+        the public checkpoints. Without refinement all heads are the same module.
         """
         num_heads = len(self.decoder.layers) + (1 if self.num_proposals else 0)
         if self.with_box_refine:
             class_embed = LayerHeads(copy.deepcopy(class_embed) for _ in range(num_heads))
             bbox_embed = LayerHeads(copy.deepcopy(bbox_embed) for _ in range(num_heads))
-            # Later layers start from the box of the first; proposals already have a size.
+            # Later layers start from the first layer's box; proposals already have a size.
             if not self.num_proposals:
                 nn.init.constant_(bbox_embed[0].layers[-1].bias.data[2:], INITIAL_SIZE_LOGIT)
             self.decoder.bbox_embed = bbox_embed
@@ -245,7 +247,7 @@ class DeformableTransformer(nn.Module):
 
         Args:
             maps: per level [B, C, H, W], finest first. Values at padded positions do not matter.
-            masks: per level [B, H, W] bool, True at padded positions; the top left corner never is.
+            masks: per level [B, H, W] bool, True at padded positions; the top left corner is never padding.
             pos: per level [B, C, H, W], position encoding.
 
         Returns:
@@ -258,8 +260,7 @@ class DeformableTransformer(nn.Module):
             dim=1,
         )  # [B, S, C]
         src = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)  # [B, S, C]
-        # Padding is never sampled, but a projection's gradient holds 0 times its values, which may be NaN: so padding
-        # becomes 0.
+        # Padding counts as 0 in the attention, but the projection's gradient is 0 times padding, which may be NaN.
         src = src.masked_fill(mask[..., None], 0.0)
         ratios = valid_ratios(mask, shapes, self.level_embed.dtype)
         centres = torch.cat(pixel_centres(ratios, shapes), dim=1)
@@ -267,11 +268,11 @@ class DeformableTransformer(nn.Module):
         return Memory(self.encoder(src, positions, reference, mask, shapes), mask, positions, shapes)
 
     def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
-        """Decode the queries; the outputs of all decoder layers are returned.
+        """Decode the queries; returns the outputs of all decoder layers.
 
         Args:
             memory: from :meth:`encode`.
-            queries: [B, Q, 2C]: first ``query_pos``, which also decides the reference point, then ``tgt``, the content
+            queries: [B, Q, 2C]: first ``query_pos``, which also gives the reference point, then ``tgt``, the content
                 that the first layer starts with. With two stages None: the queries are made from the memory.
             query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
                 True. None: every query attends to all.
@@ -289,7 +290,7 @@ class DeformableTransformer(nn.Module):
         return decoded
 
     def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
-        """Learned queries [B, Q, 2C] that ask for what ``content`` [B, Q, C] describes: it is added to one half.
+        """Learned queries [B, Q, 2C] that ask for the regions with ``content`` [B, Q, C]: it is added to one half.
 
         Raises:
             ValueError: other widths.
@@ -312,7 +313,7 @@ class DeformableTransformer(nn.Module):
             tokens = self.enc_output_norm(self.enc_output(tokens))
             logits = self.decoder.class_embed[-1](tokens)
             box_logits = self.decoder.bbox_embed[-1](tokens) + anchors
-            # Here class 0 alone means "object", as in the encoder's loss.
+            # The encoder's loss knows only one class, "object", with label 0.
             best = logits[..., 0].topk(min(self.num_proposals, logits.shape[1]), dim=1).indices
             boxes = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
             embedding = sine_waves(2 * math.pi * boxes, self.d_model // 2).flatten(-2)  # [B, Q, 2C]
@@ -330,7 +331,7 @@ def build_deformable(
     """
     backbone = backbone_of(args, train_backbone, multi_scale=args.num_feature_levels > 1)
     transformer = DeformableTransformer(
-        **widths_of(args),
+        config_of(args),
         num_levels=args.num_feature_levels,
         enc_n_points=args.enc_n_points,
         dec_n_points=args.dec_n_points,
@@ -350,12 +351,12 @@ def build_deformable(
 
 def _check(args: argparse.Namespace, stage: Stage) -> None:
     if args.two_stage and not args.with_box_refine:
-        raise UserError("--two_stage needs --with_box_refine: its decoder starts from the encoder's boxes")
+        raise UserError("--two_stage needs --with_box_refine: the decoder refines the encoder's boxes")
     if args.two_stage and stage == "pretrain":
-        raise UserError("--two_stage cannot be pretrained: the pretext tasks' queries are no proposals of the encoder")
+        raise UserError("--two_stage cannot be pretrained: its queries are the encoder's proposals, not regions")
     if args.hidden_dim % NORM_GROUPS:
         raise UserError(
-            f"--hidden_dim {args.hidden_dim}: must be a multiple of {NORM_GROUPS}, for Deformable DETR normalises "
+            f"--hidden_dim {args.hidden_dim}: must be a multiple of {NORM_GROUPS}, because Deformable DETR normalises "
             f"{NORM_GROUPS} groups of channels"
         )
 
@@ -363,27 +364,21 @@ def _check(args: argparse.Namespace, stage: Stage) -> None:
 _FLAGS = (
     Flag(
         name="num_feature_levels",
-        help="4: maps of strides 8 to 64, which small objects need; 1: one map, faster",
+        help="4: maps of strides 8 to 64, better for small objects; 1: one map, faster",
         options={"type": int, "choices": [1, 4]},
         default=4,
     ),
-    Flag(
-        name="enc_n_points",
-        help="points on each map that a head of the encoder looks at",
-        options={"type": int},
-        default=4,
-        least=1,
-    ),
-    Flag(name="dec_n_points", help="the same in the decoder", options={"type": int}, default=4, least=1),
+    Flag(name="enc_n_points", help="points per head and map, encoder", options={"type": int}, default=4, least=1),
+    Flag(name="dec_n_points", help="points per head and map, decoder", options={"type": int}, default=4, least=1),
     Flag(
         name="with_box_refine",
-        help="every decoder layer starts from the box that the one before predicts",
+        help="every decoder layer starts from the box that the previous one predicts",
         options={"action": "store_true"},
         default=False,
     ),
     Flag(
         name="two_stage",
-        help="with --with_box_refine: queries are the encoder's best guesses; cannot be pretrained",
+        help="queries are the encoder's best boxes; needs --with_box_refine, cannot be pretrained",
         options={"action": "store_true"},
         default=False,
     ),
@@ -393,7 +388,7 @@ _FLAGS = (
 def _slower(default: float) -> Flag:
     return Flag(
         name="lr_linear_proj_mult",
-        help="reference points and sampling offsets learn at --lr times this",
+        help="learning rate of reference points and sampling offsets, as a multiple of --lr",
         options={"type": float},
         default=default,
         least=0,

@@ -24,8 +24,8 @@ class Detections:
         names: [N] names of the labels' categories.
         category_ids: [N] ids of these categories in their data set.
         size: (width, height) of the upright image in pixels.
-        image: what the detector was given: a path or the image itself.
-        reading: how a path is read again.
+        image: the detector's input, a path or the image itself.
+        reading: how to read a path again.
     """
 
     boxes: Tensor
@@ -50,10 +50,10 @@ class Detections:
         ]
 
     def draw(self) -> Image.Image:
-        """The image at its own size with the boxes, names and scores on it. A path is read again.
+        """The image at its own size with boxes, names and scores. A path is read again.
 
         Raises:
-            DataError: the image cannot be read any more.
+            DataError: the image can no longer be read.
         """
         texts = [describe(name, score) for name, score in zip(self.names, self.scores.tolist(), strict=True)]
         return draw_boxes(read_any(self.image, self.reading), self.boxes, texts=texts, colours=self.labels.tolist())
@@ -69,13 +69,13 @@ def make_detections(
     image: Any,
     reading: Reading = STRICTLY,
 ) -> Detections:
-    """The detections that count.
+    """The detections to report of one image.
 
     Args:
-        result: of one image scores [N] (best first), labels [N] and boxes [N, 4]; see :class:`PostProcess`.
+        result: scores [N] (best first), labels [N] and boxes [N, 4]; see :class:`PostProcess`.
         categories: by label; detections with other labels are dropped (COCO's raw ids have gaps).
-        threshold: least score.
-        max_detections: only the best so many are kept.
+        threshold: lowest score.
+        max_detections: the largest number of detections; the best are kept.
         size, image, reading: see :class:`Detections`.
     """
     scores, labels, boxes = (result[name].cpu() for name in ("scores", "labels", "boxes"))

@@ -18,20 +18,20 @@ FOCAL_PRIOR = 0.01
 
 
 class DETR(nn.Module):
-    """A detector whose stages can be called one by one, as a pretext task does.
+    """A detector; pretext tasks call its stages one by one.
 
     ``forward(images)`` is ``predict(decode(encode(features(images), images.mask), queries(len(images))))``.
 
     Attributes:
         hidden_dim: C, width of decoder outputs.
         num_logits: K, outputs of the class head.
-        classification: how these are read: "softmax", the last being "no object", or "focal".
-        query_embed: the learned queries [Q, D], as wide as the Transformer takes them; None where it makes its own.
+        classification: what the outputs mean: "softmax" (the last one is "no object") or "focal".
+        query_embed: the learned queries [Q, D], D as the Transformer needs; None: the Transformer makes its own.
 
     Args:
         backbone: images -> feature maps, finest first.
         position_encoding: feature map -> position encoding [B, C, H, W].
-        input_proj: the backbone's maps and the images' mask -> the levels that the Transformer sees.
+        input_proj: the backbone's maps and the images' mask -> the maps that the Transformer sees.
         transformer: see ``models/interface.py``.
         num_logits: K.
         num_queries: Q.
@@ -53,7 +53,7 @@ class DETR(nn.Module):
         self.hidden_dim = d_model = transformer.d_model
         self.num_logits = num_logits
         self.classification = classification
-        # A list for the sake of the public names: backbone.0.body..., backbone.1.row_embed...
+        # A list, to have the public names: backbone.0.body..., backbone.1.row_embed...
         self.backbone = nn.ModuleList([backbone, position_encoding])
         self.input_proj = input_proj
         self.transformer = transformer
@@ -87,25 +87,24 @@ class DETR(nn.Module):
         )
 
     def queries(self, batch_size: int) -> Tensor | None:
-        """The learned queries for every image, a view [B, Q, D]; None: the Transformer makes its own."""
+        """The learned queries for every image, [B, Q, D]; None: the Transformer makes its own."""
         return None if self.query_embed is None else self.query_embed.weight.expand(batch_size, -1, -1)
 
     def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
-        """Decode queries, learned or of any other origin.
+        """Decode queries.
 
         Args:
             memory: from :meth:`encode`.
-            queries: [B, Q, D] as :meth:`queries` returns them, or with the content of regions (:meth:`with_content`);
-                or None. Queries of image b attend to the memory of image b.
+            queries: from :meth:`queries` or :meth:`with_content`. Those of image b attend to the memory of image b.
             query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
                 True.
         """
         return self.transformer.decode(memory, queries, query_mask)
 
     def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
-        """Queries for :meth:`decode` that ask for regions; ``content`` [B, Q, C] says what these look like.
+        """Queries for :meth:`decode` that ask for regions; ``content`` [B, Q, C] says what the regions look like.
 
-        The Transformer adds it to the queries' positions ("query_pos"), or to what the first decoder layer starts with
+        The Transformer adds it to the queries' positions ("query_pos") or to the content of the first decoder layer
         ("tgt").
 
         Raises:
@@ -117,9 +116,9 @@ class DETR(nn.Module):
         """Classes and boxes of every decoder layer, in float32 under autocast as well.
 
         Returns:
-            "pred_logits" [L, B, Q, K] and "pred_boxes" [L, B, Q, 4], cxcywh in [0, 1] of each image's own
-            (unpadded) size; layer L - 1 is the final one. With two stages also "enc_outputs", the encoder's proposals
-            at each of its S positions: "pred_logits" [1, B, S, K] and "pred_boxes" [1, B, S, 4].
+            "pred_logits" [L, B, Q, K] and "pred_boxes" [L, B, Q, 4], cxcywh in [0, 1] of each image's unpadded size;
+            layer L - 1 is the last one. With two stages also "enc_outputs", the encoder's proposals at each of its S
+            positions: "pred_logits" [1, B, S, K] and "pred_boxes" [1, B, S, 4].
         """
         with full_precision(decoded.hidden.device.type):
             hidden = to_float32(decoded.hidden)
@@ -131,6 +130,6 @@ class DETR(nn.Module):
         return outputs if decoded.proposals is None else {**outputs, "enc_outputs": decoded.proposals}
 
     def forward(self, images: NestedTensor) -> dict[str, Any]:
-        """Detect with the detector's own queries; see :meth:`predict` for what is returned."""
+        """Detect with the learned queries; returns what :meth:`predict` does."""
         memory = self.encode(self.features(images), images.mask)
         return self.predict(self.decode(memory, self.queries(len(images))))

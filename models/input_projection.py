@@ -1,4 +1,4 @@
-"""From the channels of the backbone's maps to the width of the Transformer."""
+"""Projects the backbone's maps to the width of the Transformer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ class MapProjection(nn.Conv2d):
         super().__init__(num_channels, d_model, kernel_size=1)
 
     def forward(self, features: list[NestedTensor], image_mask: Tensor) -> list[NestedTensor]:
-        """One map [B, K, H, W] -> one level [B, C, H, W]; the mask [B, h, w] of the images is not needed."""
+        """One map [B, K, H, W] -> one level [B, C, H, W]; the mask [B, h, w] of the images is not used."""
         (level,) = features
         return [NestedTensor(super().forward(level.tensors), level.mask)]
 
 
 class LevelProjection(nn.ModuleList):
-    """Deformable DETR's levels: the backbone's maps, and perhaps coarser ones made from the last of them.
+    """Deformable DETR's levels: the backbone's maps, and perhaps a coarser one that is made from the last map.
 
-    Each is normalised in groups of channels over the whole padded map, as in the public code, so that a level depends
-    a little on what stands in the padding.
+    The norms average over the whole padded map, as in the public code. So a level depends a little on its padding.
 
     Args:
         num_channels: of the backbone's maps.
@@ -48,7 +47,7 @@ class LevelProjection(nn.ModuleList):
         """Maps [B, K_l, H_l, W_l], finest first, and the mask [B, h, w] of the images -> levels [B, C, H_l, W_l]."""
         levels = [
             NestedTensor(project(level.tensors), level.mask)
-            for project, level in zip(self, features, strict=False)  # the extra level's projection is left over
+            for project, level in zip(self, features, strict=False)  # the extra level has no map
         ]
         if len(self) > len(features):
             coarsest = self[-1](features[-1].tensors)

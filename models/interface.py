@@ -2,9 +2,9 @@
 
 Attributes of a Transformer: ``d_model`` (C), ``query_dim`` (width of the learned queries; None: it makes its own) and
 ``has_reference`` (whether :class:`Decoded` has one). Its methods: ``encode`` (feature maps -> :class:`Memory`),
-``decode`` (memory and queries -> :class:`Decoded`), ``with_content`` (how the content of a region enters the queries,
-see :data:`ContentPlace`) and ``make_heads`` (whether the decoder layers share the heads). All tensors are batch first.
-A mask is True at padding, or where a query may not attend, as in ``nn.MultiheadAttention``.
+``decode`` (memory and queries -> :class:`Decoded`), ``with_content`` (adds the content of regions to the queries, see
+:data:`ContentPlace`) and ``make_heads`` (one head for all decoder layers, or one per layer). All tensors are batch
+first. A mask is True at padding, or where a query may not attend, as in ``nn.MultiheadAttention``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 ContentPlace = Literal["query_pos", "tgt"]
-"""Where the content of a region enters: the queries' positions, or what the first decoder layer starts with."""
+"""What the content of a region is added to: the queries' positions, or the content of the first decoder layer."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Memory:
     """The encoder's output for a batch: S positions, all levels one after the other.
 
     Attributes:
-        tokens: [B, S, C]; values at padded positions mean nothing.
+        tokens: [B, S, C]; ignore the values at padded positions.
         mask: [B, S] bool, True at padded positions.
         pos: [B, S, C] position encoding.
         shapes: (height, width) of each level, in the order of its positions in S.
@@ -38,7 +38,7 @@ class Memory:
 
 @dataclass
 class Decoded:
-    """The decoder's output: what every layer made of the queries.
+    """The decoder's output, of every layer.
 
     Attributes:
         hidden: [L, B, Q, C], after the decoder's final norm.
@@ -53,15 +53,15 @@ class Decoded:
     proposals: dict[str, Tensor] | None = None
 
     def at(self, query: Tensor) -> Tensor:
-        """The outputs of some queries of every layer: indices [L, B, N] -> [L, B, N, C]."""
+        """Outputs of N queries per layer and image, by their indices: [L, B, N] -> [L, B, N, C]."""
         return self.hidden.gather(2, query[..., None].expand(*query.shape, self.hidden.shape[-1]))
 
 
 def check_widths(queries: Tensor, content: Tensor, query_dim: int, content_dim: int) -> None:
-    """Whether contents fit queries: [B, Q, query_dim] and [B, Q, content_dim].
+    """Check the shapes of queries [B, Q, query_dim] and contents [B, Q, content_dim].
 
     Raises:
-        ValueError: they do not; an error in the code that calls.
+        ValueError: they differ from these; the calling code is wrong.
     """
     expected = (*queries.shape[:2], query_dim), (*queries.shape[:2], content_dim)
     if (queries.shape, content.shape) != expected:

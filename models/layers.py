@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,28 @@ from torch import Tensor, nn
 from models.fast.attention import scaled_dot_product_attention
 from models.fast.dropout import Dropout
 from models.fast.feed_forward import feed_forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The sizes of a Transformer; each of its layers is built from them.
+
+    Attributes:
+        d_model: C, the width of the tokens.
+        nhead: heads of each attention.
+        num_encoder_layers, num_decoder_layers: the number of layers.
+        dim_feedforward: hidden units of the feed-forward.
+        dropout: of the attention weights, of the hidden units and of what each sublayer adds.
+        pre_norm: norm what goes into a sublayer (True) or the sum that comes out of it (False, as in the paper).
+    """
+
+    d_model: int
+    nhead: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    dim_feedforward: int
+    dropout: float
+    pre_norm: bool = False
 
 
 class MLP(nn.Module):
@@ -29,19 +52,13 @@ class MLP(nn.Module):
 
 
 class ProjectedAttention(nn.Module):
-    """Multi-head attention of queries, keys and values that the caller has projected already.
+    """Multi-head attention of queries, keys and values that the caller has projected already."""
 
-    Args:
-        value_dim: total width of the values and of the output, over all heads.
-        nhead: number of heads.
-        dropout: dropout of the attention weights.
-    """
-
-    def __init__(self, *, value_dim: int, nhead: int, dropout: float) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.nhead = nhead
-        self.weight_dropout = Dropout(dropout)
-        self.out_proj = nn.Linear(value_dim, value_dim)
+        self.nhead = config.nhead
+        self.weight_dropout = Dropout(config.dropout)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
@@ -56,19 +73,19 @@ class ProjectedAttention(nn.Module):
         """Attend, head by head, and mix the heads. The masks are those of ``nn.MultiheadAttention``.
 
         Args:
-            query: [B, Q, E], the heads one after the other; E may differ from value_dim.
+            query: [B, Q, E], the heads one after the other; E may differ from C.
             key: [B, S, E].
-            value: [B, S, value_dim].
+            value: [B, S, C].
             key_padding_mask: bool [B, S], True at keys that are padding.
             attn_mask: bool [Q, S], True where a query (row) may not attend to a key (column).
 
         Returns:
-            [B, Q, value_dim].
+            [B, Q, C].
         """
         query, key, value = (x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in (query, key, value))
         blocked = _join_masks(key_padding_mask, attn_mask)
         mixed = scaled_dot_product_attention(query, key, value, blocked, self.weight_dropout)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B, heads, Q, V] -> [B, Q, value_dim]
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B, heads, Q, V] -> [B, Q, C]
 
 
 def _join_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
@@ -82,13 +99,13 @@ def _join_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Te
 class MultiheadAttention(ProjectedAttention):
     """Multi-head attention with the parameter names of ``nn.MultiheadAttention``.
 
-    That class moves batch-first inputs to sequence-first and back; this one leaves them where they are.
+    That class transposes batch-first inputs to sequence-first and back; this one does not.
     """
 
-    def __init__(self, *, d_model: int, nhead: int, dropout: float) -> None:
-        super().__init__(value_dim=d_model, nhead=nhead, dropout=dropout)
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * config.d_model, config.d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * config.d_model))
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **masks: Tensor | None) -> Tensor:
@@ -102,23 +119,17 @@ class TransformerLayer(nn.Module):
 
     Subclasses add attention and norms. ``linear1`` and ``linear2`` lie directly in the layer, where the public
     checkpoints have them.
-
-    Args:
-        d_model: C, the width of the tokens.
-        dim_feedforward: hidden units of the feed-forward.
-        dropout: of the hidden units and of what each sublayer adds.
-        pre_norm: norm what goes into a sublayer (True) or the sum that comes out of it (False, as in the paper).
     """
 
-    def __init__(self, *, d_model: int, dim_feedforward: int, dropout: float, pre_norm: bool = False) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.pre_norm = pre_norm
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.dropout = Dropout(dropout)
+        self.pre_norm = config.pre_norm
+        self.linear1 = nn.Linear(config.d_model, config.dim_feedforward)
+        self.linear2 = nn.Linear(config.dim_feedforward, config.d_model)
+        self.dropout = Dropout(config.dropout)
 
     def sublayer(self, x: Tensor, norm: nn.LayerNorm, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """Add to x [B, N, C] what ``f``, attention or feed-forward, makes of it, with a norm before or after."""
+        """Add ``f(x)``, attention or feed-forward, to x [B, N, C], with a norm before or after."""
         if self.pre_norm:
             return x + self.dropout(f(norm(x)))
         return norm(x + self.dropout(f(x)))
@@ -129,7 +140,7 @@ class TransformerLayer(nn.Module):
 
 
 class LayerHeads(nn.ModuleList):
-    """One head per decoder layer; they may all be the same module. There may be more heads than layers."""
+    """One head per decoder layer, perhaps all the same module; with two stages one more, for the encoder."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Outputs of the layers [L, ..., C] -> [L, ..., K], each by its own head."""

@@ -1,4 +1,4 @@
-"""Which prediction answers for which object: the Hungarian matching of DETR (2005.12872, section 3.1)."""
+"""Matches predictions to objects: the Hungarian matching of DETR (2005.12872, section 3.1)."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class Matching:
         return len(self.layer)
 
     def of_last_layer(self, num_layers: int) -> Matching:
-        """The pairs of the last of so many layers."""
+        """The pairs of the last layer, of ``num_layers``."""
         first = len(self) - len(self) // num_layers
         return Matching(self.layer[first:], self.image[first:], self.query[first:], self.target[first:])
 
 
 def pad_targets(targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Labels [B, T] int64 and boxes [B, T, 4] of B images, zeros behind the objects of images with fewer than T."""
+    """Labels [B, T] int64 and boxes [B, T, 4] of B images; zeros fill up images with fewer than T objects."""
     labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
     boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
     return labels, boxes
 
 
 class HungarianMatcher(nn.Module):
-    """Assigns to every object one prediction (to every prediction one object where objects are more), at least cost.
+    """Assigns one prediction to each object, at the lowest total cost (or one object to each of fewer predictions).
 
-    The cost of a pair is ``cost_class * class + cost_bbox * L1(cxcywh) - cost_giou * GIoU``; the class term is the
-    negative probability of the object's label (softmax), or the focal loss of a positive less that of a negative
-    (focal, as Deformable DETR, 2010.04159, and Conditional DETR, 2108.06152, have it).
+    The cost of a pair is ``cost_class * class + cost_bbox * L1(cxcywh) - cost_giou * GIoU``. The class term is the
+    negative probability of the object's label (softmax), or the focal loss of a positive minus that of a negative
+    (focal, as in Deformable DETR, 2010.04159, and Conditional DETR, 2108.06152).
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1].
-            targets: of each of the B images labels [T] int64 and boxes [T, 4] cxcywh in [0, 1]; T may be 0.
+            targets: for each of the B images labels [T] int64 and boxes [T, 4] cxcywh in [0, 1]; T may be 0.
 
         Raises:
             FloatingPointError: predictions are not finite.
         """
         costs = self.costs(outputs, targets)
-        # Without any object there are no costs, but predictions that may have become NaN all the same.
+        # Without objects there are no costs, but the predictions may be NaN nevertheless.
         health = outputs["pred_boxes"].float().sum() + outputs["pred_logits"].float().sum()
         host = torch.cat([costs.flatten(), health[None]]).cpu().numpy()  # the one transfer to the host
         if not np.isfinite(host).all():
@@ -100,7 +100,7 @@ class HungarianMatcher(nn.Module):
         return Matching(*indices.to(outputs["pred_logits"].device, non_blocking=True))
 
     def costs(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
-        """Costs [L, B, Q, T] float32 of each image's predictions with its own objects, padded to the largest T."""
+        """Costs [L, B, Q, T] float32 of each image's predictions and objects, padded to the largest T."""
         labels, boxes = pad_targets(targets)
         num_layers, _, num_queries, _ = outputs["pred_logits"].shape
         pred_boxes = outputs["pred_boxes"].float()
@@ -118,7 +118,7 @@ class HungarianMatcher(nn.Module):
         return -logits.softmax(dim=-1).gather(-1, labels)
 
     def _focal_costs(self, logits: Tensor, labels: Tensor) -> Tensor:
-        alpha, gamma, eps = self.focal_alpha, self.focal_gamma, 1e-8  # eps: as the public codes
+        alpha, gamma, eps = self.focal_alpha, self.focal_gamma, 1e-8  # eps: as in the public codes
         prob = logits.gather(-1, labels).sigmoid()
         positive = -alpha * (1 - prob) ** gamma * (prob + eps).log()
         negative = -(1 - alpha) * prob**gamma * (1 - prob + eps).log()
@@ -126,10 +126,9 @@ class HungarianMatcher(nn.Module):
 
 
 class GroupMatcher(HungarianMatcher):
-    """Assigns to every region the best of its own queries: of Q queries and R regions, each has Q/R consecutive ones.
+    """Assigns to every region the best of its own queries: each of R regions has Q/R consecutive queries.
 
-    Free matching does not ask a query for its own region: any query that finds a region will do. The costs are those of
-    :class:`HungarianMatcher`.
+    With :class:`HungarianMatcher` a query may find any region; here it must find its own. The costs are the same.
     """
 
     @torch.no_grad()
@@ -142,7 +141,7 @@ class GroupMatcher(HungarianMatcher):
         costs = self.costs(outputs, targets)  # [L, B, Q, R]
         num_layers, num_images, num_queries, num_regions = costs.shape
         if num_queries % num_regions:
-            raise ValueError(f"{num_queries} queries cannot be shared evenly by {num_regions} regions")
+            raise ValueError(f"{num_queries} queries cannot be divided evenly among {num_regions} regions")
         group = num_queries // num_regions
         own = costs.unflatten(2, (num_regions, group)).diagonal(dim1=2, dim2=4)  # [L, B, group, R]
         ranges = [torch.arange(size, device=costs.device) for size in (num_layers, num_images, num_regions)]

@@ -11,14 +11,14 @@ from util.errors import UserError
 from util.nested_tensor import NestedTensor
 
 LEARNED_POSITIONS = 50
-"""Rows and columns that the public checkpoints have a learned embedding for."""
+"""Number of rows, and of columns, with a learned embedding in the public checkpoints."""
 
 
 def sine_waves(positions: Tensor, num_features: int, temperature: float = 10_000.0) -> Tensor:
-    """Sine and cosine side by side for each of num_features / 2 frequencies: [...] -> [..., num_features].
+    """Sine and cosine, one after the other, of num_features / 2 frequencies: [...] -> [..., num_features].
 
     Args:
-        positions: angles; 2 pi is a full turn of the fastest wave.
+        positions: angles; 2 pi is one period of the fastest wave.
         num_features: even.
         temperature: ratio of the longest wavelength to the shortest.
     """
@@ -31,7 +31,7 @@ class PositionEmbeddingSine(nn.Module):
     """Sines and cosines of the position in the image, relative to its unpadded size (DETR, 2005.12872, A.4).
 
     Args:
-        num_pos_feats: features an axis, even; half of the width.
+        num_pos_feats: features per axis, even; half of the width.
         temperature: ratio of the longest wavelength to the shortest.
         offset: subtracted from rows and columns counted from 1; 0.5 gives pixel centres (Deformable DETR).
     """
@@ -74,7 +74,7 @@ class PositionEmbeddingLearned(nn.Module):
         batch_size, _, height, width = level.tensors.shape
         if max(height, width) > LEARNED_POSITIONS:
             raise UserError(
-                f"--position_embedding learned knows {LEARNED_POSITIONS} rows and columns, this feature map has "
+                f"--position_embedding learned has {LEARNED_POSITIONS} rows and columns, this feature map has "
                 f"{height} x {width}; use --position_embedding sine or a smaller --max_size"
             )
         x = self.col_embed.weight[:width].expand(height, -1, -1)
@@ -84,10 +84,10 @@ class PositionEmbeddingLearned(nn.Module):
 
 
 def check_learned_positions(max_size: int, stride: int) -> None:
-    """Raises UserError if images of ``max_size`` pixels can have more rows or columns than are learned."""
+    """Raises UserError if images of ``max_size`` pixels have more rows or columns than are learned."""
     if math.ceil(max_size / stride) > LEARNED_POSITIONS:
         raise UserError(
-            f"--position_embedding learned knows {LEARNED_POSITIONS} rows and columns, {max_size} pixels make "
+            f"--position_embedding learned has {LEARNED_POSITIONS} rows and columns, {max_size} pixels need "
             f"{math.ceil(max_size / stride)} at stride {stride}; use --position_embedding sine or a smaller --max_size"
         )
 

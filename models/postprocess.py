@@ -1,4 +1,4 @@
-"""Predictions of a detector as scored, labelled boxes in pixels."""
+"""Turns predictions into scored, labelled boxes in pixels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from util.records import Classification
 class PostProcess(nn.Module):
     """Formats the last decoder layer's predictions; nothing is suppressed (DETR needs no NMS).
 
-    softmax: every query gives its most probable class, "no object" (the last logit) left aside, and the box; Q
-    detections an image. focal: the ``top_k`` most probable of all (query, class) pairs, so that a query may
-    give several (Deformable DETR, 2010.04159); min(top_k, Q * K) detections an image.
+    softmax: each query gives one detection, its most probable class except "no object" (the last logit); Q detections
+    per image. focal: the ``top_k`` most probable of all (query, class) pairs, so that a query may give several
+    (Deformable DETR, 2010.04159); min(top_k, Q * K) detections per image.
     """
 
     def __init__(self, classification: Classification, *, top_k: int = 100) -> None:
@@ -28,10 +28,10 @@ class PostProcess(nn.Module):
 
         Args:
             outputs: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4], cxcywh in [0, 1] of the unpadded image.
-            sizes: [B, 2] (height, width) in pixels of the original images, into which boxes are scaled.
+            sizes: [B, 2] (height, width) of the original images in pixels; boxes are scaled to them.
 
         Returns:
-            Of each image scores [N] float32 in [0, 1], labels [N] int64, boxes [N, 4] float32 xyxy in pixels
+            For each image scores [N] float32 in [0, 1], labels [N] int64, boxes [N, 4] float32 xyxy in pixels
             (not clipped to the image).
         """
         logits, boxes = outputs["pred_logits"][-1].float(), outputs["pred_boxes"][-1].float()

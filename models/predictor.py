@@ -1,4 +1,4 @@
-"""The one path from images to detections, for the scripts, the evaluation and Python.
+"""From images to detections, for the scripts, the evaluation and Python:
 
 from models.predictor import load_detector
 model = load_detector("out/finetune/checkpoint.pth")
@@ -33,7 +33,7 @@ from util.script import select_device
 MAX_DETECTIONS = 100
 THRESHOLD = 0.5
 REGION = {"label": 0, "id": 1, "name": "region"}
-"""The one category of a detector that was pretrained on regions of any kind (DETReg)."""
+"""The only category of a detector that was pretrained on class-agnostic regions (DETReg)."""
 
 _NO_TARGET = ({"boxes": np.zeros((0, 4), dtype=np.float32)}, np.random.default_rng(0))
 """Target and randomness for transforms that need neither."""
@@ -54,7 +54,7 @@ def detect(
 
     Args:
         detector: in evaluation mode, on ``device``.
-        images: tensors [B, 3, H, W] as the backbone wants them, mask [B, H, W]; on any device.
+        images: tensors [B, 3, H, W] normalised for the backbone, mask [B, H, W]; on any device.
         sizes: [B, 2] (height, width) in pixels of the original images.
         amp: see :data:`util.precision.AMP_TYPES`.
 
@@ -67,15 +67,15 @@ def detect(
 
 
 class Predictor:
-    """A detector that takes images as they are and returns what it found.
+    """A detector that takes images of any size and returns its detections.
 
     Attributes:
         detector: in evaluation mode, on ``device``.
         postprocess: logits and boxes -> detections.
         categories: label -> ``{"label", "id", "name"}``.
         device, amp: where and in which precision it computes.
-        eval_size, eval_max_size: images are resized to this short side in pixels, and at most this long side.
-        reading: which image files are taken.
+        eval_size, eval_max_size: short side to which images are resized, and limit of the long side, in pixels.
+        reading: which image files are accepted.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Predictor:
         eval_max_size: int = 1333,
         reading: Reading = STRICTLY,
     ) -> None:
-        """``backbone`` is the name of the detector's; it decides how pixels are normalised."""
+        """``backbone`` is the name of the detector's backbone; it decides how pixels are normalised."""
         self.detector = detector.to(device).eval()
         self.postprocess = postprocess
         self.categories = {category["label"]: category for category in categories}
@@ -115,11 +115,11 @@ class Predictor:
 
         Args:
             images: a path, a PIL image, a uint8 array [H, W, 3] or [H, W], a uint8 tensor [3, H, W]; or a list of
-                these. EXIF orientation is followed.
-            threshold: least score of a detection.
-            max_detections: the most detections of one image.
-            batch_size: images that go through the detector at once. Those of one size need no padding, and their
-                detections do not depend on it.
+                these. EXIF orientation is applied.
+            threshold: lowest score of a detection.
+            max_detections: the largest number of detections per image.
+            batch_size: images per forward pass. Images of the same size need no padding, and their detections do not
+                depend on it.
 
         Returns:
             :class:`Detections`, or a list of them in the order of the images.
@@ -150,10 +150,10 @@ class Predictor:
         return resized_size(size, self.eval_size, self.eval_max_size)
 
     def only(self, names: Sequence[str]) -> None:
-        """Detect these categories alone.
+        """Detect only these categories.
 
         Raises:
-            UserError: the detector does not know one of them; names those that are spelled like it.
+            UserError: the detector does not know one of them; the message suggests similar names.
         """
         known = {category["name"]: label for label, category in self.categories.items()}
         for name in names:
@@ -164,7 +164,7 @@ class Predictor:
         self.categories = {known[name]: self.categories[known[name]] for name in names}
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """An RGB image as the detector wants it: resized and normalised, float32 [3, H, W]."""
+        """An RGB image as input of the detector: resized and normalised, float32 [3, H, W]."""
         return self._transforms(image, *_NO_TARGET)[0]
 
     def normalise(self, image: Image.Image) -> Tensor:
@@ -172,20 +172,20 @@ class Predictor:
         return ToTensor(*self.normalization)(image, *_NO_TARGET)[0]
 
     def detect(self, images: NestedTensor, sizes: Tensor) -> list[dict[str, Tensor]]:
-        """Everything found in a padded batch; ``sizes`` [B, 2] are (height, width) of the original images."""
+        """All detections in a padded batch; ``sizes`` [B, 2] are (height, width) of the original images."""
         return detect(self.detector, self.postprocess, images, sizes, self.device, self.amp)
 
     def finish(
         self, result: dict[str, Tensor], size: tuple[int, int], image: Any, *, threshold: float, max_detections: int
     ) -> Detections:
-        """What counts of one image's entry of :meth:`detect`; ``size`` is the image's (width, height)."""
+        """The detections to report of one image, from its entry of :meth:`detect`; ``size`` is (width, height)."""
         return make_detections(
             result, self.categories, threshold=threshold, max_detections=max_detections, size=size, image=image,
             reading=self.reading,
         )  # fmt: skip
 
     def draw(self, detections: Detections) -> Image.Image:
-        """A picture of what was found."""
+        """The image with its detections."""
         return detections.draw()
 
 
@@ -205,14 +205,13 @@ def load_detector(
         checkpoint: a file, a run's output folder (its newest checkpoint) or a Hugging Face model folder.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or any name that torch knows.
         amp: "none", "bf16" or "fp16".
-        eval_size, eval_max_size: short and longest side in pixels to which images are resized; None: the
-            checkpoint's.
-        max_detections: the most detections that are ever asked for.
-        untold: flags of the architecture, for what the checkpoint does not tell: nheads, num_queries, dilation,
-            backbone.
+        eval_size, eval_max_size: short side to which images are resized, and limit of the long side, in pixels; None:
+            the checkpoint's.
+        max_detections: the largest number of detections that a call will ask for.
+        untold: flags of the architecture that the checkpoint does not tell: nheads, num_queries, dilation, backbone.
 
     Raises:
-        CheckpointError: it cannot be read, or holds nothing that detects by itself.
+        CheckpointError: the checkpoint cannot be read, or its detector does not detect by itself.
     """
     restored = restore(checkpoint, untold)
     return predictor_of(
@@ -235,7 +234,7 @@ def predictor_of(
     max_detections: int = MAX_DETECTIONS,
     reading: Reading = STRICTLY,
 ) -> Predictor:
-    """As :func:`load_detector`, from a checkpoint that is read already."""
+    """As :func:`load_detector`, from a checkpoint that has been read."""
     categories = _categories_of(restored)
     kind = RegionPostProcess if restored.finds_regions else PostProcess
     size, longest = restored.eval_sizes
@@ -253,17 +252,17 @@ def predictor_of(
 
 
 def _categories_of(restored: Restored) -> list[dict[str, Any]]:
-    """What the labels mean; categories without a known id are numbered by their labels.
+    """The meaning of the labels; a category without a known id gets its label as id.
 
     Raises:
-        CheckpointError: it does not detect by itself, or does not say what its labels mean.
+        CheckpointError: the detector does not detect by itself.
     """
     if restored.finds_regions:
         return [REGION]
     if restored.method is not None:
         raise CheckpointError(
-            f"{restored.path}: pretrained by {restored.method}, it detects nothing by itself: show what to find by "
-            "main_predict.py --query IMAGE X1 Y1 X2 Y2, or finetune it by main_finetune.py --pretrain"
+            f"{restored.path}: pretrained by {restored.method}, it detects nothing by itself: show it a region with "
+            "main_predict.py --query IMAGE X1 Y1 X2 Y2, or finetune it with main_finetune.py --pretrain"
         )
     if restored.categories is None:
         num_labels = restored.detector.num_logits - (restored.detector.classification == "softmax")

@@ -1,7 +1,6 @@
-"""Where Deformable DETR (arXiv 2010.04159) looks first: positions of the maps, and the boxes that proposals start from.
+"""Reference points of Deformable DETR (arXiv 2010.04159): positions of the maps, and the first boxes of proposals.
 
-A batch is padded: points count from 0 to 1 over the image, or over the padded map; :func:`valid_ratios` leads from one
-to the other.
+A batch is padded, so a point in [0, 1] is relative to the image, or to the padded map; :func:`valid_ratios` converts.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 PROPOSAL_SIZE = 0.05
-"""Side of the box that a position of the finest level starts from, relative to the image; it doubles per level."""
+"""Side of the first box of a position, relative to the image, on the finest level; it doubles per level."""
 
 PROPOSAL_LIMITS = (0.01, 0.99)
-"""A position proposes nothing if a coordinate of its first box lies outside these limits."""
+"""A position proposes no box if a coordinate of its first box lies outside these limits."""
 
 
 def valid_ratios(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> Tensor:
@@ -47,7 +46,7 @@ def pixel_centres(ratios: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]
 def anchors_of(mask: Tensor, shapes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The boxes that proposals start from: logits [B, S, 4] of cxcywh, and the positions [B, S] that propose a box.
 
-    The other positions have infinite logits: whatever the box head adds, their boxes are ones.
+    The other positions have infinite logits, so that their boxes are always ones.
     """
     centres = pixel_centres(valid_ratios(mask, shapes, dtype), shapes)
     boxes = torch.cat(

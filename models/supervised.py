@@ -1,4 +1,4 @@
-"""Training on labelled boxes, in the same form as the pretext tasks."""
+"""Training on labelled boxes, with the interface of the pretext tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from util.nested_tensor import NestedTensor
 
 
 class SupervisedDETR(nn.Module):
-    """A detector and its criterion: a batch in, a loss out."""
+    """A detector and its criterion: batch -> loss."""
 
     def __init__(self, *, detector: DETR, criterion: SetCriterion) -> None:
         super().__init__()
@@ -22,9 +22,9 @@ class SupervisedDETR(nn.Module):
         """Losses of one batch of images and targets (labels [T], boxes [T, 4] cxcywh in [0, 1]).
 
         Returns:
-            The weighted sum over terms and decoder layers (scalar), and scalars for the log: each term
-            unweighted at the last layer (two stages: ``loss_enc_...`` of the encoder's proposals), ``class_error``
-            and ``cardinality_error``.
+            The weighted sum over terms and decoder layers (scalar), and scalars for the log: each term of the last
+            layer, unweighted (with two stages also ``loss_enc_...`` of the proposals), ``class_error`` and
+            ``cardinality_error``.
         """
         images, targets = batch
         with record_function("backbone"):

@@ -1,4 +1,4 @@
-"""Any convolutional model of timm as the body of a backbone, batch norms frozen."""
+"""Any convolutional model of timm as the body of a backbone, with frozen batch norms."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ FROZEN_STRIDE = 4
 
 
 def build_timm_body(name: str, strides: list[int]) -> tuple[nn.Module, list[int]]:
-    """A randomly initialised model cut off after the last map that is needed; nothing is downloaded.
+    """A model with random weights, cut off after the last map that is needed; it downloads nothing.
 
-    Parameters keep timm's names, except that timm itself turns ``stages.0`` into ``stages_0`` in most models that
-    return features.
+    Parameters have timm's names. In most models that return features, timm itself turns ``stages.0`` into ``stages_0``.
 
     Args:
         name: a model of timm, with or without the tag of its weights.
@@ -27,7 +26,7 @@ def build_timm_body(name: str, strides: list[int]) -> tuple[nn.Module, list[int]
         The body, [B, 3, H, W] -> list of maps [B, K_l, H_l, W_l], and K_l of each map.
 
     Raises:
-        UserError: timm is not installed, does not know the model, or the model cannot serve; names the flag.
+        UserError: timm is not installed or does not know the model, or the model cannot be a backbone here.
     """
     available = _create(name).feature_info.info
     out_indices = maps_of_strides(name, strides)
@@ -46,10 +45,10 @@ def build_timm_body(name: str, strides: list[int]) -> tuple[nn.Module, list[int]
 
 
 def maps_of_strides(name: str, strides: list[int]) -> list[int]:
-    """Indices of the last maps of these strides among all that the model returns.
+    """For each stride, the index of the last map with it among all maps of the model.
 
     Raises:
-        UserError: there is none of a stride; or as :func:`build_timm_body`.
+        UserError: the model has no map of a stride; or as :func:`build_timm_body`.
     """
     last_of = {stride: index for index, stride in enumerate(strides_of_maps(name))}
     missing = [stride for stride in strides if stride not in last_of]
@@ -102,9 +101,9 @@ def _create(name: str, **options: object) -> nn.Module:
 
 
 def _drop_after(body: nn.Module, last: str) -> None:
-    """Remove what comes after the block ``last`` of a Sequential: timm leaves it there in its EfficientNets.
+    """Remove the blocks after ``last`` from a Sequential; timm leaves them there in its EfficientNets.
 
-    It would be computed in vain, and its parameters would never get a gradient.
+    They would cost time, and their parameters would never get a gradient.
     """
     container, _, index = last.rpartition(".")
     blocks = getattr(body, container, None)
@@ -114,7 +113,7 @@ def _drop_after(body: nn.Module, last: str) -> None:
 
 @torch.no_grad()
 def _try_out(name: str, body: nn.Module, num_channels: list[int]) -> None:
-    """Run the body once on an image whose sides no stride divides: some models of timm cannot take it."""
+    """Run the body once on an image whose sides no stride divides; some models of timm cannot take it."""
     body.eval()
     try:
         shapes = [tuple(map_.shape) for map_ in body(torch.zeros(1, 3, 131, 193))]
@@ -128,7 +127,7 @@ def _try_out(name: str, body: nn.Module, num_channels: list[int]) -> None:
 
 
 def _freeze_up_to(body: nn.Module, last: str) -> None:
-    """No gradients for what was registered, hence is computed, up to and including the submodule ``last``."""
+    """Freeze all submodules up to and including ``last``; they are registered in the order of the computation."""
     children = dict(body.named_children())
     flattened = last.replace(".", "_", 1)
     last = flattened if flattened.split(".")[0] in children else last

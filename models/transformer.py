@@ -1,10 +1,9 @@
-"""The Transformer of DETR (arXiv 2005.12872); see ``models/interface.py`` for what every Transformer here has."""
+"""The Transformer of DETR (arXiv 2005.12872), with the interface of ``models/interface.py``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from models.build import build_single_scale
 from models.checkpoints.hf_shared import SINGLE_SCALE
 from models.detr import DETR
 from models.interface import ContentPlace, Decoded, Memory, check_widths, split_queries
-from models.layers import MLP, MultiheadAttention, TransformerLayer
+from models.layers import MLP, MultiheadAttention, TransformerConfig, TransformerLayer
 from util.errors import UserError
 from util.records import Classification, DetectorRecord, Finetuning, Flag, HuggingFace
 
@@ -22,11 +21,11 @@ from util.records import Classification, DetectorRecord, Finetuning, Flag, Huggi
 class TransformerEncoderLayer(TransformerLayer):
     """Self-attention and feed-forward (figure 10 of the paper)."""
 
-    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
-        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm)
-        self.self_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.norm2 = nn.LayerNorm(d_model)
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.self_attn = MultiheadAttention(config)
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.norm2 = nn.LayerNorm(config.d_model)
 
     def forward(self, src: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
         """src and pos [B, S, C], mask [B, S] (True = padding) -> [B, S, C]."""
@@ -40,19 +39,16 @@ class TransformerEncoderLayer(TransformerLayer):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of encoder layers; the position encoding enters each of them.
+    """A stack of encoder layers; each adds the position encoding to its queries and keys.
 
     Attributes:
-        norm: the final norm of a stack with pre-norm, whose last sum no layer norms; None with post-norm.
+        norm: the final norm with pre-norm, which leaves the last layer's sum as it is; None with post-norm.
     """
 
-    def __init__(
-        self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float, pre_norm: bool
-    ) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
-        self.layers = nn.ModuleList(TransformerEncoderLayer(**widths, pre_norm=pre_norm) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(d_model) if pre_norm else None
+        self.layers = nn.ModuleList(TransformerEncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.norm = nn.LayerNorm(config.d_model) if config.pre_norm else None
 
     def forward(self, src: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
         """src and pos [B, S, C], mask [B, S] (True = padding) -> [B, S, C]."""
@@ -64,13 +60,13 @@ class TransformerEncoder(nn.Module):
 class TransformerDecoderLayer(TransformerLayer):
     """Self-attention of the queries, cross-attention to the memory, feed-forward (figure 10 of the paper)."""
 
-    def __init__(self, *, d_model: int, nhead: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
-        super().__init__(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm)
-        self.self_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.multihead_attn = MultiheadAttention(d_model=d_model, nhead=nhead, dropout=dropout)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.norm2 = nn.LayerNorm(d_model)
-        self.norm3 = nn.LayerNorm(d_model)
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.self_attn = MultiheadAttention(config)
+        self.multihead_attn = MultiheadAttention(config)
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.norm2 = nn.LayerNorm(config.d_model)
+        self.norm3 = nn.LayerNorm(config.d_model)
 
     def forward(
         self, tgt: Tensor, query_pos: Tensor, memory: Memory, memory_key: Tensor, query_mask: Tensor | None
@@ -78,7 +74,7 @@ class TransformerDecoderLayer(TransformerLayer):
         """One layer.
 
         Args:
-            tgt: [B, Q, C], the queries' content so far: what the layers before made of them.
+            tgt: [B, Q, C], the queries' content, the output of the previous layer.
             query_pos: [B, Q, C], the queries' positions, added to ``tgt`` in queries and keys, never in values.
             memory: of the encoder, S positions.
             memory_key: [B, S, C], the memory with its position encoding added.
@@ -101,17 +97,14 @@ class TransformerDecoderLayer(TransformerLayer):
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of decoder layers, and the norm between each layer's output and the heads."""
+    """A stack of decoder layers, and one norm between their outputs and the heads."""
 
     has_reference = False
 
-    def __init__(
-        self, *, d_model: int, nhead: int, num_layers: int, dim_feedforward: int, dropout: float, pre_norm: bool
-    ) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
-        self.layers = nn.ModuleList(TransformerDecoderLayer(**widths, pre_norm=pre_norm) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(d_model)
+        self.layers = nn.ModuleList(TransformerDecoderLayer(config) for _ in range(config.num_decoder_layers))
+        self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, memory: Memory, queries: Tensor, query_mask: Tensor | None) -> Decoded:
         """See :meth:`Transformer.decode`."""
@@ -133,7 +126,7 @@ class Transformer(nn.Module):
         decoder: (memory, queries, query_mask) -> :class:`Decoded`, with ``has_reference``.
     """
 
-    def __init__(self, *, d_model: int, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, d_model: int, *, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.d_model = self.query_dim = d_model
         self.has_reference = decoder.has_reference
@@ -161,27 +154,27 @@ class Transformer(nn.Module):
         (level,), (level_mask,), (level_pos,) = maps, masks, pos
         mask = level_mask.flatten(1)  # [B, S]
         positions = level_pos.flatten(2).transpose(1, 2)  # [B, S, C]
-        # Padding gets attention weights of 0, but 0 times infinity is NaN: so padding becomes 0, too.
+        # Padding has attention weights of 0, but 0 times infinity is NaN: so padding becomes 0, too.
         src = level.flatten(2).transpose(1, 2).masked_fill(mask[..., None], 0.0)  # [B, S, C]
         return Memory(self.encoder(src, positions, mask), mask, positions, [tuple(level.shape[-2:])])
 
     def decode(self, memory: Memory, queries: Tensor, query_mask: Tensor | None = None) -> Decoded:
-        """Decode the queries; the outputs of all decoder layers are returned.
+        """Decode the queries; returns the outputs of all decoder layers.
 
         Args:
             memory: from :meth:`encode`.
-            queries: [B, Q, C], added as positions in every layer; the first layer's content is zeros. Or [B, Q, 2C]:
-                the second half is that content.
+            queries: [B, Q, C], added as positions in every layer; the content starts as zeros. Or [B, Q, 2C]: first
+                the positions, then the content that the first layer starts with.
             query_mask: bool [Q, Q], True where a query (row) may not attend to another (column). No row may be all
                 True. None: every query attends to all.
         """
         return self.decoder(memory, queries, query_mask)
 
     def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
-        """Learned queries [B, Q, C] that ask for what ``content`` [B, Q, C] describes.
+        """Learned queries [B, Q, C] that ask for the regions with the content ``content`` [B, Q, C].
 
         Returns:
-            Their sum [B, Q, C]; with ``into`` "tgt" [B, Q, 2C], where the first layer's content is ``content``.
+            Their sum [B, Q, C]. With ``into`` "tgt" both side by side, [B, Q, 2C]: the decoder starts with ``content``.
 
         Raises:
             ValueError: other widths.
@@ -190,29 +183,14 @@ class Transformer(nn.Module):
         return queries + content if into == "query_pos" else torch.cat([queries, content], dim=-1)
 
 
-def build_transformer(
-    *,
-    d_model: int,
-    nhead: int,
-    num_encoder_layers: int,
-    num_decoder_layers: int,
-    dim_feedforward: int,
-    dropout: float,
-    pre_norm: bool = False,
-) -> Transformer:
-    """The Transformer of vanilla DETR; ``pre_norm`` is that of DETR and UP-DETR (see ``TransformerLayer``)."""
-    shared = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward}
-    shared |= {"dropout": dropout, "pre_norm": pre_norm}
-    return Transformer(
-        d_model=d_model,
-        encoder=TransformerEncoder(num_layers=num_encoder_layers, **shared),
-        decoder=TransformerDecoder(num_layers=num_decoder_layers, **shared),
-    )
+def build_transformer(config: TransformerConfig) -> Transformer:
+    """The Transformer of vanilla DETR."""
+    return Transformer(config.d_model, encoder=TransformerEncoder(config), decoder=TransformerDecoder(config))
 
 
 PRE_NORM = Flag(
     name="pre_norm",
-    help="norm what enters attention and feed-forward, not the sum that leaves them, as UP-DETR's checkpoints do",
+    help="norm the inputs of attention and feed-forward instead of their sums, as UP-DETR's checkpoints need",
     options={"action": "store_true"},
     default=False,
 )
@@ -226,13 +204,13 @@ def infer_norms(weights: dict[str, Any], sizes: Callable[[str], int], known: dic
 
 
 def only_post_norm(args: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of Hugging Face as it is.
+    """The configuration of Hugging Face, unchanged.
 
     Raises:
-        UserError: the detector has pre-norm, for which transformers has no option.
+        UserError: the detector has pre-norm; transformers has no option for it.
     """
     if args.get(PRE_NORM.name):
-        raise UserError(f"--to hf: transformers has no --pre_norm for --detr {args['detr']}; --to detr can hold it")
+        raise UserError(f"--to hf: transformers has no --pre_norm for --detr {args['detr']}; use --to detr")
     return config
 
 
@@ -240,8 +218,9 @@ def build_vanilla(
     args: argparse.Namespace, num_logits: int, *, classification: Classification, train_backbone: bool
 ) -> DETR:
     """DETR with random weights."""
-    make = partial(build_transformer, pre_norm=args.pre_norm)
-    return build_single_scale(args, make, num_logits, classification=classification, train_backbone=train_backbone)
+    return build_single_scale(
+        args, build_transformer, num_logits, classification=classification, train_backbone=train_backbone
+    )
 
 
 VANILLA = DetectorRecord(

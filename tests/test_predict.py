@@ -318,7 +318,7 @@ PRETRAINED = [("siamese", "conditional"), ("siamese", "deformable"), ("siamese",
 @pytest.mark.parametrize(("method", "detr"), PRETRAINED)
 def test_pretraining_finds_what_is_shown(method, detr, tmp_path, images):
     checkpoint = save_pretrained(method, detr, tmp_path / "pre.pth", hidden_dim=64)
-    with pytest.raises(CheckpointError, match=r"detects nothing by itself: show what to find by .* --query"):
+    with pytest.raises(CheckpointError, match=r"detects nothing by itself: show it a region with .* --query"):
         predict(tmp_path / "out", checkpoint, images)
     with pytest.raises(UserError, match="not a box X1 Y1 X2 Y2 inside the image, which is 96 pixels wide and 64 high"):
         predict(tmp_path / "out", checkpoint, "--query", images / "0.png", 5, 5, 20, 70, images)

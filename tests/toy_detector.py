@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from models.build import build_single_scale
 from models.detr import DETR
 from models.interface import ContentPlace, Decoded, Memory, check_widths
+from models.layers import TransformerConfig
 from models.transformer import Transformer, TransformerDecoder, TransformerEncoder
 from util.errors import UserError
 from util.records import Classification, DetectorRecord, Finetuning, Flag, Stage
@@ -18,26 +20,11 @@ from util.records import Classification, DetectorRecord, Finetuning, Flag, Stage
 class ToyTransformer(Transformer):
     """Learned queries [B, Q, 4]; with the content of regions they are [B, Q, 4 + C]."""
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        nhead: int,
-        num_encoder_layers: int,
-        num_decoder_layers: int,
-        dim_feedforward: int,
-        dropout: float,
-        query_gain: float,
-    ) -> None:
-        widths = {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward, "dropout": dropout}
-        super().__init__(
-            d_model=d_model,
-            encoder=TransformerEncoder(num_layers=num_encoder_layers, pre_norm=False, **widths),
-            decoder=TransformerDecoder(num_layers=num_decoder_layers, pre_norm=False, **widths),
-        )
+    def __init__(self, config: TransformerConfig, *, query_gain: float) -> None:
+        super().__init__(config.d_model, encoder=TransformerEncoder(config), decoder=TransformerDecoder(config))
         self.query_dim = 4
         self.query_gain = query_gain
-        self.query_proj = nn.Linear(4, d_model)
+        self.query_proj = nn.Linear(4, config.d_model)
 
     def decode(self, memory: Memory, queries: Tensor, query_mask: Tensor | None = None) -> Decoded:
         """As the others; ``queries`` [B, Q, 4], or what :meth:`with_content` returns."""
@@ -59,7 +46,7 @@ def build_toy(
     """The detector with random weights."""
     return build_single_scale(
         args,
-        lambda **widths: ToyTransformer(**widths, query_gain=args.query_gain),
+        partial(ToyTransformer, query_gain=args.query_gain),
         num_logits,
         classification=classification,
         train_backbone=train_backbone,

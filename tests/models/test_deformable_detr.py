@@ -7,7 +7,7 @@ from torch import Tensor
 from models.criterion import SetCriterion
 from models.deformable_transformer import DeformableTransformer
 from models.detr import DETR
-from models.layers import inverse_sigmoid
+from models.layers import TransformerConfig, inverse_sigmoid
 from models.matcher import HungarianMatcher
 from models.supervised import SupervisedDETR
 from ops.module import MSDeformAttn
@@ -119,17 +119,10 @@ def multi_level_input() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
 
 
 def multi_level_transformer() -> DeformableTransformer:
-    transformer = DeformableTransformer(
-        d_model=32,
-        nhead=4,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-        dim_feedforward=48,
-        dropout=0.0,
-        num_levels=len(SHAPES),
-        enc_n_points=3,
-        dec_n_points=2,
+    config = TransformerConfig(
+        d_model=32, nhead=4, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=48, dropout=0.0
     )
+    transformer = DeformableTransformer(config, num_levels=len(SHAPES), enc_n_points=3, dec_n_points=2)
     randomize(transformer)
     return transformer.double()
 

@@ -9,11 +9,24 @@ import torch
 from torch import Tensor
 
 from models.conditional_transformer import build_conditional_transformer, sine_embedding
+from models.layers import TransformerConfig
 from models.transformer import Transformer, build_transformer
 from tests.models.detectors import randomize
 
 WIDTH, HEADS, LAYERS, QUERIES = 16, 4, 2, 5
 BUILDERS = {"vanilla": build_transformer, "conditional": build_conditional_transformer}
+
+
+def small_config(*, pre_norm: bool) -> TransformerConfig:
+    return TransformerConfig(
+        d_model=WIDTH,
+        nhead=HEADS,
+        num_encoder_layers=LAYERS,
+        num_decoder_layers=LAYERS,
+        dim_feedforward=24,
+        dropout=0.0,
+        pre_norm=pre_norm,
+    )
 
 
 class ByHand:
@@ -120,15 +133,7 @@ class ByHand:
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("detr", BUILDERS)
 def test_outputs_and_gradients_equal_those_by_hand(detr: str, pre_norm: bool) -> None:
-    transformer = BUILDERS[detr](
-        d_model=WIDTH,
-        nhead=HEADS,
-        num_encoder_layers=LAYERS,
-        num_decoder_layers=LAYERS,
-        dim_feedforward=24,
-        dropout=0.0,
-        pre_norm=pre_norm,
-    ).double()
+    transformer = BUILDERS[detr](small_config(pre_norm=pre_norm)).double()
     randomize(transformer)
     level, pos = torch.randn(2, 2, WIDTH, 3, 4, dtype=torch.float64)
     mask = torch.zeros(2, 3, 4, dtype=torch.bool)
@@ -161,7 +166,6 @@ def test_outputs_and_gradients_equal_those_by_hand(detr: str, pre_norm: bool) ->
 
 @pytest.mark.parametrize("build", BUILDERS.values())
 def test_the_final_norm_of_the_encoder_is_all_that_pre_norm_adds(build) -> None:
-    widths = {"d_model": 16, "nhead": 4, "num_encoder_layers": 1, "num_decoder_layers": 1}
-    post, pre = (build(**widths, dim_feedforward=24, dropout=0.1, pre_norm=flag).state_dict() for flag in (False, True))
+    post, pre = (build(small_config(pre_norm=pre_norm)).state_dict() for pre_norm in (False, True))
     assert set(pre) - set(post) == {"encoder.norm.weight", "encoder.norm.bias"}
     assert set(post) <= set(pre)

@@ -1,6 +1,8 @@
 """Attention, encoders and decoders; agreement with a whole independent detector is in test_hf_oracle.py."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,30 +10,47 @@ import torch
 from torch import Tensor, nn
 
 from models.conditional_transformer import build_conditional_transformer, concatenate_heads, sine_embedding
-from models.dab_transformer import anchor_embedding, build_dab_transformer
+from models.dab_transformer import DabTransformer, anchor_embedding
 from models.deformable_transformer import DeformableTransformer
 from models.interface import Decoded, Memory
-from models.layers import MLP, MultiheadAttention
+from models.layers import MLP, MultiheadAttention, TransformerConfig
 from models.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer, build_transformer
 from tests.models.detectors import randomize, without_gradient
 
+WIDTH, QUERIES, HEIGHT, WIDE = 16, 5, 3, 4
 
-def dab_with_heads(**widths: int | float) -> Transformer:
+
+def small_config(*, layers: int = 2, dropout: float = 0.0, pre_norm: bool = False) -> TransformerConfig:
+    return TransformerConfig(
+        d_model=WIDTH,
+        nhead=4,
+        num_encoder_layers=layers,
+        num_decoder_layers=layers,
+        dim_feedforward=24,
+        dropout=dropout,
+        pre_norm=pre_norm,
+    )
+
+
+def dab_with_heads(config: TransformerConfig) -> Transformer:
     """DAB-DETR's decoder needs the box head."""
-    transformer = build_dab_transformer(**widths)
-    transformer.make_heads(nn.Linear(widths["d_model"], 2), MLP(widths["d_model"], widths["d_model"], 4, 3))
+    transformer = DabTransformer(config)
+    transformer.make_heads(nn.Linear(config.d_model, 2), MLP(config.d_model, config.d_model, 4, 3))
     return transformer
+
+
+def with_pre_norm(build: Callable[[TransformerConfig], Transformer]) -> Callable[[TransformerConfig], Transformer]:
+    return lambda config: build(replace(config, pre_norm=True))
 
 
 BUILDERS = {
     "vanilla": build_transformer,
-    "vanilla pre-norm": partial(build_transformer, pre_norm=True),
+    "vanilla pre-norm": with_pre_norm(build_transformer),
     "conditional": build_conditional_transformer,
-    "conditional pre-norm": partial(build_conditional_transformer, pre_norm=True),
+    "conditional pre-norm": with_pre_norm(build_conditional_transformer),
     "deformable": partial(DeformableTransformer, num_levels=1, enc_n_points=3, dec_n_points=2),
     "dab": dab_with_heads,
 }
-WIDTH, QUERIES, HEIGHT, WIDE = 16, 5, 3, 4
 
 
 @pytest.fixture(params=BUILDERS)
@@ -41,14 +60,7 @@ def transformer(request: pytest.FixtureRequest) -> Transformer:
 
 
 def small_transformer(detr: str, layers: int = 2, dropout: float = 0.0) -> Transformer:
-    transformer = BUILDERS[detr](
-        d_model=WIDTH,
-        nhead=4,
-        num_encoder_layers=layers,
-        num_decoder_layers=layers,
-        dim_feedforward=24,
-        dropout=dropout,
-    )
+    transformer = BUILDERS[detr](small_config(layers=layers, dropout=dropout))
     randomize(transformer)
     return transformer.double().eval()
 
@@ -85,7 +97,7 @@ def test_mlp_has_relu_between_layers_only() -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_equals_torch_with_the_same_state_dict(masked: bool) -> None:
-    ours = MultiheadAttention(d_model=WIDTH, nhead=4, dropout=0.0)
+    ours = MultiheadAttention(small_config())
     randomize(ours)
     theirs = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -104,7 +116,7 @@ def test_attention_equals_torch_with_the_same_state_dict(masked: bool) -> None:
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_encoder_layer_without_positions_equals_torch(pre_norm: bool) -> None:
-    ours = TransformerEncoderLayer(d_model=WIDTH, nhead=4, dim_feedforward=24, dropout=0.0, pre_norm=pre_norm)
+    ours = TransformerEncoderLayer(small_config(pre_norm=pre_norm))
     randomize(ours)
     theirs = nn.TransformerEncoderLayer(WIDTH, 4, 24, dropout=0.0, batch_first=True, norm_first=pre_norm)
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -115,7 +127,7 @@ def test_encoder_layer_without_positions_equals_torch(pre_norm: bool) -> None:
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_decoder_layer_without_positions_equals_torch(pre_norm: bool) -> None:
-    ours = TransformerDecoderLayer(d_model=WIDTH, nhead=4, dim_feedforward=24, dropout=0.0, pre_norm=pre_norm)
+    ours = TransformerDecoderLayer(small_config(pre_norm=pre_norm))
     randomize(ours)
     theirs = nn.TransformerDecoderLayer(WIDTH, 4, 24, dropout=0.0, batch_first=True, norm_first=pre_norm)
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -313,9 +325,7 @@ def test_dropout_only_in_training() -> None:
 def test_initial_weights_are_xavier_uniform() -> None:
     """The bound of Xavier's uniform distribution, also for the fused in_proj_weight, as in the public code."""
     for build in BUILDERS.values():
-        transformer = build(
-            d_model=64, nhead=4, num_encoder_layers=1, num_decoder_layers=1, dim_feedforward=96, dropout=0.1
-        )
+        transformer = build(replace(small_config(layers=1), d_model=64, dim_feedforward=96))
         for name, parameter in transformer.named_parameters():
             chosen_by_attention = ("sampling_offsets.weight", "attention_weights.weight", "level_embed")
             if parameter.dim() > 1 and not name.endswith(chosen_by_attention) and "bbox_embed" not in name:
