@@ -33,7 +33,7 @@ from models.position_encoding import sine_waves
 from models.reference_points import anchors_of, as_box_logits, pixel_centres, valid_ratios
 from ops.module import MSDeformAttn
 from util.errors import UserError
-from util.records import Classification, DetectorRecord, Finetuning, Flag, Stage
+from util.records import SWITCH, Classification, DetectorRecord, Finetuning, Flag, Stage
 
 PIXEL_CENTRE = 0.5
 """Deformable DETR subtracts it from rows and columns counted from 1; the other detectors subtract nothing."""
@@ -373,13 +373,13 @@ _FLAGS = (
     Flag(
         name="with_box_refine",
         help="every decoder layer starts from the box that the previous one predicts",
-        options={"action": "store_true"},
+        options=SWITCH,
         default=False,
     ),
     Flag(
         name="two_stage",
         help="queries are the encoder's best boxes; needs --with_box_refine, cannot be pretrained",
-        options={"action": "store_true"},
+        options=SWITCH,
         default=False,
     ),
 )

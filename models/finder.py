@@ -1,7 +1,7 @@
-"""Finding what was shown: a detector pretrained by Siamese DETR or UP-DETR asked for regions of other images.
+"""Finds regions of other images: a detector pretrained by Siamese DETR or UP-DETR gets a region as a query.
 
-The path is that of pretraining: features of the region that is shown -> ``patch2query`` -> decoder. How much a box is
-what was asked for, the class head says, and how much the feature that the decoder predicts agrees with the region's.
+The path is that of pretraining: feature of the shown region -> ``patch2query`` -> decoder. The score of a box is the
+class head's, times the agreement between the feature that the decoder predicts and the region's feature.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from util.script import select_device
 
 @dataclass(frozen=True)
 class Shown:
-    """A region that is to be found in other images.
+    """A region to find in other images.
 
     Attributes:
         path: its image.
         box: xyxy in pixels of the upright image.
-        query: [C], what the decoder is asked with.
-        feature: [K], what the decoder's answer should predict.
+        query: [C], the content of its queries.
+        feature: [K], the feature that the decoder should predict.
     """
 
     path: str
@@ -52,22 +52,23 @@ class Shown:
 
 
 class RegionFinder(Predictor):
-    """Returns for each image where the regions are that :meth:`show` was given; the k-th is category k, "query k"."""
+    """Finds the regions of :meth:`show` in each image; the k-th region is category k, "query k"."""
 
     def __init__(
         self, restored: Restored, *, device: str = "auto", amp: str = "none", reading: Reading = STRICTLY, **sizes: int
     ) -> None:
-        """``restored`` was pretrained by siamese or updetr; ``sizes`` are eval_size and eval_max_size.
+        """``restored`` must be pretrained by siamese or updetr; ``sizes`` are eval_size and eval_max_size.
 
         Raises:
-            CheckpointError: its pretext heads are not there.
+            CheckpointError: another pretraining, or the checkpoint has no pretext heads.
         """
         if restored.method is None or restored.finds_regions:
             raise CheckpointError(
-                f"{restored.path}: --query is for detectors pretrained by siamese or updetr; this one detects by itself"
+                f"{restored.path}: --query is for detectors pretrained by siamese or updetr; omit it: this one "
+                "detects by itself"
             )
         if restored.pretext is None:
-            raise CheckpointError(f"{restored.path}: holds no heads of a pretext task, as --query needs them")
+            raise CheckpointError(f"{restored.path}: holds no heads of a pretext task, but --query needs them")
         size, longest = restored.eval_sizes
         super().__init__(
             restored.detector,
@@ -92,11 +93,11 @@ class RegionFinder(Predictor):
 
     @torch.no_grad()
     def show(self, path: str | Path, box: tuple[float, float, float, float]) -> None:
-        """Find this region from now on, too; ``box`` is xyxy in pixels of the upright image.
+        """Add a region to find; ``box`` is xyxy in pixels of the upright image.
 
         Raises:
             DataError: the image cannot be read.
-            UserError: the box does not lie inside it.
+            UserError: the box is not inside the image.
         """
         image = load_image(path, reading=self.reading)
         check_inside(box, image.size, path)
@@ -114,7 +115,7 @@ class RegionFinder(Predictor):
         self.categories[label] = {"label": label, "id": label + 1, "name": f"query {label + 1}"}
 
     def _as_input(self, pixels: np.ndarray) -> Tensor:
-        """A picture [H, W, 3] uint8 as the backbone wants it: [1, 3, H, W] on the device."""
+        """A picture [H, W, 3] uint8 as input of the backbone: normalised [1, 3, H, W] on the device."""
         return self._normalise(as_planes(pixels.copy())[None]).to(self.device)
 
     @torch.no_grad()
@@ -137,7 +138,7 @@ class RegionFinder(Predictor):
         ]
 
     def _ask(self, memory: Memory, shown: Shown) -> tuple[Tensor, Tensor]:
-        """Scores [B, q] and boxes [B, q, 4], cxcywh in [0, 1], of the q queries that pretraining has for one region."""
+        """Scores [B, q] and boxes [B, q, 4], cxcywh in [0, 1]; q = Q/R queries per region, as in pretraining."""
         batch_size = memory.tokens.shape[0]
         learned = self.detector.queries(batch_size)
         learned = learned[:, : learned.shape[1] // self.task.num_regions]
@@ -151,13 +152,13 @@ class RegionFinder(Predictor):
         return scores, outputs["pred_boxes"][-1].float()
 
     def draw(self, detections: Detections) -> Image.Image:
-        """What was shown, and beside it where it was found; one colour a query."""
+        """The shown regions, and beside them the detections; one colour per query."""
         found = detections.draw()
         side = [self._draw_shown(label, found.height // len(self.shown)) for label in range(len(self.shown))]
         return contact_sheet([contact_sheet(side, columns=1, gap=0), found], columns=2, captions=["shown", "found"])
 
     def _draw_shown(self, label: int, height: int) -> Image.Image:
-        """The image of a query with its box, ``height`` pixels high."""
+        """The image of a query with its box, resized to ``height`` pixels."""
         shown: Any = self.shown[label]
         image = load_image(shown.path, reading=self.reading)
         zoom = height / image.height

@@ -15,7 +15,7 @@ from models.detr import DETR
 from models.interface import ContentPlace, Decoded, Memory, check_widths, split_queries
 from models.layers import MLP, MultiheadAttention, TransformerConfig, TransformerLayer
 from util.errors import UserError
-from util.records import Classification, DetectorRecord, Finetuning, Flag, HuggingFace
+from util.records import SWITCH, Classification, DetectorRecord, Finetuning, Flag, HuggingFace
 
 
 class TransformerEncoderLayer(TransformerLayer):
@@ -191,7 +191,7 @@ def build_transformer(config: TransformerConfig) -> Transformer:
 PRE_NORM = Flag(
     name="pre_norm",
     help="norm the inputs of attention and feed-forward instead of their sums, as UP-DETR's checkpoints need",
-    options={"action": "store_true"},
+    options=SWITCH,
     default=False,
 )
 ENCODER_NORM = "transformer.encoder.norm.weight"

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: a compiled operator, its module and a plain PyTorch form."""
+"""Multi-scale deformable attention: a compiled operator, its module, and the same in plain PyTorch."""
 
 from .functional import ms_deform_attn
 from .module import MSDeformAttn

@@ -1,4 +1,4 @@
-"""Where compiled libraries are kept, and which of them may be loaded: loading one runs its code."""
+"""The cache of compiled libraries, and which of them may be loaded: loading one runs its code."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PATIENCE = 5.0
-"""Seconds of waiting for another process before a line says so."""
+"""Seconds of waiting for another process before a message says so."""
 
 
 def cache_folder() -> Path:
     """TORCH_EXTENSIONS_DIR, else ~/.cache/torch_extensions.
 
     Raises:
-        OSError: neither is known; it says so.
+        OSError: neither is known.
     """
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     if chosen:
@@ -31,30 +31,30 @@ def cache_folder() -> Path:
 
 
 def check_private(path: Path, cache: Path) -> None:
-    """See that a library, and every folder on the way to it from ``cache``, belongs to this user or to the system.
+    """Check that only this user or the system can write a library, and every folder from ``cache`` down to it.
 
     Raises:
-        PermissionError: it does not; names what others can write to.
+        PermissionError: others can; names the file or folder.
     """
     for place in (path, *(folder for folder in path.parents if folder.is_relative_to(cache))):
         status = place.stat()
-        advice = "who could change the code that is loaded from it; name another folder in TORCH_EXTENSIONS_DIR"
+        advice = "who could change the code that it holds; set TORCH_EXTENSIONS_DIR to another folder"
         if status.st_uid not in (os.geteuid(), 0):
             raise PermissionError(f"{place} belongs to another user, {advice}")
-        # The group that a user has to itself is that of its files on many systems (umask 002).
+        # On many systems files belong to a group that holds only their user (umask 002).
         writable = stat.S_IWOTH | (0 if status.st_gid == os.getegid() else stat.S_IWGRP)
-        is_shared = place != path and status.st_mode & stat.S_ISVTX  # as /tmp: nobody can exchange what others own
+        is_shared = place != path and status.st_mode & stat.S_ISVTX  # as /tmp: only owners can replace their files
         if status.st_mode & writable and not is_shared:
             raise PermissionError(f"{place} can be written by other users, {advice}")
 
 
 @contextmanager
 def locked(path: Path, doing: str) -> Iterator[None]:
-    """Hold a lock among processes; it ends with its process, however that ends. Long waiting is told.
+    """Hold a lock among processes; the system releases it when the process ends. A long wait prints a message.
 
     Args:
         path: the file of the lock, in a private folder.
-        doing: what the others may be at, for the message.
+        doing: what the other process is doing, for the message.
     """
     with open(path, "w") as file:
         begun = time.monotonic()

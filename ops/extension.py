@@ -1,7 +1,7 @@
-"""Finding, compiling and loading the compiled operator.
+"""Finds, compiles and loads the compiled operator.
 
-In this order: an installed build (``pip install --no-build-isolation ./ops``); what an earlier first use compiled; else
-it is compiled now, once for all processes of the machine. Without a compiler the plain PyTorch form takes its place.
+It takes an installed build (``pip install --no-build-isolation ./ops``) or a build in the cache. If there is neither,
+it compiles one for all processes of the machine. Without a compiler it uses plain PyTorch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class BuildError(Exception):
 
 @functools.cache
 def load() -> str | None:
-    """Make ``torch.ops.siamese_detr`` known, compiling it if need be.
+    """Load ``torch.ops.siamese_detr``; compile it if necessary.
 
     Returns:
         None, or why there is no compiled operator.
@@ -51,9 +51,9 @@ def load() -> str | None:
 
 @torch.compiler.assume_constant_result
 def has_kernels(device_type: str) -> bool:
-    """Whether the compiled operator runs on this type of device. The first answer "no" comes with a warning.
+    """Whether the compiled operator runs on this type of device. The first answer "no" prints a warning.
 
-    It never changes while a program runs, so that a traced program need not ask again.
+    The answer is constant while a program runs, so a traced program need not ask again.
     """
     return _has_kernels(device_type)
 
@@ -66,7 +66,7 @@ def _has_kernels(device_type: str) -> bool:
     ):
         return True
     if reason is None and device_type == "cuda":
-        reason = f"its CUDA kernels are not built: {why_no_cuda() or 'it was built where they could not be'}"
+        reason = f"its CUDA kernels are not built: {why_no_cuda() or 'it was built on a machine without CUDA'}"
     reason = reason or f"there is no kernel for {device_type}"
     warnings.warn(
         "multi-scale deformable attention runs in plain PyTorch, several times slower and with several times the "
@@ -77,7 +77,7 @@ def _has_kernels(device_type: str) -> bool:
 
 
 def installed_build() -> Path | None:
-    """The library of an installed package that was built from these very sources for this PyTorch."""
+    """The library of an installed package, if it was built from exactly these sources for this PyTorch."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     names = [f"{module_name(with_cuda=with_cuda)}.*so" for with_cuda in (True, False)]
@@ -85,7 +85,7 @@ def installed_build() -> Path | None:
 
 
 def load_in_place() -> None:
-    """Load the library in the cache, compiled if it is missing; one that cannot be loaded is compiled anew, once.
+    """Load the library in the cache; compile it if it is missing, or once again if it cannot be loaded.
 
     Raises:
         BuildError, OSError: as :func:`build_in_place`; or it cannot be loaded.
@@ -94,7 +94,7 @@ def load_in_place() -> None:
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        print(f"{library}: cannot be loaded ({str(error)[:100]}), so it is made again", file=sys.stderr)
+        print(f"{library}: cannot be loaded ({str(error)[:100]}), compiling it again", file=sys.stderr)
         library.unlink()
         torch.ops.load_library(build_in_place())
 
@@ -102,7 +102,7 @@ def load_in_place() -> None:
 def build_in_place() -> Path:
     """The library in the cache (TORCH_EXTENSIONS_DIR, else ~/.cache/torch_extensions), compiled if it is missing.
 
-    Processes that come at the same time wait for the one that compiles. A library is complete or not there.
+    One process compiles, the others wait. A library in the cache is always complete.
 
     Raises:
         BuildError: it cannot be compiled.
@@ -122,7 +122,7 @@ def build_in_place() -> Path:
 
 
 def _machine(*, with_cuda: bool) -> str:
-    """What an in-place build is for, as the name of a folder: machines with other GPUs may share the cache."""
+    """Name of a folder per processor and GPU type, because different machines may share the cache."""
     if not with_cuda:
         return platform.machine()
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
@@ -142,7 +142,7 @@ def _compile(library: Path) -> None:
 
 
 def _reason(output: str) -> str:
-    """The line of a compiler's output that says most."""
+    """The most useful line of a compiler's output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     signs = ("error:", "not found", "cannot find")
     errors = [line for line in lines if any(sign in line.lower() for sign in signs)]

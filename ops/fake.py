@@ -1,7 +1,7 @@
 """Shapes and types of the operator's results, for meta tensors and tracing.
 
-In Python and not in C++ like the operator: PyTorch takes a C++ form for one of tensors on a single device, and refuses
-to trace a call whose levels stay on the CPU while the rest is on a GPU.
+In Python, not in C++ like the operator: PyTorch expects that all tensors of a C++ form are on one device, so it would
+refuse to trace a call with the levels on the CPU and the rest on a GPU.
 """
 
 from __future__ import annotations
@@ -11,21 +11,14 @@ from torch import Tensor
 
 
 def register() -> None:
-    """Tell PyTorch, when the compiled library is loaded; another copy of this package may have done so."""
+    """Register with PyTorch, after the compiled library is loaded; another copy of this package may have done so."""
     if not torch._C._dispatch_has_kernel_for_dispatch_key("siamese_detr::ms_deform_attn", "Meta"):
         torch.library.register_fake("siamese_detr::ms_deform_attn", _forward)
         torch.library.register_fake("siamese_detr::ms_deform_attn_backward", _backward)
 
 
-def _forward(
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    sizes = _check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    return value.new_empty(sizes)
+def _forward(value: Tensor, *others: Tensor) -> Tensor:
+    return value.new_empty(_check(value, *others))
 
 
 def _backward(grad_output: Tensor, value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,9 +34,9 @@ def _check(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[int, int, int]:
-    """What ``src/check.cpp`` demands, but for the levels' contents, which are unknown; returns the output's sizes.
+    """The checks of ``src/check.cpp``, without those of the levels' values, which are unknown; returns output sizes.
 
-    It must not be left to the kernels: a single meta tensor among others brings the call here, too.
+    The kernels do not check for this function: one meta tensor among the arguments is enough to call it instead.
     """
     if value.dim() != 4 or not value.is_floating_point():
         got = f"{list(value.shape)} of {value.dtype}"

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention as a layer, under the parameter names of Deformable DETR (2010.04159)."""
+"""Multi-scale deformable attention as a layer, with the parameter names of Deformable DETR (2010.04159)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MSDeformAttn(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Each head starts with its own direction, points at 1, 2, ..., P pixels, and equal weights for all points."""
+        """Each head has its own direction, points at 1, 2, ..., P pixels, and equal weights for all points."""
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
@@ -61,8 +61,8 @@ class MSDeformAttn(nn.Module):
 
         Args:
             query: [B, Q, C].
-            reference: [B, Q, L, 2 or 4], centre (x, y) and perhaps size (w, h) on each level, 0 and 1 being the
-                edges of the padded map; float32 or float64.
+            reference: [B, Q, L, 2 or 4], centre (x, y) and perhaps size (w, h) on each level; 0 and 1 are the edges of
+                the padded map; float32 or float64.
             tokens: [B, S, C], x of the paper: all levels one after the other.
             mask: [B, S] bool, True at padded positions, which count as zeros.
             shapes: (height, width) of each level.
@@ -77,29 +77,29 @@ class MSDeformAttn(nn.Module):
         return self.output_proj(self._sample(value, shapes, locations, weights))
 
     def _sample(self, value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sums of samples [B, Q, C]; values [B, S, M, C / M], the others as :func:`ms_deform_attn`."""
+        """The weighted sums of samples [B, Q, C], from values [B, S, M, C / M]; see :func:`ms_deform_attn`."""
         sizes = torch.tensor(shapes, dtype=torch.int64)
         starts = torch.tensor([0, *accumulate(height * width for height, width in shapes[:-1])], dtype=torch.int64)
         return ms_deform_attn(value, sizes, starts, locations, weights)
 
     def _values(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Tokens [B, S, C] -> [B, S, M, C / M], zeros at padding."""
-        # All tokens in one row: after an in-place change of a view autograd would copy the whole gradient.
+        # All tokens in one row: after an in-place change of a view, autograd would copy the whole gradient.
         value = self.value_proj(tokens.flatten(0, 1)).masked_fill_(mask.flatten()[:, None], 0.0)
         return value.unflatten(-1, (self.nhead, -1)).unflatten(0, mask.shape)
 
     def _weights(self, query: Tensor, dtype: torch.dtype) -> Tensor:
-        """Attention weights [B, Q, M, L, P], which add up to 1 over all levels and points of a head."""
+        """Attention weights [B, Q, M, L, P]; those of a head add up to 1 over all levels and points."""
         weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.nhead, -1)).softmax(dim=-1)
         return weights.unflatten(-1, (self.num_levels, self.num_points))
 
     def _locations(self, query: Tensor, reference: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """Where each query samples, (x, y) relative to each level: [B, Q, M, L, P, 2].
 
-        Around points, ``reference + offsets / (W, H)``: offsets count pixels of the level. Around boxes,
-        ``reference + offsets / P * size * 0.5``: a new layer's last points lie on the box's border.
+        Around points: ``reference + offsets / (W, H)``, offsets in pixels of the level. Around boxes:
+        ``reference + offsets / P * size * 0.5``, so that a new layer's last points lie on the box's border.
         """
-        # [B, Q, 1, L, P, 2 or 4] in memory: the addition then runs over rows of many numbers, not of two.
+        # Contiguous [B, Q, 1, L, P, 2 or 4]: the addition then runs over rows of many numbers, not of two.
         reference = reference[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1).contiguous()
         if reference.shape[-1] == 4:
             centre, size = reference[..., :2], reference[..., 2:]
@@ -114,7 +114,7 @@ class MSDeformAttn(nn.Module):
         The factor multiplies the few rows of the projection instead of its many outputs, which saves a tenth of the
         layer's time on a CPU.
         """
-        factor = factor[:, None].expand(self.nhead, -1, self.num_points, -1).flatten()  # as the rows lie: M, L, P, 2
+        factor = factor[:, None].expand(self.nhead, -1, self.num_points, -1).flatten()  # order of the rows: M, L, P, 2
         weight, bias = (x.to(query.dtype) for x in (self.sampling_offsets.weight, self.sampling_offsets.bias))
         with torch.autocast(query.device.type, enabled=False):  # a coordinate of 16 bits would be off by pixels
             offsets = F.linear(query, weight * factor[:, None], bias * factor)

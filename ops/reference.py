@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: what the compiled operator computes, slowly and readably."""
+"""Multi-scale deformable attention in plain PyTorch: slow, but easy to read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def ms_deform_attn_reference(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """The sampling of Deformable DETR (2010.04159, equation 3), without its projections.
+    """The sampling of Deformable DETR (2010.04159, equation 3), without the projections.
 
-    Args and result as :func:`ops.functional.ms_deform_attn`; computed in the dtype of the arguments, float32 for
-    16-bit ones.
+    Arguments and result as in :func:`ops.functional.ms_deform_attn`; it computes in the dtype of the arguments, for
+    16-bit types in float32.
 
     Raises:
-        ValueError: levels that do not follow each other without gaps or do not fill ``value``.
+        ValueError: the levels have gaps or do not fill ``value``.
     """
     _check_levels(value, spatial_shapes, level_start_index)
     dtype = value.dtype

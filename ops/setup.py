@@ -1,7 +1,7 @@
 """Builds the operator as a package: ``pip install --no-build-isolation ./ops``, from the project's root.
 
-The CPU kernels are compiled for every processor of this one's family (AVX2 is chosen when they run), the CUDA kernels
-for the GPUs found here or those in TORCH_CUDA_ARCH_LIST; where these cannot be compiled, a line says why.
+The CPU kernels run on every processor of this one's family (they choose AVX2 at run time), the CUDA kernels on the GPUs
+found here or those in TORCH_CUDA_ARCH_LIST. If these cannot be compiled, a message says why.
 """
 
 import sys

@@ -117,7 +117,7 @@ def test_finetuning_on_the_same_categories_keeps_the_class_head(trained, coco, t
     assert "recognised as public DETR family" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("num_queries", "told"), [(6, "the others are left out"), (13, "3 are newly made")])
+@pytest.mark.parametrize(("num_queries", "told"), [(6, "the others are dropped"), (13, "3 are new")])
 def test_finetuning_with_other_categories_and_queries(trained, data, tmp_path, capsys, num_queries, told):
     public = public_file(trained, tmp_path / "public.pth")
     argv = ["--pretrain", public, "--num_queries", num_queries, "--lr", "0", "--lr_backbone", "0", "--max_steps", "1"]
@@ -281,7 +281,7 @@ def test_pretrain_takes_a_backbone_alone(conditional, data, tmp_path, capsys, pr
     assert "the Transformer starts from scratch" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="--backbone resnet50 does not fit"):
         finetune(data, tmp_path / "other", "--pretrain", tmp_path / "body.pth", "--backbone", "resnet50")
-    with pytest.raises(CheckpointError, match="a backbone alone"):
+    with pytest.raises(CheckpointError, match="only a backbone"):
         evaluate(data, tmp_path / "other", tmp_path / "body.pth")
 
 
@@ -354,7 +354,7 @@ def test_own_checkpoints_that_somebody_changed(conditional, coco, tmp_path):
     without = {name: value for name, value in content.items() if name != "categories"}
     for changed in (without, {**content, "args": None}, {**content, "stage": "other"}):
         torch.save(changed, tmp_path / "x")
-        with pytest.raises(CheckpointError, match="x: not whole"):
+        with pytest.raises(CheckpointError, match="x: damaged"):
             main_finetune.main([*argv, "--eval"])
     torch.save({name: value for name, value in content.items() if name != "step"}, tmp_path / "x")
     with pytest.raises(CheckpointError, match="does not fit this run"):

@@ -128,7 +128,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_nothing_is_lost(data, tmp_path
     told = capsys.readouterr().out
     assert again["step"] == 5
     taken = "checkpoint_00000003.pth" if how == "damaged" else "checkpoint_00000004.pth"
-    assert f"going on from {tmp_path / taken}" in told
+    assert f"resuming from {tmp_path / taken}" in told
     assert f"resumed from {tmp_path / taken}" in told
     assert newest.exists() or how != "damaged"
     kept = log.splitlines()[: 3 if how == "damaged" else 4]
@@ -140,7 +140,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun(data, tmp_path):
     for path in tmp_path.glob("checkpoint*.pth"):
         path.write_bytes(b"PK\x03\x04")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*checkpoint\.pth"):
+    with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged: .*checkpoint\.pth"):
         pretrain(data, tmp_path, "--max_steps", "1", "--resume", "auto")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     (tmp_path / "checkpoint.pth").unlink()  # the others are a run, too

@@ -33,6 +33,10 @@ def num_outputs(num_classes: int, classification: Classification) -> int:
     return num_classes + (classification == "softmax")
 
 
+SWITCH = {"action": "store_true"}
+"""``options`` of a :class:`Flag` without a value."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flag:
     """A flag of the command line that only some detectors, pretext tasks or data formats have.

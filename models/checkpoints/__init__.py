@@ -1,1 +1,1 @@
-"""Checkpoints of this project and of others: recognised by content, renamed, loaded, and written for others."""
+"""Checkpoints of this project and of others: recognised by their content, renamed, loaded, and written."""

@@ -1,4 +1,4 @@
-"""The architecture flags that a state dict tells, and those that decide the shape of each of its parameters."""
+"""Infers the flags of the architecture from a state dict."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RESNETS = {
     ("conv3", (3, 4, 6, 3)): "resnet50",
     ("conv3", (3, 4, 23, 3)): "resnet101",
 }
-"""By the last convolution of a block and the blocks of each stage."""
+"""(last convolution of a block, number of blocks per stage) -> name."""
 
 ASSUMED = {"nheads": 8, "dilation": False, "num_queries": 300}
-"""What every paper has, for flags that weights do not tell: the number of queries where a second stage makes them."""
+"""The papers' values of flags that weights do not tell; ``num_queries`` is for two stages."""
 
 
 def infer_architecture(
@@ -33,14 +33,14 @@ def infer_architecture(
 
     Args:
         weights: under the names of this project.
-        hints: arguments that are known otherwise; of these, what weights do not tell is taken.
+        hints: arguments from elsewhere, used if the weights do not tell them.
         source: the file, for messages.
 
     Returns:
         The arguments, and the names of those that neither weights nor hints tell (see :data:`ASSUMED`).
 
     Raises:
-        CheckpointError: a parameter that decides is missing, or what it decides is not supported; names the flag.
+        CheckpointError: a needed parameter is missing, or its architecture is not supported; names the flag.
     """
     try:
         return _infer(weights, hints)
@@ -54,7 +54,7 @@ def _infer(weights: dict[str, Tensor], hints: dict[str, Any]) -> tuple[dict[str,
     encoder, decoder = "transformer.encoder.layers", "transformer.decoder.layers"
     detr = detector_of(weights)
     if detr is None:
-        raise CheckpointError(f"its decoder is none of --detr {', '.join(DETECTORS)}")
+        raise CheckpointError(f"its decoder is not one of --detr {', '.join(DETECTORS)}")
     told = {
         "detr": detr,
         "backbone": _backbone_of(weights, hints),
@@ -77,13 +77,13 @@ def _infer(weights: dict[str, Tensor], hints: dict[str, Any]) -> tuple[dict[str,
 
 
 def detector_of(names: Collection[str]) -> str | None:
-    """``--detr`` of the detector whose parameters have these names; None: of none."""
+    """``--detr`` of the detector whose parameters have these names; None: not recognised."""
     fitting = [name for name, record in DETECTORS.items() if all(sign in names for sign in record.signs)]
     return max(fitting, key=lambda name: len(DETECTORS[name].signs), default=None)
 
 
 def resnet_of(names: dict[str, Tensor], prefix: str = "") -> str | None:
-    """The ResNet whose parameters have these names after ``prefix``; None if they are those of none."""
+    """The ResNet whose parameters have these names after ``prefix``; None: not a ResNet."""
     stages = [re.compile(rf"{re.escape(prefix)}layer{n}\.(\d+)\.") for n in range(1, 5)]
     blocks = [len({match[1] for name in names if (match := pattern.match(name))}) for pattern in stages]
     last = "conv3" if f"{prefix}layer1.0.conv3.weight" in names else "conv2"
@@ -91,7 +91,7 @@ def resnet_of(names: dict[str, Tensor], prefix: str = "") -> str | None:
 
 
 class _Sizes:
-    """First dimensions of parameters that must be there."""
+    """First dimensions of required parameters."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         self._weights = weights
@@ -112,7 +112,7 @@ def _backbone_of(weights: dict[str, Tensor], hints: dict[str, Any]) -> str:
     backbone = resnet_of(weights, _BODY)
     if backbone is None:
         raise CheckpointError(
-            f"its backbone is none of {', '.join(_RESNETS.values())}; if it is one of timm, say so by "
+            f"its backbone is not one of {', '.join(_RESNETS.values())}; for a backbone of timm pass "
             "--backbone timm:NAME"
         )
     return backbone

@@ -1,4 +1,4 @@
-"""Which categories the outputs of somebody else's class head stand for."""
+"""The categories of class heads in checkpoints of other projects."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from datasets.coco import COCO_CATEGORIES
 from util.errors import CheckpointError
 
 COCO_LABELS = 91
-"""Outputs for COCO in the public checkpoints, which number its 80 categories by their raw ids."""
+"""Outputs for COCO in the public checkpoints, where a label is the raw id of a category."""
 
 
 def coco_categories() -> list[dict[str, Any]]:
-    """COCO's categories, numbered by their raw ids."""
+    """COCO's categories, with raw ids as labels."""
     return [{"label": number, "id": number, "name": name} for number, name in sorted(COCO_CATEGORIES.items())]
 
 
 def saved_categories(found: Any) -> list[dict[str, Any]] | None:
-    """Categories as a file lists them, the id perhaps unknown (None); None if it is no such list."""
+    """The categories that a file lists, perhaps with unknown ids (None); None if it is not such a list."""
     kinds = {"label": int, "id": int | None, "name": str}
     is_list = isinstance(found, list) and all(
         isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
@@ -28,17 +28,17 @@ def saved_categories(found: Any) -> list[dict[str, Any]] | None:
 
 
 def named_categories(names: dict[int, str]) -> list[dict[str, Any]]:
-    """Categories of a Hugging Face configuration, ``{label: name}``: COCO's, or with names and without ids."""
+    """Categories of a Hugging Face configuration, ``{label: name}``; their ids are known only for COCO."""
     if all(names.get(number) == name for number, name in COCO_CATEGORIES.items()) and max(names) < COCO_LABELS:
         return coco_categories()
     return [{"label": label, "id": None, "name": name} for label, name in sorted(names.items())]
 
 
 def with_ids_of(categories: list[dict[str, Any]], data: list[dict[str, Any]], source: object) -> list[dict[str, Any]]:
-    """Categories that a model knows by name alone, with the ids that a data set gives to these names.
+    """The categories of a data set, with the labels that the model has for these names.
 
     Raises:
-        CheckpointError: the data set has a category that the model does not know.
+        CheckpointError: the model does not know a category of the data set.
     """
     label_of_name = {category["name"]: category["label"] for category in categories}
     for category in data:
@@ -51,7 +51,7 @@ def with_ids_of(categories: list[dict[str, Any]], data: list[dict[str, Any]], so
 
 
 def same_categories(known: list[dict[str, Any]] | None, data: list[dict[str, Any]]) -> bool:
-    """Whether a class head for ``known`` is one for ``data``: same labels, names and, where they are known, ids."""
+    """Whether a class head for ``known`` fits ``data``: same labels, names and, if they are known, ids."""
     if known is None or len(known) != len(data):
         return False
     return all(

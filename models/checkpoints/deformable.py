@@ -1,4 +1,4 @@
-"""Checkpoints of Deformable DETR: what its weights tell, the heads of its layers, and its form in transformers."""
+"""Checkpoints of Deformable DETR: its flags from its weights, the heads of its layers, its form in transformers."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def infer(weights: dict[str, Tensor], size: Callable[[str], int], known: dict[st
 
     Args:
         weights: under the names of this project.
-        size: name of a parameter that must be there -> its first dimension.
+        size: name of a required parameter -> its first dimension.
         known: ``nheads``.
 
     Raises:
-        CheckpointError: a parameter that decides is missing, or what it decides is not supported.
+        CheckpointError: a needed parameter is missing, or its architecture is not supported.
     """
     levels = size("transformer.level_embed")
     if levels not in (1, 4):
-        raise CheckpointError(f"sees {levels} levels; --num_feature_levels knows 1 and 4")
+        raise CheckpointError(f"has {levels} feature levels; --num_feature_levels can be 1 or 4")
     samples = levels * known["nheads"]
     two_stage = "transformer.enc_output.weight" in weights
     told = {
@@ -58,17 +58,17 @@ def infer(weights: dict[str, Tensor], size: Callable[[str], int], known: dict[st
 def _points(outputs: int, samples: int) -> int:
     if samples < 1 or outputs % samples:
         raise CheckpointError(
-            f"{outputs} attention weights per query are no multiple of levels times heads ({samples}); "
+            f"{outputs} attention weights per query are not a multiple of levels times heads ({samples}); "
             "see --nheads and --num_feature_levels"
         )
     return outputs // samples
 
 
 def tidy(renaming: Renaming, config: dict[str, Any] | None) -> None:
-    """Join the two halves of the queries where they come apart, and give each decoder layer its heads.
+    """Join the two halves of the queries if the file has them apart, and give each decoder layer its heads.
 
     Args:
-        config: the configuration of Hugging Face, which may say that boxes are refined.
+        config: the configuration of Hugging Face; it may say ``with_box_refine``.
     """
     parts = ["query_embed.weight", "transformer.tgt_embed.weight"]
     if all(part in renaming.weights for part in parts):
@@ -77,10 +77,10 @@ def tidy(renaming: Renaming, config: dict[str, Any] | None) -> None:
 
 
 def complete_heads(renaming: Renaming, *, refines: bool) -> None:
-    """Give each decoder layer its heads where the file names those that are shared once.
+    """Give each decoder layer its heads; a file may name shared heads only once.
 
-    The authors' pretraining has one head without a number. Hugging Face leaves out what equals the first layer's, and
-    of the two names that heads have where the decoder uses them one or the other.
+    The authors' pretraining has one head without a number. Hugging Face leaves out heads that equal the first layer's.
+    If the decoder uses the heads, they have two names, and Hugging Face leaves out one of them.
     """
     two_stage = "transformer.enc_output.weight" in renaming.weights
     used_by_decoder = {"bbox_embed.": refines or two_stage, "class_embed.": two_stage}

@@ -1,4 +1,4 @@
-"""Weights in whatever file or folder they come: by ``torch.save``, as safetensors, as a Hugging Face model folder."""
+"""Reads weights: files of ``torch.save``, safetensors, Hugging Face model folders."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from util.inputs import Unreadable
 from util.optional import require
 
 CONTAINERS = ("state_dict", "model")
-"""Keys under which files hold the weights beside other things."""
+"""Keys of the weights in files that also hold other things."""
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Of a Hugging Face folder; one with ``.index.json`` after its name lists the files of a model that is split."""
+"""Of a Hugging Face folder; NAME.index.json lists the files of a split model."""
 
 HEADER_LENGTH = 8
 """Bytes at the beginning of a safetensors file that hold the length of its JSON header."""
@@ -29,17 +29,17 @@ def read_content(path: Path) -> Any:
     """Read a file of weights; code in it never runs.
 
     Raises:
-        CheckpointError: missing, damaged, or holding more than tensors and plain values.
-        UserError: a safetensors file, and the package is not installed.
+        CheckpointError: missing, damaged, or with content other than tensors and plain values.
+        UserError: a safetensors file, but the package is not installed.
     """
     return _read_safetensors(path) if _is_safetensors(path) else load_file(path)
 
 
 def find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors by name in a file's content, and what lies beside and between them.
+    """The tensors by name in a file's content, and all other entries.
 
     Raises:
-        CheckpointError: the content has no names.
+        CheckpointError: the content is not a dictionary.
     """
     others: dict[str, Any] = {}
     for container in CONTAINERS:
@@ -56,10 +56,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a Hugging Face model folder.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: it is missing or damaged.
     """
     if not (folder / CONFIG).is_file():
-        advice = f": name its checkpoint, {folder / LATEST}" if (folder / LATEST).is_file() else ""
+        advice = f"; pass its checkpoint, {folder / LATEST}" if (folder / LATEST).is_file() else ""
         raise CheckpointError(f"{folder}: a folder without {CONFIG}, so not a Hugging Face model{advice}")
     return read_json(folder / CONFIG)
 
@@ -68,7 +68,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """The weights in a Hugging Face model folder.
 
     Raises:
-        CheckpointError: there are none, or a file is missing or damaged.
+        CheckpointError: a file is missing or damaged.
     """
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
@@ -82,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        CheckpointError: not one.
+        CheckpointError: not a JSON object.
     """
     try:
         value = inputs.read_json(path)
@@ -118,7 +118,7 @@ def _is_safetensors(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(HEADER_LENGTH + 1)[HEADER_LENGTH:] == b"{"
     except (OSError, Unreadable):
-        return False  # load_file says why
+        return False  # load_file raises the error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

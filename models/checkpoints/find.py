@@ -1,4 +1,4 @@
-"""Finding the checkpoint that a run starts from."""
+"""Finds the checkpoint that a run starts from."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def find_origin(args: argparse.Namespace, stage: str) -> Origin | None:
 
     Args:
         args: ``resume``, ``output_dir``, the architecture's flags and, for finetuning, ``pretrain`` and ``eval``.
-        stage: ``"pretrain"`` or ``"finetune"``; only such a checkpoint can be resumed.
+        stage: ``"pretrain"`` or ``"finetune"``; a run can only resume a checkpoint of its own stage.
 
     Raises:
-        CheckpointError: no such file, or it will not do.
+        CheckpointError: no such file, or the run cannot start from it.
     """
     typed = {name: getattr(args, name) for name in architecture_names(DETECTORS)}
     found = find_resumed(args, typed)
@@ -39,12 +39,12 @@ def find_origin(args: argparse.Namespace, stage: str) -> Origin | None:
 
 
 def find_resumed(args: argparse.Namespace, typed: dict[str, Any]) -> tuple[Path, dict[str, Any], Foreign | None] | None:
-    """File and content (see :func:`read_checkpoint`) of the checkpoint that ``--resume`` means; None if there is none.
+    """Path and content (see :func:`read_checkpoint`) of the checkpoint of ``--resume``; None: the run starts anew.
 
-    A process that the launcher started anew goes on as if by ``--resume auto`` if the run has saved anything.
+    A process that the launcher has restarted resumes as with ``--resume auto``, if the run has saved a checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read; or there are some, and none is whole.
+        CheckpointError: it cannot be read, or ``auto`` finds only damaged checkpoints.
     """
     folder = Path(args.output_dir)
     if args.resume == "auto" or (distributed.was_restarted() and candidates(folder)):
@@ -53,10 +53,10 @@ def find_resumed(args: argparse.Namespace, typed: dict[str, Any]) -> tuple[Path,
 
 
 def newest_whole(folder: Path, typed: dict[str, Any]) -> tuple[Path, dict[str, Any], Foreign | None] | None:
-    """The newest checkpoint of a run that can be read, and what it holds; None if there is none at all.
+    """Path and content of the newest readable checkpoint of a run; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: there are some, and none can be read.
+        CheckpointError: all checkpoints are damaged.
     """
     damaged = []
     for path in candidates(folder):
@@ -66,44 +66,44 @@ def newest_whole(folder: Path, typed: dict[str, Any]) -> tuple[Path, dict[str, A
             damaged.append(str(error))
             continue
         if damaged or path.name != LATEST:
-            reason = damaged[0] if damaged else f"{folder / LATEST} is gone"
-            say(f"warning: {reason}; going on from {path}, the newest checkpoint that is whole")
+            reason = damaged[0] if damaged else f"{folder / LATEST} is missing"
+            say(f"warning: {reason}; resuming from {path}, the newest undamaged checkpoint")
         return found
     if damaged:
-        raise CheckpointError(f"--resume auto: no checkpoint in {folder} is whole: {damaged[0]}")
+        raise CheckpointError(f"--resume auto: all checkpoints in {folder} are damaged: {damaged[0]}")
     return None
 
 
 def check_resumable(
     content: dict[str, Any], foreign: Foreign | None, path: Path, stage: str, *, evaluates: bool
 ) -> None:
-    """Whether ``--resume`` can take this checkpoint.
+    """Check that ``--resume`` can use this checkpoint.
 
     Args:
         content, foreign: from :func:`read_checkpoint`.
         path: its file.
-        stage: the only one that will do.
-        evaluates: the checkpoint is not to go on, only to be evaluated.
+        stage: the stage of the run.
+        evaluates: the run only evaluates the checkpoint.
 
     Raises:
-        CheckpointError: it is of another stage, or of another project; the message says what it is for.
+        CheckpointError: it is of another stage or project; the message says what it can be used for.
     """
     if content["stage"] == "backbone":
-        raise CheckpointError(f"--resume {path}: a backbone alone, no detector: --backbone_weights takes it")
+        raise CheckpointError(f"--resume {path}: only a backbone, not a detector; pass it as --backbone_weights")
     if foreign and not evaluates:
         raise CheckpointError(
-            f"--resume {path}: not a checkpoint of this project that could go on ({foreign.kind}); start from it by "
+            f"--resume {path}: a checkpoint of another project ({foreign.kind}) cannot be resumed; start from it with "
             "main_finetune.py --pretrain FILE"
         )
     if content["stage"] != stage:
         advice = (
-            "start from it by main_finetune.py --pretrain FILE"
+            "start from it with main_finetune.py --pretrain FILE"
             if stage == "finetune"
-            else "it continues by main_finetune.py --resume FILE"
+            else "resume it with main_finetune.py --resume FILE"
         )
         raise CheckpointError(f"--resume {path}: a {content['stage']} checkpoint, not a {stage} one; {advice}")
     if stage == "finetune" and content["categories"] is None:
         raise CheckpointError(
-            f"--resume {path}: does not say which categories its class head is for, nor is it COCO's; "
-            "finetune it by --pretrain FILE"
+            f"--resume {path}: its categories are unknown, and its class head is not COCO's; finetune it with "
+            "--pretrain FILE"
         )

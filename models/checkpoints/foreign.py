@@ -1,7 +1,7 @@
-"""Checkpoints of other projects, recognised by the names in them and brought into this project's form.
+"""Checkpoints of other projects: recognised by their names and converted to this project's form.
 
 Known are the public DETR family (the detectors of ``models/__init__.py``, UP-DETR, DETReg), the authors' Siamese DETR
-in its training layout and converted, the same detectors of Hugging Face, and ResNets alone (torchvision, SwAV, MoCo).
+(as trained, and converted), the same detectors of Hugging Face, and single ResNets (torchvision, SwAV, MoCo).
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ from util.records import num_outputs
 from util.resources import LARGEST_SAVED_SIDE
 
 OWN_KEYS = {"model", "args", "stage"}
-"""What only checkpoints of this project hold side by side."""
+"""Only checkpoints of this project have all of these keys."""
 
 EVAL_SIZES = ("eval_size", "eval_max_size")
-"""Arguments that say at which size images are detected in."""
+"""Arguments that give the size of images at evaluation."""
 
 _OF_DETECTOR = ("backbone.0.body.", "backbone.1.", "transformer.", "input_proj.", "query_embed.")
 _HEADS = ("class_embed.", "bbox_embed.")
 _BARE_BODIES = ("", "encoder_q.", "backbone.")
-"""What stands before the names of a ResNet that comes without a detector; MoCo's is ``encoder_q``."""
+"""Prefixes of the names of a ResNet without a detector; ``encoder_q.`` is MoCo's."""
 
 
 def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], Foreign | None]:
-    """Read a checkpoint of this project, or bring another into its form.
+    """Read a checkpoint of this project, or convert one of another project to its form.
 
     Args:
         path: a file, or a Hugging Face model folder.
-        typed: architecture flags of the command line, for what the file does not tell; None: left out.
+        typed: architecture flags of the command line, used if the file does not tell them; None: not given.
 
     Returns:
-        ``model`` (weights under this project's names), ``args`` (the architecture and, where they are told,
-        :data:`EVAL_SIZES`), ``stage`` ("pretrain", "finetune", or "backbone" where there is no more) and ``categories``
-        (None: not known); and None if it is this project's, whose content is returned as it is, less flags of other
-        detectors.
+        ``model`` (weights under this project's names), ``args`` (the architecture and, if known, :data:`EVAL_SIZES`),
+        ``stage`` ("pretrain", "finetune", or "backbone" if there is only a backbone) and ``categories`` (None:
+        unknown). With it :class:`Foreign`, or None for a checkpoint of this project; its content is returned unchanged,
+        without flags of other detectors.
 
     Raises:
         CheckpointError: unreadable or not recognised.
-        UserError: a package is missing that reads it.
+        UserError: a package that reads it is not installed.
     """
     if path.is_dir():
         config = read_config(path)
@@ -100,15 +100,15 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> str:
-    """Rename what came under the names of a known project, in place; returns which it is.
+    """Recognise the project by its names and rename the tensors in place; returns the project.
 
     Args:
-        renaming: the tensors of the file, without what a wrapper puts before their names.
+        renaming: the tensors of the file, without the prefix of a wrapper.
         path: the file, for messages.
         config: the configuration of Hugging Face, if there is one.
 
     Raises:
-        CheckpointError: none of them.
+        CheckpointError: not recognised.
     """
     names = renaming.weights.keys()
     if is_hugging_face(names):
@@ -133,14 +133,14 @@ def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> 
     if any(name.startswith("detr.model.") for name in names):
         raise CheckpointError(f"{path}: a segmentation model of Hugging Face; only its detectors are supported")
     raise CheckpointError(
-        f"{path}: not recognised: its {len(names)} tensors ({next(iter(names), 'it is empty')}, ...) are named as in "
-        "none of the DETR family, Siamese DETR, Hugging Face's DETR models and ResNets; weights of another backbone "
-        "go to --backbone_weights"
+        f"{path}: not recognised: its {len(names)} tensors ({next(iter(names), 'it is empty')}, ...) are not named as "
+        "in the DETR family, Siamese DETR, Hugging Face's DETR models or ResNets; pass weights of another backbone as "
+        "--backbone_weights"
     )
 
 
 def _tidy(renaming: Renaming, config: dict[str, Any] | None, path: Path) -> None:
-    """Bring what has this project's names into the form that the detector has."""
+    """Convert tensors with this project's names to the form of the detector."""
     detr = detector_of(renaming.weights)
     if detr is not None:
         try:
@@ -154,26 +154,26 @@ def _belongs_to_detector(name: str) -> bool:
 
 
 def _config_beside(path: Path) -> dict[str, Any] | None:
-    """The configuration in the folder of a Hugging Face weights file, if it is there."""
+    """The configuration in the folder of a Hugging Face weights file, if there is one."""
     config = read_json(path.parent / CONFIG) if (path.parent / CONFIG).is_file() else {}
     return config if is_supported(config) else None
 
 
 def _hints(args: Any, config: dict[str, Any] | None, path: Path) -> dict[str, Any]:
-    """Architecture flags that a configuration, or the arguments saved in a file, tell; others are ignored."""
+    """The architecture flags in a configuration, or in the arguments that a file holds."""
     if config is not None:
         return hints_of_config(config, path)
     saved = _saved(args)
     own = {name: value for record in DETECTORS.values() for name, value in defaults_of(record.flags).items()}
     kinds = {name: type(value) for name, value in (ASSUMED | own).items()} | {"feature_stride": int}
     hints = {name: saved[name] for name, kind in kinds.items() if type(saved.get(name)) is kind}
-    if str(saved.get("backbone")).startswith("timm:"):  # weights tell the others, and projects differ in their names
+    if str(saved.get("backbone")).startswith("timm:"):  # the weights tell the others; projects name them differently
         hints["backbone"] = saved["backbone"]
     return hints
 
 
 def _eval_sizes(args: Any, folder: Path | None) -> dict[str, int]:
-    """:data:`EVAL_SIZES` of the arguments saved in a file, or of a Hugging Face ``folder``; empty if it tells none."""
+    """:data:`EVAL_SIZES` of the arguments that a file holds, or of a Hugging Face ``folder``; empty if unknown."""
     if folder is None:
         sizes = [_saved(args).get(name) for name in EVAL_SIZES]
     else:
@@ -182,21 +182,21 @@ def _eval_sizes(args: Any, folder: Path | None) -> dict[str, int]:
         return {}
     if max(sizes) > LARGEST_SAVED_SIDE:
         raise CheckpointError(
-            f"{folder / PREPROCESSOR if folder else 'its saved arguments'}: asks for images of {max(sizes)} pixels a "
-            f"side, at most {LARGEST_SAVED_SIDE} are taken from a file; correct it"
+            f"{folder / PREPROCESSOR if folder else 'its saved arguments'}: asks for images with a side of "
+            f"{max(sizes)} pixels, but a file may ask for at most {LARGEST_SAVED_SIDE}; correct it"
         )
     return dict(zip(EVAL_SIZES, sizes, strict=True))
 
 
 def _saved(args: Any) -> dict[str, Any]:
-    """Arguments as a file holds them; none if it is something else."""
+    """The arguments that a file holds, as a dictionary; empty if it holds something else."""
     return vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
 
 
 def _categories(
     model: dict[str, Tensor], args: dict[str, Any], others: dict[str, Any], config: dict[str, Any] | None
 ) -> list[dict[str, Any]] | None:
-    """What the class head's outputs stand for; None if the file does not say and they are not as many as COCO's."""
+    """The categories of the class head; None if the file does not say and their number is not that of COCO."""
     if config is not None and (names := label_names(config)):
         return named_categories(names)
     if saved := saved_categories(others.get("categories")):

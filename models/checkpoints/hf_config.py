@@ -1,4 +1,4 @@
-"""Configurations of Hugging Face's detectors, and the flags of this project."""
+"""Converts between configurations of Hugging Face's detectors and the flags of this project."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _UNLABELLED = "N/A"
 
 
 def is_supported(config: dict[str, Any]) -> bool:
-    """Whether a configuration is that of a detector that this project has."""
-    return config.get("model_type") in list(_by_model_type())  # whatever the file has there
+    """Whether this project has the detector of a configuration."""
+    return config.get("model_type") in list(_by_model_type())  # a list, because the value may not be hashable
 
 
 def check_model_type(config: dict[str, Any], path: Path) -> None:
-    """Raises CheckpointError if the configuration is of another kind of model; ``path`` is named."""
+    """Raises CheckpointError, which names ``path``, if the configuration is of another kind of model."""
     if not is_supported(config):
         raise CheckpointError(
             f"{path}: a Hugging Face model of type {config.get('model_type')!r}; supported are "
@@ -36,14 +36,14 @@ def check_model_type(config: dict[str, Any], path: Path) -> None:
 
 
 def hints_of_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The flags that a configuration tells and weights do not: nheads, dilation and the detector's own.
+    """The flags of a configuration that weights do not tell: nheads, dilation and the detector's own.
 
     Args:
         config: of a supported model type.
         path: its folder or file, for messages.
 
     Raises:
-        CheckpointError: the configuration asks for what this project has not.
+        CheckpointError: this project does not support the configuration.
     """
     theirs = _by_model_type()[config["model_type"]]
     heads, decoder_heads = (config.get(f"{part}_attention_heads", 8) for part in ("encoder", "decoder"))
@@ -52,13 +52,14 @@ def hints_of_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     is_resnet = name in (*RESNETS, "resnet") and not body.get("downsample_in_bottleneck")
     is_timm = body.get("model_type") == "timm_backbone"
     required = {
-        "as many heads in decoder and encoder (see --nheads)": type(heads) is int and heads == decoder_heads > 0,
+        "equal numbers of heads in encoder and decoder (see --nheads)": type(heads) is int
+        and heads == decoder_heads > 0,
         "a ResNet or a backbone of timm (see --backbone)": is_resnet or is_timm,
         **{f"{key} {value}": config.get(key, value) == value for key, value in theirs.requires.items()},
     }
     for what, holds in required.items():
         if not holds:
-            raise CheckpointError(f"{path}: its configuration is not supported: it must have {what}")
+            raise CheckpointError(f"{path}: its configuration is not supported; it must have {what}")
     strides = [section.get("output_stride") for section in (body, _section(config, "backbone_kwargs"))]
     hints = {"nheads": heads, "dilation": bool(config.get("dilation")) or 16 in strides, **theirs.hints(config)}
     if is_timm and not is_resnet:
@@ -67,7 +68,7 @@ def hints_of_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def label_names(config: dict[str, Any]) -> dict[int, str]:
-    """Names of the labels, by label; empty if the configuration has none that can be read."""
+    """Names of the labels, by label; empty if the configuration has no valid names."""
     names = _section(config, "id2label")
     if not all(str(label).isdecimal() and isinstance(name, str) for label, name in names.items()):
         return {}
@@ -79,11 +80,11 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
 
     Args:
         args: the architecture.
-        categories: what labels mean; None: not known.
+        categories: of the labels; None: unknown.
         num_labels: outputs of the class head, "no object" not counted.
 
     Raises:
-        UserError: transformers does not have the detector, or its backbone is one of timm, which is not installed.
+        UserError: transformers does not have the detector, or its backbone needs timm, which is not installed.
     """
     theirs = of_detector(args["detr"])
     name_of_label = {category["label"]: category["name"] for category in categories or []}
@@ -112,7 +113,7 @@ def make_config(args: dict[str, Any], categories: list[dict[str, Any]] | None, n
 
 
 def make_preprocessor_config(args: dict[str, Any], eval_size: tuple[int, int]) -> dict[str, Any]:
-    """How images are prepared at evaluation: resized to this short side, and at most this long one, in pixels."""
+    """How images are prepared at evaluation; ``eval_size`` is (short side, limit of the long side) in pixels."""
     theirs = of_detector(args["detr"])
     mean, std = backbone_normalization(args["backbone"])
     return {
@@ -128,7 +129,7 @@ def make_preprocessor_config(args: dict[str, Any], eval_size: tuple[int, int]) -
 
 
 def eval_sizes(preprocessor: dict[str, Any]) -> tuple[Any, Any]:
-    """Short side and longest other side, in pixels, of such a configuration; whatever it holds, old ones included."""
+    """Short side and limit of the long side of such a configuration, old forms included; the values may be anything."""
     size = preprocessor.get("size")
     if isinstance(size, dict):
         return size.get("shortest_edge"), size.get("longest_edge")
@@ -153,12 +154,12 @@ def _by_model_type() -> dict[str, HuggingFace]:
 
 
 def is_of_timm(args: dict[str, Any]) -> bool:
-    """Whether transformers must take the backbone from timm: its own are plain ResNets alone."""
+    """Whether transformers needs timm for the backbone; its own backbones are only plain ResNets."""
     return args["dilation"] or args["backbone"].startswith(TIMM)
 
 
 def _backbone_config(args: dict[str, Any], *, sees_levels: bool) -> dict[str, Any]:
-    """transformers' own ResNet, else the model of timm."""
+    """transformers' own ResNet, or a model of timm."""
     if not is_of_timm(args):
         stages = ["stage2", "stage3", "stage4"] if sees_levels else ["stage4"]
         return {"model_type": "resnet", "embedding_size": 64, "out_features": stages, **_RESNETS[args["backbone"]]}
@@ -167,12 +168,12 @@ def _backbone_config(args: dict[str, Any], *, sees_levels: bool) -> dict[str, An
     if args["dilation"]:
         return {**config, "output_stride": 16, "out_indices": [2, 3, 4] if sees_levels else [4]}
     strides = list(MULTI_SCALE_STRIDES) if sees_levels else [args["feature_stride"] or 32]
-    # Frozen by timm itself: DETR's way would drop the activation that is part of many of its norms.
+    # timm freezes the norms: the way of transformers would drop the activation in many of timm's norms.
     return {**config, "out_indices": maps_of_strides(name, strides), "freeze_batch_norm_2d": True}
 
 
 def _stride_of_last_map(body: dict[str, Any]) -> int | None:
-    """The stride of the one map that a backbone of timm returns; None: it returns several."""
+    """The stride of the map that a backbone of timm returns; None: it returns several."""
     indices = body.get("out_indices") or [-1]
     return strides_of_maps(body["backbone"])[indices[-1]] if len(indices) == 1 else None
 

@@ -1,7 +1,6 @@
-"""Parameter names of Hugging Face's detectors, and those of the public code.
+"""Converts between parameter names of Hugging Face's detectors and of the public code.
 
-The names are those of the files that transformers writes, version 4 or 5; what version 5 calls them in memory is
-taken, too.
+Known are the names in files that transformers writes, versions 4 and 5, and the names in memory of version 5.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _RESNET = [
 ]
 _OUR_BODY = "backbone.0.body."
 
-# In memory -> in files, and the place of learned positions in version 4 -> that in version 5.
+# Names in memory -> in files; learned positions in version 4 -> in version 5.
 _OF_FILES = compile_rules(
     [
         ("model.backbone.position_embedding.", "model.position_embedding."),
@@ -50,12 +49,12 @@ _FUSED = re.compile(r"(.+\.(?:self|encoder)_attn\.)in_proj_(weight|bias)")
 
 
 def is_hugging_face(names: set[str]) -> bool:
-    """Whether these are names of a DETR of transformers."""
+    """Whether a DETR of transformers has these names."""
     return any(name.startswith(("model.decoder.layers.", "model.query_position_embeddings.")) for name in names)
 
 
 def to_public(renaming: Renaming) -> None:
-    """Rename from Hugging Face's names, in place; a name that is not known stays."""
+    """Rename from Hugging Face's names, in place; unknown names stay."""
     renaming.rename(lambda name: apply_rules(_OF_FILES, name))
     theirs = _family(renaming.weights)
     renaming.rename(theirs.name_in_file)
@@ -69,28 +68,28 @@ def to_public(renaming: Renaming) -> None:
 
 
 def from_public(weights: dict[str, Tensor], theirs: HuggingFace, *, timm_backbone: bool) -> dict[str, Tensor]:
-    """A detector's state dict under the names of the files of transformers; tensors share no memory.
+    """A detector's state dict under the names in transformers' files; tensors share no memory.
 
     Args:
         theirs: the detector in transformers.
-        timm_backbone: the ResNet is to be timm's, not transformers' own.
+        timm_backbone: use timm's ResNet, not transformers' own.
     """
     backbone = [(theirs.timm_body, _OUR_BODY)] if timm_backbone else _RESNET
     rules = compile_rules([*backbone, *theirs.names], back=True)
     state: dict[str, Tensor] = {}
     for name, value in weights.items():
-        theirs = apply_rules(rules, name)
-        if match := _FUSED.fullmatch(theirs):
+        new_name = apply_rules(rules, name)
+        if match := _FUSED.fullmatch(new_name):
             state |= {
                 f"{match[1]}{part}_proj.{match[2]}": x.clone() for part, x in zip("qkv", value.chunk(3), strict=True)
             }
         else:
-            state[theirs] = value.clone()
+            state[new_name] = value.clone()
     return state
 
 
 def _family(names: Iterable[str]) -> HuggingFace:
-    """The detector all of whose signs are found in the names; of several, the one with the most signs."""
+    """The detector that has all its signs among the names; of several, the one with the most signs."""
     known = [record.hugging_face for record in DETECTORS.values() if record.hugging_face]
     fitting = [one for one in known if all(any(sign in name for name in names) for sign in one.signs)]
     return max(fitting, key=lambda one: len(one.signs))

@@ -1,4 +1,4 @@
-"""Names of transformers that several detectors share: (theirs, ours), as :func:`compile_rules` takes them."""
+"""Names in transformers that several detectors share: (theirs, ours), for :func:`compile_rules`."""
 
 SHARED = [
     ("model.encoder.layers.*.self_attn_layer_norm.", "transformer.encoder.layers.*.norm1."),
@@ -25,4 +25,4 @@ SINGLE_SCALE = [
     ("class_labels_classifier.", "class_embed."),
     ("bbox_predictor.", "bbox_embed."),
 ]
-"""Of DETRs that see one feature map."""
+"""Of DETRs with one feature map."""

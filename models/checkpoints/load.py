@@ -1,4 +1,4 @@
-"""From a state dict into a detector: every name and shape is checked, and what became of each is told."""
+"""Loads a state dict into a detector: checks every name and shape, and reports what became of each."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _DECIDING_FLAGS = (
     (r"bbox_embed", "--hidden_dim, --dec_layers or --detr"),
     (r"class_embed", "--hidden_dim, --dec_layers or --detr"),
 )
-"""Flags that decide a parameter's shape, by the beginning of its name; those of the detectors' records go first."""
+"""Flags that decide a parameter's shape, by the beginning of its name; the detectors' records come first."""
 
 CLASS_HEADS = ("class_embed.", "transformer.decoder.class_embed.")
-"""How the names of class heads begin; those of a two-stage detector are known to its decoder, too."""
+"""Beginnings of the names of class heads; the decoder of a two-stage detector has them, too."""
 
 QUERIES = "query_embed.weight"
 
 
 def deciding_flag(name: str) -> str:
-    """The flags on which the presence and shape of the parameter ``name`` depend."""
+    """The flags that decide whether the parameter ``name`` exists, and its shape."""
     own = (pair for record in DETECTORS.values() for pair in record.deciding_flags)
     return next((flags for beginning, flags in (*own, *_DECIDING_FLAGS) if re.match(beginning, name)), "--detr")
 
@@ -55,17 +55,17 @@ def load_detector(
         detector: receives the weights.
         weights: ``{name: tensor}`` under the detector's own names.
         source: the file, for messages.
-        keep_class_head: False leaves :data:`CLASS_HEADS` as they are newly made (other categories).
-        new_parts: modules that are left as they are newly made, too: "bbox_embed", "transformer.encoder".
-        resize_queries: where the detector has fewer queries, it gets the first of those in ``weights``; where it has
-            more, its additional ones stay as they are newly made.
+        keep_class_head: False does not load :data:`CLASS_HEADS` (other categories); they keep their initial values.
+        new_parts: further modules that are not loaded, such as "bbox_embed" or "transformer.encoder".
+        resize_queries: a detector with fewer queries gets the first of those in ``weights``; with more queries, the
+            additional ones keep their initial values.
 
     Returns:
-        What was loaded. Where the file has several tensors for one parameter that has several names (the layers'
-        heads, say), the last is taken, and others that differ from it are left over.
+        What was loaded. If one parameter has several names (such as shared heads) with different tensors in the file,
+        the last is loaded, and the others are left over.
 
     Raises:
-        CheckpointError: a parameter is missing, unknown or of another shape; names the flags that decide it.
+        CheckpointError: a parameter is missing, unknown or has another shape; names the flags that decide it.
         UserError: the detector has none of ``new_parts``.
     """
     own = detector.state_dict(keep_vars=True)
@@ -95,7 +95,7 @@ def load_origin(
     """Load the checkpoint that a run starts from; see :func:`load_detector`.
 
     Returns:
-        What was loaded, in the names of the file as far as it is left over there.
+        What was loaded; left-over tensors have their names in the file.
     """
     report = load_detector(
         detector,
@@ -111,14 +111,14 @@ def load_origin(
     report.notes.append(f"recognised as {origin.foreign.kind}")
     if origin.foreign.assumed:
         flags = ", ".join(f"--{name} {origin.content['args'][name]}" for name in origin.foreign.assumed)
-        report.notes.append(f"not told by the file, so as in the paper: {flags}")
+        report.notes.append(f"the file does not say, so as in the paper: {flags}")
     return report
 
 
 def check_weights(
     expected: dict[str, Tensor], weights: dict[str, Tensor], source: str | Path, skipped: Collection[str] = ()
 ) -> None:
-    """Compare names, shapes and kinds; class heads that are not expected, and names in ``skipped``, do not matter.
+    """Compare names, shapes and types; ignores unexpected class heads and names in ``skipped``.
 
     Raises:
         CheckpointError: they differ; names the flags that decide it.
@@ -135,40 +135,42 @@ def check_weights(
             raise CheckpointError(f"{source}: {name} holds {weights[name].dtype} values, not floating-point numbers")
     for name in weights:
         if not (name in expected or name in skipped or name.startswith(CLASS_HEADS)):
-            raise CheckpointError(f"{source}: holds {name}, which this detector has not; see {deciding_flag(name)}")
+            raise CheckpointError(
+                f"{source}: holds {name}, which this detector does not have; see {deciding_flag(name)}"
+            )
 
 
 def _names_within(own: dict[str, Tensor], parts: Sequence[str]) -> list[str]:
-    """Names of the parameters and buffers within these modules, and all others that the same ones have."""
+    """All names of the parameters and buffers within these modules."""
     chosen = set()
     for part in parts:
         within = {id(value) for name, value in own.items() if f"{name}.".startswith(f"{part}.")}
         if not within:
             known = ", ".join(sorted({name.split(".")[0] for name in own}))
-            raise UserError(f"--new_parts {part}: no part of this detector; it has {known} and what is in them")
+            raise UserError(f"--new_parts {part}: not a part of this detector; it has {known} and their parts")
         chosen |= within
     return [name for name, value in own.items() if id(value) in chosen]
 
 
 def num_class_logits(weights: dict[str, Tensor]) -> int | None:
-    """Outputs of the class head in a detector's state dict, whether layers share one or each has its own."""
+    """Outputs of the class head in a detector's state dict; None: it has no class head."""
     bias = weights.get("class_embed.bias", weights.get("class_embed.0.bias"))
     return None if bias is None or not bias.ndim else len(bias)
 
 
 def _resized_queries(weights: dict[str, Tensor], own: Tensor) -> tuple[dict[str, Tensor], str | None]:
-    """``weights`` with as many queries as ``own`` has, and what was done."""
+    """``weights`` with the number of queries of ``own``, and a note of what was done."""
     found = weights[QUERIES]
     if found.shape[1:] != own.shape[1:] or len(found) == len(own):
         return weights, None
     kept = min(len(found), len(own))
     queries = torch.cat([found[:kept].to(own), own[kept:]])
-    done = "the others are left out" if kept < len(found) else f"{len(own) - kept} are newly made"
+    done = "the others are dropped" if kept < len(found) else f"{len(own) - kept} are new"
     return {**weights, QUERIES: queries}, f"queries: the first {kept} of the file's {len(found)} are kept, {done}"
 
 
 def _superseded(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
-    """Names whose parameter has later names, too, under which ``weights`` hold other values."""
+    """Names whose parameter also has a later name, with another value in ``weights``."""
     names = defaultdict(list)
     for name, parameter in own.items():
         names[id(parameter)].append(name)

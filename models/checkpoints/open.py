@@ -1,4 +1,4 @@
-"""A detector as a checkpoint holds it, built from what the checkpoint tells alone."""
+"""Builds the detector of a checkpoint from nothing but the checkpoint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from util.errors import CheckpointError
 from util.recipes import adopt, architecture_defaults
 
 UNTOLD = ("nheads", "dilation", "backbone", "num_queries")
-"""Flags of the architecture that a checkpoint of another project may leave open."""
+"""Flags of the architecture that a checkpoint of another project may not tell."""
 
 DEFAULT_SIZES = (800, 1333)
-"""Short and longest side of DETR's evaluation, where a checkpoint does not tell them."""
+"""Short side and limit of the long side in DETR's evaluation, if a checkpoint does not tell them."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Restored:
     Attributes:
         path: the checkpoint.
         detector: weights loaded, on the CPU, frozen.
-        args: of the run that made it, for a foreign one those of its architecture.
-        categories: of its class head; None: not known, or pretrained.
-        method: the pretext task that it was pretrained by; None: it was trained on labels.
-        pretext: the heads of the pretext task; None: the checkpoint has none of this project.
+        args: of the run that wrote it; for another project's checkpoint those of its architecture.
+        categories: of its class head; None: unknown, or pretrained.
+        method: the pretext task that pretrained it; None: it was trained on labels.
+        pretext: the heads of the pretext task; None: there are no such heads of this project.
     """
 
     path: Path
@@ -47,12 +47,12 @@ class Restored:
 
     @property
     def finds_regions(self) -> bool:
-        """Whether it was pretrained to detect regions of any kind by itself."""
+        """Whether it was pretrained to detect class-agnostic regions by itself."""
         return self.method is not None and PRETEXTS[self.method].detects_alone
 
     @property
     def eval_sizes(self) -> tuple[int, int]:
-        """Short and longest side in pixels at which it is evaluated."""
+        """Short side and limit of the long side in pixels at evaluation."""
         saved = vars(self.args)
         if all(saved.get(name) for name in EVAL_SIZES):
             return tuple(saved[name] for name in EVAL_SIZES)
@@ -66,10 +66,10 @@ def restore(checkpoint: str | Path, untold: dict[str, Any]) -> Restored:
 
     Args:
         checkpoint: a file, a run's output folder or a Hugging Face model folder.
-        untold: some of :data:`UNTOLD`, for what it does not tell; None: left out.
+        untold: some of :data:`UNTOLD`, used if the checkpoint does not tell them; None: not given.
 
     Raises:
-        CheckpointError: unreadable, not recognised, a backbone alone, or contradicting ``untold``.
+        CheckpointError: unreadable, not recognised, only a backbone, or contradicts ``untold``.
     """
     path = Path(checkpoint)
     if path.is_dir() and not (path / CONFIG).is_file() and (path / LATEST).is_file():
@@ -77,10 +77,10 @@ def restore(checkpoint: str | Path, untold: dict[str, Any]) -> Restored:
     typed = {name: untold.get(name) for name in UNTOLD}
     content, foreign = read_checkpoint(path, typed)
     if content["stage"] == "backbone":
-        raise CheckpointError(f"{path}: a backbone alone, no detector: main_finetune.py --pretrain starts from it")
+        raise CheckpointError(f"{path}: only a backbone, not a detector; train one with main_finetune.py --pretrain")
     adopt(argparse.Namespace(**typed), UNTOLD, content["args"], path)
     if num_class_logits(content["model"]) is None:
-        raise CheckpointError(f"{path}: holds no detector with a class head")
+        raise CheckpointError(f"{path}: holds no class head, so it cannot detect; finetune it with main_finetune.py")
     record = DETECTORS[content["args"]["detr"]]
     args = argparse.Namespace(**{**architecture_defaults(record), "dropout": 0.0, "max_size": 0, **content["args"]})
     method = _method_of(content, foreign)

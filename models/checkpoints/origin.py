@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass
 class Foreign:
-    """What is to know of another project's checkpoint beside its weights.
+    """What a checkpoint of another project holds besides weights.
 
     Attributes:
-        kind: what it was recognised as.
-        sources: for each name of a weight those of the file that it was made of.
-        left_over: names in the file that belong to no detector.
-        assumed: architecture flags that the file does not tell; their values are the papers'.
+        kind: the project.
+        sources: name of a weight -> names in the file that it was made from.
+        left_over: names in the file that do not belong to the detector.
+        assumed: architecture flags that the file does not tell; they have the papers' values.
     """
 
     kind: str
@@ -24,7 +24,7 @@ class Foreign:
     assumed: list[str] = field(default_factory=list)
 
     def in_file(self, names: list[str]) -> list[str]:
-        """The file's names for these names of weights."""
+        """The names in the file for these names of weights."""
         return list(dict.fromkeys(source for name in names for source in self.sources.get(name, (name,))))
 
 
@@ -35,8 +35,8 @@ class Origin:
     Attributes:
         path: its file.
         content: what the file holds.
-        resumes: the run goes on where this one stopped; otherwise it only takes over the detector.
-        foreign: what is to know of it where it is of another project.
+        resumes: the run continues the one that wrote it; otherwise it only takes the detector.
+        foreign: of a checkpoint of another project; None: it is this project's.
     """
 
     path: Path
@@ -46,5 +46,5 @@ class Origin:
 
     @property
     def resumed(self) -> Path | None:
-        """The file, if the run goes on where it stopped."""
+        """The file, if the run continues from it; else None."""
         return self.path if self.resumes else None

@@ -1,4 +1,4 @@
-"""Checkpoints of this project: whether somebody has damaged or changed one."""
+"""Checks checkpoints of this project for damage and changes by hand."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from util.errors import CheckpointError
 
 
 def check_own(content: dict[str, Any], path: Path, hints: dict[str, Any]) -> None:
-    """See that the parts of a checkpoint are what they should be, and its arguments those of its weights.
+    """Check the types of a checkpoint's parts, and that its arguments fit its weights.
 
     Args:
-        hints: those of the arguments that weights do not tell.
+        hints: the arguments that weights do not tell.
 
     Raises:
-        CheckpointError: they are not; the message names the part.
+        CheckpointError: names the wrong part.
     """
     wrong = next((name for name, is_right in _parts(content).items() if not is_right), None)
     if wrong is not None:
-        raise CheckpointError(f"{path}: not whole: its {wrong} is missing or something else")
+        raise CheckpointError(f"{path}: damaged: its {wrong} is missing or invalid")
     _check_architecture(content, path, hints)
     if content["categories"]:
         highest = max(category["label"] for category in content["categories"])
         if highest >= (num_class_logits(content["model"]) or 0):
-            raise CheckpointError(f"{path}: not whole: a category has the label {highest}, which is no output")
+            raise CheckpointError(f"{path}: damaged: a category has label {highest}, but the class head does not")
 
 
 def _parts(content: dict[str, Any]) -> dict[str, bool]:
-    """Names of the parts, and whether each is what it should be."""
+    """Names of the parts, and whether each is valid."""
     model, args, images = content["model"], content["args"], content.get("train_images")
     is_finetuned = content["stage"] == "finetune"
     return {
@@ -51,7 +51,7 @@ def _is_named_tensor(name: Any, value: Any) -> bool:
 
 
 def _check_architecture(content: dict[str, Any], path: Path, hints: dict[str, Any]) -> None:
-    """Raises CheckpointError if the arguments, which build the detector, are not those of the weights."""
+    """Raises CheckpointError if the arguments, which build the detector, do not fit the weights."""
     args = content["args"]
     told, assumed = infer_architecture(content["model"], hints, path)
     for name, value in told.items():

@@ -1,4 +1,4 @@
-"""State dicts under new names, each tensor knowing the names it had in its file."""
+"""Renames state dicts; each tensor remembers its names in the file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from util.errors import CheckpointError
 
 WRAPPER = "module."
-"""What DistributedDataParallel puts before every name."""
+"""Prefix of every name with DistributedDataParallel."""
 
 Rule = tuple[re.Pattern, str, int]
 
 
 class Renaming:
-    """Tensors by name, while they go from the names of a file to those of this project.
+    """Tensors that are renamed from the names of a file to those of this project.
 
     Attributes:
         weights: ``{name: tensor}``.
-        sources: for each of these names those of the file that it was made of.
+        sources: name of a tensor -> names in the file that it was made from.
     """
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
@@ -29,28 +29,28 @@ class Renaming:
         self.sources = {name: (name,) for name in weights}
 
     def rename(self, new_name: Callable[[str], str]) -> None:
-        """Give every tensor the name that ``new_name`` makes of its own."""
+        """Rename every tensor from ``name`` to ``new_name(name)``."""
         self.sources = {new_name(name): source for name, source in self.sources.items()}
         self.weights = {new_name(name): value for name, value in self.weights.items()}
 
     def unwrap(self) -> None:
-        """Leave out :data:`WRAPPER`."""
+        """Remove :data:`WRAPPER`."""
         self.rename(lambda name: name.removeprefix(WRAPPER))
 
     def in_file(self, names: Iterable[str]) -> list[str]:
-        """What tensors of these names are called in the file."""
+        """The names in the file of tensors with these names."""
         return list(dict.fromkeys(source for name in names for source in self.sources[name]))
 
     def names(self, beginning: str) -> list[str]:
-        """The names that begin so."""
+        """The names that start with ``beginning``."""
         return [name for name in self.weights if name.startswith(beginning)]
 
     def concatenate(self, parts: list[str], name: str, dim: int) -> None:
-        """Replace tensors by one; what does not fit together stays as it is."""
+        """Replace tensors by their concatenation; tensors that do not fit stay."""
         values = [self.weights[part] for part in parts]
         try:
             joined = torch.cat(values, dim)
-        except (RuntimeError, IndexError):  # the shapes will be complained of under the file's names
+        except (RuntimeError, IndexError):  # loading will report the shapes, under the file's names
             return
         self.sources[name] = tuple(source for part in parts for source in self.sources[part])
         self.weights[name] = joined
@@ -58,12 +58,12 @@ class Renaming:
             del self.weights[part], self.sources[part]
 
     def copy(self, name: str, new_name: str) -> None:
-        """Give a tensor one more name."""
+        """Give a tensor a second name."""
         self.weights[new_name] = self.weights[name]
         self.sources[new_name] = self.sources[name]
 
     def split(self, belongs: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
-        """The tensors whose name ``belongs``, and the names in the file of the others."""
+        """The tensors whose names belong, and the names in the file of the others."""
         kept = {name: value for name, value in self.weights.items() if belongs(name)}
         return kept, self.in_file(name for name in self.weights if name not in kept)
 
@@ -72,13 +72,13 @@ def num_layers(names: Iterable[str], layers: str) -> int:
     """How many layers have parameters under ``layers``.
 
     Raises:
-        CheckpointError: a number is left out: one of eight digits in a name would ask for as many layers.
+        CheckpointError: a number is missing. So a name with a huge number cannot ask for as many layers.
     """
     pattern = re.compile(rf"{re.escape(layers)}\.([0-9]+)\.")
     found = {match[1] for name in names if (match := pattern.match(name))}
     missing = next((number for number in range(len(found)) if str(number) not in found), None)
     if missing is not None:
-        raise CheckpointError(f"{layers} has {len(found)} layers, but none has the number {missing}")
+        raise CheckpointError(f"{layers} has {len(found)} layers, but no layer has the number {missing}")
     return len(found)
 
 
@@ -86,8 +86,8 @@ def compile_rules(pairs: Iterable[tuple[str, str]], *, back: bool = False) -> li
     """Rules for :func:`apply_rules` from pairs of names.
 
     Args:
-        pairs: (theirs, ours). ``*`` is a number, ``#`` one that they count from 0 and we from 1. A name that ends in
-            a dot is the beginning of names.
+        pairs: (theirs, ours). ``*`` is a number; ``#`` is a number that they count from 0 and we from 1. A name that
+            ends in a dot stands for all names that start with it.
         back: from ours to theirs.
     """
     rules = []

@@ -1,4 +1,4 @@
-"""From a checkpoint to the detector that it holds."""
+"""Builds the detector of a checkpoint."""
 
 from __future__ import annotations
 

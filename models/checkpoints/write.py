@@ -1,4 +1,4 @@
-"""Detectors written for other projects: in the public layout, and as a Hugging Face model folder."""
+"""Writes detectors for other projects: in the public layout, and as a Hugging Face model folder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from util.records import num_outputs
 def write_public(
     weights: dict[str, Tensor], args: dict[str, Any], categories: list[dict[str, Any]] | None, path: Path
 ) -> None:
-    """Write a state dict under ``model`` and its public names, as the public DETR family does.
+    """Write a state dict under ``model`` with public names, as the public DETR family does.
 
-    The architecture and the size of images at evaluation (``args``) and the categories lie beside it as plain values,
-    so that nothing is guessed when the file is read here again; other readers do not mind them.
+    The file also holds ``args`` (architecture, image size at evaluation) and the categories, as plain values. With them
+    this project reads the file without guessing; other readers ignore them.
     """
     rules = compile_rules(DETECTORS[args["detr"]].public_names, back=True)
     weights = {apply_rules(rules, name): value for name, value in weights.items()}
@@ -41,13 +41,13 @@ def write_hugging_face(
     *,
     eval_size: tuple[int, int],
 ) -> None:
-    """Write a folder that ``from_pretrained`` of transformers opens; it appears when it is complete.
+    """Write a folder for ``from_pretrained`` of transformers; it appears when it is complete.
 
     Args:
-        eval_size: short side to which images are resized before detection, and the longest that the other may be.
+        eval_size: (short side, limit of the long side) in pixels, to which images are resized.
 
     Raises:
-        UserError: safetensors, or timm for a backbone of it, is not installed, or it cannot be written.
+        UserError: safetensors, or timm for its backbones, is not installed, or the folder cannot be written.
     """
     safetensors = require("safetensors", "safetensors", "--to hf")
     save_tensors = require("safetensors.torch", "safetensors", "--to hf").save_file
@@ -59,5 +59,5 @@ def write_hugging_face(
         write_json(make_preprocessor_config(args, eval_size), temporary / PREPROCESSOR)
         try:
             save_tensors(state, temporary / WEIGHTS_FILES[0], metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:  # a full disk, say: it is no OSError
+        except safetensors.SafetensorError as error:  # such as a full disk, which is not an OSError here
             raise UserError(f"{folder}: cannot be written ({error})") from None

@@ -13,14 +13,14 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """``dropout(softmax(query key^T / sqrt(E))) value``, head by head.
 
-    In training on a CPU PyTorch computes the attention map, too, and then draws slower random numbers for it.
+    In training on a CPU, PyTorch also computes the whole attention map, but with slower random numbers.
 
     Args:
         query: [B, heads, Q, E].
         key: [B, heads, S, E].
         value: [B, heads, S, V].
-        blocked: bool, broadcastable to [B, heads, Q, S], True where a query may not attend to a key. PyTorch's
-            function of this name takes the opposite; this is the only place that converts.
+        blocked: bool, broadcastable to [B, heads, Q, S], True where a query may not attend to a key. PyTorch's function
+            takes the opposite; only this function converts.
         dropout: of the attention weights.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers are cheap on a CPU, and which keeps little memory for the backward pass."""
+"""Dropout with cheap random numbers on a CPU, and with little memory for the backward pass."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 STEPS = 2**16
-"""Values of a random number of 16 bits; probabilities are rounded to multiples of 1 / STEPS."""
+"""Number of values of 16 random bits; probabilities are rounded to multiples of 1 / STEPS."""
 
 
 class Dropout(nn.Module):
     """In training, zeroes each element with probability ``p`` and divides the others by 1 - p, as ``nn.Dropout``.
 
-    On a CPU ``nn.Dropout`` draws one random number of 64 bits per element, one after the other: a fifth of the step
-    of a small detector. Here 16 bits decide. They come from a faster generator, which PyTorch's generator seeds anew
-    for every call, so that the same random state always gives the same numbers.
+    On a CPU ``nn.Dropout`` draws 64 random bits per element, which takes a fifth of a small detector's training step.
+    Here 16 bits decide. They come from a faster generator; PyTorch's generator seeds it in every call, so that the same
+    random state always gives the same numbers.
     """
 
     def __init__(self, p: float) -> None:
@@ -35,7 +35,7 @@ class Dropout(nn.Module):
         return _Drop.apply(x, self._draw(x.shape), self.scale)
 
     def drop_(self, x: Tensor) -> Tensor:
-        """The same in place, on a CPU and where no gradient is recorded."""
+        """The same in place; only on a CPU and without a gradient."""
         return apply_mask(x, self._draw(x.shape), self.scale, out=x) if self.training and self.p else x
 
     @property
@@ -49,13 +49,13 @@ class Dropout(nn.Module):
 
     def _draw(self, shape: torch.Size) -> Tensor:
         """Which elements are kept: 1 or 0, uint8."""
-        # Not bool: PyTorch's loops over it are not vectorised and take five times as long.
+        # Not bool: PyTorch's loops over bool are not vectorised and take five times as long.
         kept = torch.empty(shape, dtype=torch.uint8)
         return torch.ge(_random_numbers(shape), self._threshold - STEPS // 2, out=kept)
 
 
 class _Drop(torch.autograd.Function):
-    """Keeps one byte per element; a product with a mask would keep the mask in floating point."""
+    """Keeps one byte per element for the gradient; a product with the mask would keep floating-point numbers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:

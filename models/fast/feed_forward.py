@@ -1,8 +1,7 @@
 """The feed-forward of a Transformer layer, a few tokens at a time on a CPU.
 
-It is the widest part of a Transformer and mixes no tokens. In pieces, the hidden units between its two linear layers
-stay in the cache, in memory that was touched before: with 10,000 tokens forward and backward take a fifth less time,
-evaluation a quarter less.
+It is the widest part of a Transformer and does not mix tokens. In pieces, the hidden units between the linear layers
+stay in the cache: with 10,000 tokens, forward and backward take a fifth less time, evaluation takes a quarter less.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ TOKENS_AT_ONCE = 1024
 
 def feed_forward(x: Tensor, linear1: nn.Linear, linear2: nn.Linear, dropout: Dropout) -> Tensor:
     """``linear2(dropout(relu(linear1(x))))`` of tokens [B, N, C] -> [B, N, C]."""
-    # All tokens in one row: for more dimensions Linear returns a view, and after an in-place change of a view autograd
+    # All tokens in one row: with more dimensions Linear returns a view, and after an in-place change of a view autograd
     # copies the whole gradient.
     tokens = x.flatten(0, -2)
     if not on_eager_cpu(x) or torch.is_autocast_enabled("cpu"):
@@ -33,8 +32,7 @@ def feed_forward(x: Tensor, linear1: nn.Linear, linear2: nn.Linear, dropout: Dro
 class _FeedForward(torch.autograd.Function):
     """``linear2(dropout(relu(linear1(x))))`` of tokens [N, C], and its gradients, a few tokens at a time.
 
-    For the gradient it keeps the hidden units as they leave the dropout: where one is zero, ReLU or dropout let nothing
-    through.
+    For the gradient it keeps the hidden units after the dropout: where one is zero, ReLU or dropout blocked it.
     """
 
     @staticmethod

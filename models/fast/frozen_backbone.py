@@ -1,4 +1,4 @@
-"""A faster copy of a backbone that is never trained: batch norms folded into convolutions, channels last."""
+"""A faster copy of a frozen backbone: batch norms folded into convolutions, channels last."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from models.fast.normed_conv import replace_by_plain
 
 
 def fold_frozen_batch_norms(backbone: Backbone) -> Backbone:
-    """A copy for inference: the same maps within rounding, and one pass over memory less per batch norm.
+    """A copy for inference: the same maps within rounding, with one pass over memory less per batch norm.
 
-    A frozen batch norm scales and shifts each channel, so the convolution before it can do that as well. This folds
-    the norms whose input is the output of a convolution that nothing else reads. One forward pass over a small image
-    finds them, because the Python code of a model can do anything. All other norms stay as they are.
+    A frozen batch norm scales and shifts each channel, and the convolution before it can do the same. This folds every
+    norm that is the only reader of a convolution's output. One forward pass over a small image finds these norms,
+    because the Python code of a model can do anything. All other norms stay.
 
     The copy is in evaluation mode, requires no gradients, and computes and returns its maps in the channels-last memory
-    format. Its state dict lacks the folded norms. Later changes of ``backbone`` do not reach it.
+    format. Its state dict does not have the folded norms. Later changes of ``backbone`` do not change the copy.
 
     Args:
         backbone: with frozen batch norms and loaded weights; it is not changed.
@@ -64,14 +64,14 @@ class _Watch(TorchFunctionMode):
 
     Attributes:
         maker: tensor -> the convolution that returned it.
-        readers: tensor -> number of operations that read it; a norm counts as one, whatever it does inside.
+        readers: tensor -> number of operations that read it; a whole norm counts as one operation.
         norm_inputs: for each call of a norm, the norm and the tensor that it read.
         calls: module -> number of its calls.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.maker: dict[Tensor, nn.Conv2d] = {}  # keeps the tensors alive: no two share an identity
+        self.maker: dict[Tensor, nn.Conv2d] = {}  # keeps the tensors alive, so that no two have the same id
         self.readers: Counter[Tensor] = Counter()
         self.norm_inputs: list[tuple[nn.Module, Tensor]] = []
         self.calls: Counter[nn.Module] = Counter()
@@ -125,13 +125,13 @@ def _is_plain_convolution(module: nn.Module) -> bool:
 
 
 def _timm_class(name: str) -> type | tuple[()]:
-    """A class of ``timm.layers``; if timm is not imported ``()``, of which nothing is an instance."""
+    """A class of ``timm.layers``; ``()`` if timm is not imported, so that ``isinstance`` is false."""
     return getattr(sys.modules.get("timm.layers"), name, ())
 
 
 @torch.no_grad()
 def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
-    """Give ``convolution`` the weight and bias that make it do the work of ``norm`` as well."""
+    """Change weight and bias of ``convolution`` so that it includes ``norm``."""
     weight, bias = fuse_conv_bn_weights(
         convolution.weight,
         convolution.bias,

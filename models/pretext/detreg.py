@@ -32,8 +32,8 @@ class DETReg(PretextTask):
 
     Attributes:
         feature_embed: decoder output -> embedding of the region (None: no embedding loss).
-        frozen_encoder: what the embeddings are of: the backbone up to its map of stride 8 (ResNets: layer2), whose
-            mean over a region's crop is the target [E].
+        frozen_encoder: the backbone up to its map of stride 8 (ResNets: layer2). The target embedding [E] is the mean
+            of this map over the region's crop.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class DETReg(PretextTask):
         """Losses of one batch.
 
         Args:
-            batch: B images with any number of regions, none included.
+            batch: B images with any number of regions, zero included.
 
         Returns:
-            As :meth:`sum_up`, with the sum itself.
+            As :meth:`sum_up`; the log includes the total.
         """
         images = batch.images
         with record_function("backbone"), torch.no_grad():
@@ -68,20 +68,20 @@ class DETReg(PretextTask):
         return total, {"loss": total, **logs}
 
     def look(self, features: list[NestedTensor], image_mask: Tensor) -> tuple[Decoded, dict[str, Tensor]]:
-        """Detect in the images of these features, by the detector's own queries."""
+        """Detect with the learned queries, from the features of the images."""
         with record_function("transformer"):
             memory = self.detector.encode(features, image_mask)
             decoded = self.detector.decode(memory, self.detector.queries(len(image_mask)))
             return decoded, self.detector.predict(decoded)
 
     def measure(self, batch: OneViewBatch) -> dict[str, Tensor]:
-        """Values [L, n] of the regions, which no query is told; see :func:`measure_recall`."""
+        """Values [L, n] of the regions; see :func:`measure_recall`."""
         _, outputs = self.look(self.frozen_backbone(batch.images), batch.images.mask)
         confidence = class_confidence(outputs, OBJECT_LABEL, self.detector.classification)
         return measure_recall(confidence, outputs["pred_boxes"].float(), batch.boxes)
 
     def embedding_term(self, decoded: Decoded, matching: Matching, first_crop: Tensor, wanted: Tensor) -> Tensor:
-        """The embedding loss [1], unweighted: of the last decoder layer alone, as the authors' code has it.
+        """The embedding loss [1] of the last decoder layer, unweighted; the other layers have none, as in public code.
 
         Args:
             first_crop: [B] int64, the index of each image's first crop.
@@ -112,7 +112,7 @@ def _transform(args: argparse.Namespace, common: dict[str, Any]) -> ProposalTran
 def _warning(args: argparse.Namespace) -> str | None:
     if args.proposals != "random":
         return None
-    return "DETReg on random boxes, which are no objects: make some by tools/make_proposals.py (--proposals)"
+    return "DETReg on random boxes, not objects: make proposals with tools/make_proposals.py and pass --proposals"
 
 
 def _foreign_kind(names: Collection[str]) -> str | None:
@@ -123,14 +123,14 @@ DETREG = PretextRecord(
     title="DETReg (arXiv 2106.04550)",
     build=build_detreg,
     num_classes=1,
-    classification=None,  # as in the detector's finetuning
+    classification=None,  # the same as in finetuning
     dataset=OneViewDataset,
     build_transform=_transform,
     collate=collate_one_view,
     flags=(
         Flag(
             name="num_proposals",
-            help="so many of the best proposals are the image's objects",
+            help="number of best proposals that are the objects of an image",
             options={"type": int},
             default=30,
             least=1,

@@ -1,4 +1,4 @@
-"""Measuring a pretext task on a whole data set; what is measured is said in ``models/pretext/measure.py``."""
+"""Measures a pretext task on a whole data set; ``models/pretext/measure.py`` says what is measured."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from util import distributed
 
 @torch.no_grad()
 def evaluate(method: PretextTask, batches: Iterable[Any]) -> dict[str, list[float]]:
-    """Means over all regions of all processes' batches, of each decoder layer. Collective.
+    """Means over all regions of the batches of all processes, for each decoder layer. Collective.
 
     Args:
         batches: on the device of ``method``.
 
     Returns:
-        Name -> means [L]; NaN where there is no region at all. Names are sorted as the task gives them.
+        Name -> means [L], in the task's order; NaN if there are no regions.
     """
     method.eval()
     sums: dict[str, tuple[torch.Tensor, int]] = {}
@@ -39,7 +39,7 @@ def evaluate(method: PretextTask, batches: Iterable[Any]) -> dict[str, list[floa
 
 
 def table(by_layer: dict[str, list[float]]) -> str:
-    """The means as text: a line for each number, a column for each decoder layer, the last one on the right."""
+    """The means as text: one line per name, one column per decoder layer."""
     width = max(map(len, ["decoder layer", *by_layer]))
     num_layers = max(map(len, by_layer.values()), default=0)
     head = "decoder layer".ljust(width) + "".join(f"{layer:8d}" for layer in range(1, num_layers + 1))

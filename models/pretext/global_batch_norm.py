@@ -1,4 +1,4 @@
-"""Batch norm over the whole batch of all processes, on any device."""
+"""Batch norm over the batches of all processes, on any device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from util import distributed
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """An all-reduce whose gradient is that of the sum: every process's loss depends on every process's input."""
+    """All-reduce with the gradient of the sum: the loss of each process depends on the inputs of all processes."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     """``nn.BatchNorm1d`` whose training statistics are those of the global batch.
 
     ``nn.SyncBatchNorm`` does the same on GPUs but refuses CPU tensors. Parameters and buffers have the same names.
-    Mean and variance are reduced one after the other, since E[x^2] - E[x]^2 would cancel. Every process must hold
-    equally many rows.
+    Mean and variance are reduced one after the other, because E[x^2] - E[x]^2 would cancel. All processes must have the
+    same number of rows.
     """
 
     def forward(self, x: Tensor) -> Tensor:

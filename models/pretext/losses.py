@@ -1,4 +1,4 @@
-"""The losses on features: of regions, and of whole views."""
+"""The losses on features of regions and of whole views."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def feature_loss(predicted: Tensor, target: Tensor, layer: Tensor, num_layers: i
 
     Args:
         predicted: [M, K] features that the matched decoder outputs predict.
-        target: [M, K] pooled backbone features of the query regions' own crops; no gradient.
+        target: [M, K] pooled backbone features of the crops of their regions; no gradient.
         layer: [M] int64, the decoder layer of each pair.
         num_layers: L.
         num_regions: regions in the batch, the normaliser.
@@ -41,13 +41,13 @@ def contrastive_loss(
     Args:
         predicted: [M, K] features that the matched decoder outputs predict.
         features: [M, R, K] pooled backbone features of all regions of the prediction's image; no gradient.
-        right: [M] int64, the region that it should describe.
+        right: [M] int64, the region that it should describe, the correct answer.
         layer: [M] int64, the decoder layer of each pair.
         num_layers: L.
         num_regions: regions in the batch, the normaliser.
 
     Returns:
-        [L], at the temperature CONTRAST_TEMPERATURE of cosines.
+        [L]; cosines are divided by CONTRAST_TEMPERATURE.
     """
     predicted = F.normalize(to_float32(predicted), dim=-1)
     features = F.normalize(to_float32(features), dim=-1)
@@ -57,14 +57,13 @@ def contrastive_loss(
 
 
 def embedding_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference over the matched pairs of one decoder layer, and over the channels.
+    """Mean absolute difference over the channels and the matched pairs of one decoder layer.
 
     Args:
         predicted, target: [M, E]; M may be 0.
 
     Returns:
-        Scalar. The number of pairs is averaged over processes, as the criterion's divisors are; at least one is
-        counted.
+        Scalar. As in the criterion, the divisor M is the mean over processes; all together count at least one pair.
     """
     distance = F.l1_loss(to_float32(predicted), to_float32(target), reduction="none").mean(-1)
     num_pairs = torch.tensor(float(len(distance))).to(distance.device, non_blocking=True)
@@ -74,7 +73,7 @@ def embedding_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def pool_views(memory: Memory, num_levels: int) -> Tensor:
     """Mean of the encoder's output over valid positions, of the first ``num_levels`` levels side by side.
 
-    What stands at padded positions does not count, NaN included.
+    Values at padded positions do not count, not even NaN.
 
     Returns:
         [B, num_levels * C], float32 under autocast, too.
@@ -92,7 +91,7 @@ def pool_views(memory: Memory, num_levels: int) -> Tensor:
 class AgreementHead(nn.Module):
     """Global discrimination as in SimSiam (2011.10566) and BYOL (2006.07733).
 
-    A projector for both views, a predictor on one side and a stopped gradient on the other.
+    Both views have a projector; one side has a predictor, the other a stopped gradient.
     """
 
     def __init__(self, *, input_dim: int, hidden_dim: int) -> None:

@@ -1,7 +1,7 @@
-"""How well a pretext task finds regions: numbers without labels, of each decoder layer.
+"""How well a pretext task finds regions, for each decoder layer; no labels needed.
 
-A query that only knows where regions usually lie finds the image's other regions as well as its own. So its box is
-always compared with these, too. All boxes are cxcywh in [0, 1]. L layers, N images or views, Q queries, R regions.
+A query that only knows where regions usually lie finds the image's other regions as well as its own. So its box is also
+compared with the other regions. All boxes are cxcywh in [0, 1]. L layers, N images or views, Q queries, R regions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from util.box_ops import box_cxcywh_to_xyxy, box_iou
 from util.records import Classification
 
 FOUND = 0.5
-"""Least IoU of a box with the region that it finds."""
+"""Lowest IoU at which a box has found a region."""
 
 MOST_BOXES = 30
-"""So many of a detector's boxes count in :func:`measure_recall`, as DETReg has that many regions."""
+"""Number of boxes per image that count in :func:`measure_recall`: DETReg has as many regions."""
 
 
 def class_confidence(outputs: dict[str, Tensor], label: int, classification: Classification) -> Tensor:
-    """Probability [L, N, Q] of class ``label`` by "pred_logits" [L, N, Q, K]."""
+    """Probability [L, N, Q] of class ``label``, from "pred_logits" [L, N, Q, K]."""
     logits = outputs["pred_logits"].float()
     return (logits.softmax(-1) if classification == "softmax" else logits.sigmoid())[..., label]
 
@@ -39,9 +39,9 @@ def measure_queries(
     features: Tensor | None = None,
     first: int = 0,
 ) -> dict[str, Tensor]:
-    """How well queries find the regions that they are told.
+    """How well queries find the regions that they ask for.
 
-    Q/R consecutive queries ask for one region, its group. The box of the most confident of them is the group's guess.
+    Each region has a group of Q/R consecutive queries. The group's guess is the box of its most confident query.
 
     Args:
         confidence: [L, N, Q], that a query found something; boxes: [L, N, Q, 4], the predictions.
@@ -49,10 +49,10 @@ def measure_queries(
         matching: pairs of predictions and regions, each region in every layer at least once.
         predicted: queries [L, N, R] -> features [L, N, R, K] that they predict; features: [N, R, K], of the regions;
             None: there is no feature loss.
-        first: regions before this one are left out. Region 0 of Siamese DETR is easy: it is all that both views show.
+        first: regions before this one do not count. Region 0 of Siamese DETR is easy: the overlap of the views.
 
     Returns:
-        Values [L, n] of the n = N (R - first) regions, of the group's guess if nothing else is said:
+        Values [L, n] of n = N (R - first) regions, of the group's guess unless stated otherwise:
         ``own_iou``: IoU with the group's own region. ``recall``: 1 where that reaches FOUND, else 0.
         ``others_iou``: mean IoU with the image's other regions.
         ``chance_iou``: mean IoU of the region itself with the image's other regions.
@@ -86,10 +86,10 @@ def measure_queries(
 
 
 def measure_stay(elsewhere: Tensor, regions: Tensor, num_layers: int, *, first: int) -> dict[str, Tensor]:
-    """What an answer without looking is worth: the region's place in the view that shows it, given for the other view.
+    """The score of a guess without looking: the region is at the same place in both views.
 
     Args:
-        elsewhere, regions: [N, R, 4], each in its view.
+        elsewhere, regions: [N, R, 4], the regions in the other view and in this view.
 
     Returns:
         ``stay_iou`` and ``stay_recall`` as in :func:`measure_queries`, the same in all layers.
@@ -102,12 +102,12 @@ def measure_stay(elsewhere: Tensor, regions: Tensor, num_layers: int, *, first: 
 def measure_recall(
     confidence: Tensor, boxes: Tensor, regions: list[Tensor], most: int = MOST_BOXES
 ) -> dict[str, Tensor]:
-    """How well a detector's boxes cover regions that no query is told.
+    """How well a detector's boxes cover regions that its queries do not know.
 
     Args:
         confidence: [L, N, Q]; boxes: [L, N, Q, 4].
         regions: of each image [R_i, 4].
-        most: the most confident so many boxes of an image count.
+        most: the number of boxes per image that count, the most confident ones.
 
     Returns:
         ``best_iou`` and ``best_recall`` of each region, [L, sum of R_i].
@@ -129,7 +129,7 @@ def most_confident(confidence: Tensor, num_regions: int) -> Tensor:
 
 
 def mean_of_others(values: Tensor, first: int) -> Tensor:
-    """Values [L, N, R, R] of each region with all regions -> their means over the others from ``first`` on."""
+    """Values [L, N, R, R] between regions -> for each region its mean over the others, from ``first`` on."""
     num_regions = values.shape[-1]
     other = 1 - torch.eye(num_regions, device=values.device)
     other[:, :first] = 0
@@ -137,7 +137,7 @@ def mean_of_others(values: Tensor, first: int) -> Tensor:
 
 
 def closest_is_own(predicted: Tensor, features: Tensor) -> Tensor:
-    """Predicted features [L, N, R, K] of regions with features [N, R, K] -> 1 or 0, [L, N, R]; all R compete."""
+    """1 where a predicted feature [L, N, R, K] is closest to its own region's of [N, R, K], else 0: [L, N, R]."""
     cosines = F.normalize(predicted, dim=-1) @ F.normalize(features, dim=-1).transpose(-1, -2)
     right = torch.arange(features.shape[1], device=features.device)
     return (cosines.argmax(-1) == right).float()

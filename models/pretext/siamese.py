@@ -1,4 +1,4 @@
-"""Siamese DETR (2303.18144): two views through one detector, each asked for the regions of the other."""
+"""Siamese DETR (2303.18144): one detector sees two views and must find in each the regions of the other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from models.pretext.measure import class_confidence, measure_queries, measure_st
 from util.box_ops import box_xyxy_to_cxcywh
 from util.errors import UserError
 from util.nested_tensor import NestedTensor
-from util.records import Flag, PretextRecord
+from util.records import SWITCH, Flag, PretextRecord
 from util.script import select_device
 
 ROI_SIZE = 7
@@ -64,10 +64,10 @@ class SeenViews:
 
 
 class SiameseDETR(RegionQueryTask):
-    """Pretrains the Transformer, queries and box head of ``detector``; its backbone stays as it is.
+    """Region detection, regional discrimination and global discrimination between two views.
 
-    The 2B views of a batch of B images go through the detector at once, first all first views, then all second
-    ones, so that the other view of entry n is entry (n + B) mod 2B.
+    The 2B views of a batch of B images go through the detector at once: first all first views, then all second views.
+    So the other view of entry n is entry (n + B) mod 2B.
 
     Attributes:
         contrast_loss_coef: weight of the contrastive feature loss, which needs the head of the feature loss; 0: none.
@@ -86,7 +86,7 @@ class SiameseDETR(RegionQueryTask):
         contrast_loss_coef: float = 0.0,
         content_in: ContentPlace = "query_pos",
     ) -> None:
-        """``global_loss_coef`` 0 leaves that loss and its head out."""
+        """With ``global_loss_coef`` 0 there is no global loss and no head for it."""
         super().__init__(
             detector=detector,
             criterion=criterion,
@@ -111,13 +111,13 @@ class SiameseDETR(RegionQueryTask):
                 the view, size [B,2] (height, width) of both views, crops [B,2,R,3,s,s] normalised.
 
         Returns:
-            As :meth:`sum_up`, with the agreement of the views and the sum itself.
+            As :meth:`sum_up`; the total and the log include the global loss.
         """
         views = self.see(batch)
         return self.learn(views)
 
     def see(self, batch: TwoViewBatch) -> SeenViews:
-        """What the frozen backbone tells of a batch as :meth:`forward` takes it."""
+        """Run the frozen backbone on a batch (see :meth:`forward`)."""
         images, boxes, sizes = views_in_a_row(batch)
         with record_function("backbone"), torch.no_grad():
             features = self.frozen_backbone(images)
@@ -154,7 +154,7 @@ class SiameseDETR(RegionQueryTask):
         return total, {"loss": total, **logs}
 
     def measure(self, batch: TwoViewBatch) -> dict[str, Tensor]:
-        """Values [L, n] of the regions but for the first of each view; see :mod:`models.pretext.measure`."""
+        """Values [L, n] of all regions except the first of each view; see :mod:`models.pretext.measure`."""
         views = self.see(batch)
         _, decoded, outputs = self.look(views)
         targets = region_targets(views.boxes, views.sizes)
@@ -169,7 +169,7 @@ class SiameseDETR(RegionQueryTask):
             features=None if self.feature_align is None else other_view(views.crops),
             first=1,
         )
-        stay = region_targets(other_view(views.boxes), views.sizes)  # both views have one size
+        stay = region_targets(other_view(views.boxes), views.sizes)  # both views have the same size
         elsewhere = torch.stack([target["boxes"] for target in stay])
         return values | measure_stay(elsewhere, wanted, len(confidence), first=1)
 
@@ -186,7 +186,7 @@ class SiameseDETR(RegionQueryTask):
         )
 
     def region_features(self, features: list[NestedTensor], boxes: Tensor, sizes: Tensor) -> Tensor:
-        """Mean of 7x7 RoIAlign over slightly moved regions, the maps of all strides side by side.
+        """Mean of 7x7 RoIAlign over the regions, in training slightly moved; the maps of all strides side by side.
 
         Args:
             features: backbone maps of the 2B views.
@@ -207,7 +207,7 @@ class SiameseDETR(RegionQueryTask):
         return torch.cat(pooled, dim=-1).unflatten(0, boxes.shape[:2])
 
     def features_shown(self, features: list[NestedTensor], boxes: Tensor, sizes: Tensor, crops: Tensor) -> Tensor:
-        """See the base class; here those of the regions within their images."""
+        """As in the base class, but pooled from the maps of the images."""
         return self.region_features(features, boxes, sizes)
 
     def crop_features(self, crops: Tensor) -> Tensor:
@@ -216,18 +216,18 @@ class SiameseDETR(RegionQueryTask):
         return pooled_features(self.frozen_backbone, flat).unflatten(0, (-1, self.num_regions))
 
     def region_queries(self, regions: Tensor) -> Tensor:
-        """Region features [2B, R, K] -> queries of the detector [2B, Q, ...]: each region in Q/R consecutive ones."""
+        """Region features [2B, R, K] -> queries of the detector [2B, Q, ...], Q/R consecutive queries per region."""
         return self.queries_with_content(self.detector.queries(len(regions)), self.patch2query(regions))
 
 
 def views_in_a_row(batch: TwoViewBatch) -> tuple[NestedTensor, Tensor, Tensor]:
-    """All first views, then all second ones: images (2B), boxes [2B, R, 4], sizes [2B, 2]."""
+    """Images (2B), boxes [2B, R, 4] and sizes [2B, 2]: all first views, then all second views."""
     images = NestedTensor(batch.views.transpose(0, 1).flatten(0, 1), batch.mask.transpose(0, 1).flatten(0, 1))
     return images, batch.boxes.transpose(0, 1).flatten(0, 1), batch.size.repeat(2, 1)
 
 
 def other_view(values: Tensor) -> Tensor:
-    """Per-view values [2B, ...] -> those of each view's partner."""
+    """Values per view [2B, ...] -> for each view those of its partner."""
     return values.roll(len(values) // 2, dims=0)
 
 
@@ -254,7 +254,7 @@ def jitter_boxes(boxes: Tensor, sizes: Tensor, rho: float) -> Tensor:
 
 
 def build_siamese(args: argparse.Namespace, detector: DETR) -> SiameseDETR:
-    """The pretext task of the paper around ``detector``, or with what ``--recipe fast`` does otherwise."""
+    """The pretext task of the paper around ``detector``, or that of ``--recipe fast``."""
     return SiameseDETR(
         detector=detector,
         criterion=build_criterion(
@@ -288,13 +288,13 @@ def _check(args: argparse.Namespace, world_size: int) -> None:
     if not 0 < args.view_iou < 1:
         raise UserError(f"--view_iou {args.view_iou}: must lie between 0 and 1")
     if not 0 <= args.query_jitter < 0.5:
-        raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), or corners would cross")
+        raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), otherwise corners could cross")
     if args.region_nms is not None and not 0 < args.region_nms <= 1:
         raise UserError(f"--region_nms {args.region_nms}: must lie in (0, 1]")
     if args.contrast_loss_coef and not args.feature_loss_coef:
         raise UserError("--contrast_loss_coef needs the head of the feature loss: --feature_loss_coef must be above 0")
     if args.augment_device == "cuda" and select_device(args.device).type != "cuda":
-        raise UserError("--augment_device cuda goes with --device cuda, and there is no GPU in use")
+        raise UserError("--augment_device cuda goes with --device cuda, but this run uses no GPU")
     if not args.no_global_loss and args.global_loss_coef and args.batch_size * world_size < 2:
         raise UserError(
             "--batch_size 1 in one process: the global loss normalises over the batch and needs two images; "
@@ -314,9 +314,9 @@ def _public_name(name: str) -> str:
 
 
 def _foreign_kind(names: Collection[str]) -> str | None:
-    """By the heads; what the authors' tool converts keeps ``patch2query`` alone of them, as does UP-DETR.
+    """Recognised by the heads. The authors' tool keeps only ``patch2query`` of them, as UP-DETR's checkpoints do.
 
-    The tool drops the class head, or gives each layer of Deformable DETR a copy of it; UP-DETR has a single one.
+    The tool drops the class head, or copies it for each layer of Deformable DETR; UP-DETR has a single class head.
     """
 
     def holds(beginning: str) -> bool:
@@ -339,7 +339,7 @@ FAST = {
     "lr": 4e-4,
     "warmup_steps": 100,
 }
-"""Our recipe for short pretraining, not the paper's: a query has to look for its own region by what it looks like."""
+"""Our recipe for short pretraining, not the paper's: each query must find its own region, by its appearance."""
 
 SIAMESE = PretextRecord(
     title="Siamese DETR (arXiv 2303.18144)",
@@ -351,16 +351,10 @@ SIAMESE = PretextRecord(
     collate=collate_two_view,
     flags=(
         NUM_REGIONS,
-        Flag(
-            name="view_iou",
-            help="least overlap of the two views (tau)",
-            options={"type": float},
-            default=0.5,
-        ),
+        Flag(name="view_iou", help="lowest IoU of the two views (tau)", options={"type": float}, default=0.5),
         Flag(
             name="augment_device",
-            help="where colours change and pictures are blurred: in the workers, or with --device cuda in the training "
-            "process, which spares the workers",
+            help="where views change colour and are blurred: cpu: in the workers; cuda: on the GPU, with --device cuda",
             options={"choices": ["cpu", "cuda"]},
             default="cpu",
         ),
@@ -370,42 +364,30 @@ SIAMESE = PretextRecord(
             options={"type": float},
             default=0.1,
         ),
-        Flag(
-            name="no_global_loss",
-            help="ablation: no global discrimination",
-            options={"action": "store_true"},
-            default=False,
-        ),
-        Flag(
-            name="global_loss_coef",
-            help="weight of the global loss",
-            options={"type": float},
-            default=10.0,
-            least=0,
-        ),
+        Flag(name="no_global_loss", help="ablation: no global discrimination", options=SWITCH, default=False),
+        Flag(name="global_loss_coef", help="weight of the global loss", options={"type": float}, default=10.0, least=0),
         *FEATURE_LOSS_FLAGS,
         Flag(
             name="matching",
-            help="free: any query may answer for any region, as in the paper; own: only a region's own queries for it",
+            help="free: any query may find any region, as in the paper; own: each query must find its own region",
             options={"choices": list(MATCHERS)},
             default="free",
         ),
         Flag(
             name="region_nms",
-            help="choose regions of one image whose IoU is below this; default: the best ones, as in the paper",
+            help="highest IoU of two regions of an image; default: no limit, as in the paper",
             options={"type": float, "metavar": "IOU"},
         ),
         Flag(
             name="content_in",
-            help="what a region's features are added to: the queries' positions, as in the paper, or the content that "
-            "the decoder starts with",
+            help="what a region's feature is added to: query_pos: the queries' positions, as in the paper; tgt: the "
+            "content that the decoder starts with",
             options={"choices": list(get_args(ContentPlace))},
             default="query_pos",
         ),
         Flag(
             name="contrast_loss_coef",
-            help="weight of a contrastive loss beside the feature loss: a region's feature against those of the "
-            "image's other regions",
+            help="weight of a contrastive feature loss: a region against the other regions of its image",
             options={"type": float},
             default=0.0,
             least=0,

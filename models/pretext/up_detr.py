@@ -1,4 +1,4 @@
-"""UP-DETR (2011.09094): random patches of an image are the queries, the detector must find where they come from."""
+"""UP-DETR (2011.09094): queries show random patches of an image, and the detector must find them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from models.pretext.base import (
 )
 from models.pretext.measure import class_confidence, measure_queries
 from util.errors import UserError
-from util.records import Flag, PretextRecord
+from util.records import SWITCH, Flag, PretextRecord
 
 
 class UPDETR(RegionQueryTask):
     """Random query patch detection and patch feature reconstruction.
 
     Attributes:
-        patch_dropout: in training, the share of queries that do not learn what their patch looks like.
-        shuffle_queries: in training, which learned queries go with which patch is drawn anew in every step.
-        query_mask: bool [Q, Q], True where the query of the row belongs to another patch than that of the column.
+        patch_dropout: in training, the share of queries that do not get the feature of their patch.
+        shuffle_queries: in training, every step assigns the learned queries to the patches at random.
+        query_mask: bool [Q, Q], True where the queries of row and column ask for different patches.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class UPDETR(RegionQueryTask):
             batch: B images, each with R patches.
 
         Returns:
-            As :meth:`sum_up`, with the sum itself.
+            As :meth:`sum_up`; the log includes the total.
         """
         patches, decoded, outputs = self.look(batch)
         targets = as_targets(batch.boxes, REGION_LABEL)
@@ -103,7 +103,7 @@ class UPDETR(RegionQueryTask):
         )
 
     def patch_queries(self, patches: Tensor) -> Tensor:
-        """Patch features [B, R, K] -> queries of the detector [B, Q, ...], each patch in Q/R consecutive ones."""
+        """Patch features [B, R, K] -> queries of the detector [B, Q, ...], Q/R consecutive queries per patch."""
         learned = self.detector.queries(len(patches))
         content = self.patch2query(patches).repeat_interleave(learned.shape[1] // self.num_regions, dim=1)
         if self.training and self.shuffle_queries:
@@ -135,11 +135,11 @@ def _check(args: argparse.Namespace, world_size: int) -> None:
     if not 0 <= args.patch_dropout < 1:
         raise UserError(f"--patch_dropout {args.patch_dropout}: must lie in [0, 1)")
     if args.proposals != "random":
-        raise UserError(f"--proposals {args.proposals}: the patches of --method {args.method} are random; leave it out")
+        raise UserError(f"--proposals {args.proposals}: --method {args.method} uses random patches; omit --proposals")
 
 
 _HEAD_OF_SIAMESE_DETR = "head."
-"""What Siamese DETR's code, which has a UP-DETR of its own, puts before the names of its heads."""
+"""Prefix of the heads' names in the UP-DETR of Siamese DETR's code."""
 
 
 def _foreign_kind(names: Collection[str]) -> str | None:
@@ -149,7 +149,7 @@ def _foreign_kind(names: Collection[str]) -> str | None:
 
 
 def _public_name(name: str) -> str:
-    """The public name of a tensor in that layout; public names stay."""
+    """The public name of a tensor in the layout of Siamese DETR's code; public names stay."""
     plain = name.removeprefix(_HEAD_OF_SIAMESE_DETR)
     return plain if plain.startswith(("class_embed.", "bbox_embed.")) else name
 
@@ -166,14 +166,14 @@ UP_DETR = PretextRecord(
         NUM_REGIONS,
         Flag(
             name="patch_dropout",
-            help="share of queries that are not told what their patch looks like",
+            help="share of queries that do not get the feature of their patch",
             options={"type": float},
             default=0.1,
         ),
         Flag(
             name="shuffle_queries",
-            help="draw in every step which learned queries go with which patch",
-            options={"action": "store_true"},
+            help="assign the learned queries to the patches at random in every step",
+            options=SWITCH,
             default=False,
         ),
         *FEATURE_LOSS_FLAGS,

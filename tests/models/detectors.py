@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from models import DETECTORS
 from models.detr import DETR
+from models.layers import TransformerConfig
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 NUM_LOGITS = 6
@@ -35,6 +37,14 @@ def small_args(detr: str, **changes: object) -> argparse.Namespace:
     }
     own = {flag.name: SMALL_FLAGS.get(flag.name, flag.default) for flag in DETECTORS[detr].flags}
     return argparse.Namespace(**{**defaults, **own, **changes})
+
+
+def small_config(**changes: int | float | bool) -> TransformerConfig:
+    """Sizes of a Transformer small enough for a unit test, without dropout."""
+    config = TransformerConfig(
+        d_model=16, nhead=4, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=24, dropout=0.0
+    )
+    return replace(config, **changes)
 
 
 def small_detector(detr: str, *, train_backbone: bool = True, **changes: object) -> DETR:

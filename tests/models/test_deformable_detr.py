@@ -7,7 +7,7 @@ from torch import Tensor
 from models.criterion import SetCriterion
 from models.deformable_transformer import DeformableTransformer
 from models.detr import DETR
-from models.layers import TransformerConfig, inverse_sigmoid
+from models.layers import inverse_sigmoid
 from models.matcher import HungarianMatcher
 from models.supervised import SupervisedDETR
 from ops.module import MSDeformAttn
@@ -17,6 +17,7 @@ from tests.models.detectors import (
     build,
     randomize,
     small_args,
+    small_config,
     small_detector,
     unequal_images,
     without_gradient,
@@ -119,9 +120,7 @@ def multi_level_input() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
 
 
 def multi_level_transformer() -> DeformableTransformer:
-    config = TransformerConfig(
-        d_model=32, nhead=4, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=48, dropout=0.0
-    )
+    config = small_config(d_model=32, dim_feedforward=48)
     transformer = DeformableTransformer(config, num_levels=len(SHAPES), enc_n_points=3, dec_n_points=2)
     randomize(transformer)
     return transformer.double()

@@ -9,24 +9,11 @@ import torch
 from torch import Tensor
 
 from models.conditional_transformer import build_conditional_transformer, sine_embedding
-from models.layers import TransformerConfig
 from models.transformer import Transformer, build_transformer
-from tests.models.detectors import randomize
+from tests.models.detectors import randomize, small_config
 
-WIDTH, HEADS, LAYERS, QUERIES = 16, 4, 2, 5
+WIDTH, HEADS, LAYERS, QUERIES = small_config().d_model, small_config().nhead, small_config().num_decoder_layers, 5
 BUILDERS = {"vanilla": build_transformer, "conditional": build_conditional_transformer}
-
-
-def small_config(*, pre_norm: bool) -> TransformerConfig:
-    return TransformerConfig(
-        d_model=WIDTH,
-        nhead=HEADS,
-        num_encoder_layers=LAYERS,
-        num_decoder_layers=LAYERS,
-        dim_feedforward=24,
-        dropout=0.0,
-        pre_norm=pre_norm,
-    )
 
 
 class ByHand:

@@ -15,21 +15,9 @@ from models.deformable_transformer import DeformableTransformer
 from models.interface import Decoded, Memory
 from models.layers import MLP, MultiheadAttention, TransformerConfig
 from models.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer, build_transformer
-from tests.models.detectors import randomize, without_gradient
+from tests.models.detectors import randomize, small_config, without_gradient
 
-WIDTH, QUERIES, HEIGHT, WIDE = 16, 5, 3, 4
-
-
-def small_config(*, layers: int = 2, dropout: float = 0.0, pre_norm: bool = False) -> TransformerConfig:
-    return TransformerConfig(
-        d_model=WIDTH,
-        nhead=4,
-        num_encoder_layers=layers,
-        num_decoder_layers=layers,
-        dim_feedforward=24,
-        dropout=dropout,
-        pre_norm=pre_norm,
-    )
+WIDTH, QUERIES, HEIGHT, WIDE = small_config().d_model, 5, 3, 4
 
 
 def dab_with_heads(config: TransformerConfig) -> Transformer:
@@ -60,7 +48,7 @@ def transformer(request: pytest.FixtureRequest) -> Transformer:
 
 
 def small_transformer(detr: str, layers: int = 2, dropout: float = 0.0) -> Transformer:
-    transformer = BUILDERS[detr](small_config(layers=layers, dropout=dropout))
+    transformer = BUILDERS[detr](small_config(num_encoder_layers=layers, num_decoder_layers=layers, dropout=dropout))
     randomize(transformer)
     return transformer.double().eval()
 
@@ -325,7 +313,7 @@ def test_dropout_only_in_training() -> None:
 def test_initial_weights_are_xavier_uniform() -> None:
     """The bound of Xavier's uniform distribution, also for the fused in_proj_weight, as in the public code."""
     for build in BUILDERS.values():
-        transformer = build(replace(small_config(layers=1), d_model=64, dim_feedforward=96))
+        transformer = build(small_config(d_model=64, dim_feedforward=96))
         for name, parameter in transformer.named_parameters():
             chosen_by_attention = ("sampling_offsets.weight", "attention_weights.weight", "level_embed")
             if parameter.dim() > 1 and not name.endswith(chosen_by_attention) and "bbox_embed" not in name:

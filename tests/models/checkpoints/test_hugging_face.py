@@ -236,7 +236,7 @@ def test_learned_positions_of_dab_detr_are_refused(tmp_path):
     [
         ({"temperature_width": 10_000}, "it must have temperature_width 20"),
         ({"activation_function": "relu"}, "it must have activation_function prelu"),
-        ({"num_patterns": 3}, "holds transformer.patterns.weight, which this detector has not"),
+        ({"num_patterns": 3}, "holds transformer.patterns.weight, which this detector does not have"),
         ({"keep_query_pos": True}, "holds transformer.decoder.layers.1.ca_qpos_proj."),
         ({"normalize_before": True}, "holds transformer.encoder.norm."),
     ],
@@ -285,7 +285,7 @@ def test_a_single_file_without_a_configuration(tmp_path):
     (tmp_path / "config.json").unlink()
     path = tmp_path / "model.safetensors"
     _, content, told = read(path)
-    assert "not told by the file, so as in the paper: --nheads 8, --dilation False" in told
+    assert "the file does not say, so as in the paper: --nheads 8, --dilation False" in told
     assert content["args"]["nheads"] == 8
     assert content["categories"] is None
     detector, _, told = read(path, nheads=4, dilation=False)

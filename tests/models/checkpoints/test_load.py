@@ -74,8 +74,8 @@ def test_another_architecture_names_the_flag(saved, flag):
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (3, "the first 3 of the file's 3 are kept, 2 are newly made"),
-        (9, "the first 5 of the file's 9 are kept, the others are left out"),
+        (3, "the first 3 of the file's 3 are kept, 2 are new"),
+        (9, "the first 5 of the file's 9 are kept, the others are dropped"),
     ],
 )
 def test_queries_are_extended_or_truncated(found, told):

@@ -8,6 +8,7 @@ from torch import nn
 
 from models.fast.dropout import Dropout
 from models.layers import ProjectedAttention
+from tests.models.detectors import small_config
 
 N = 1_000_003  # not a multiple of four
 
@@ -86,7 +87,7 @@ def test_attention_drops_weights_and_leaves_padding_out() -> None:
     """Values that are unit vectors show the weights; each is the softmax's over 1 - p, or dropped."""
     torch.manual_seed(0)
     batch, keys, p = 2, 16, 0.25
-    attention = ProjectedAttention(value_dim=keys, nhead=1, dropout=p).double()
+    attention = ProjectedAttention(small_config(d_model=keys, nhead=1, dropout=p)).double()
     nn.init.eye_(attention.out_proj.weight)
     query, key = torch.randn(batch, 500, 8, dtype=torch.float64), torch.randn(batch, keys, 8, dtype=torch.float64)
     value = torch.eye(keys, dtype=torch.float64).expand(batch, -1, -1)

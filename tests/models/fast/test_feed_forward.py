@@ -7,17 +7,15 @@ import torch
 from torch import Tensor
 
 from models.fast import feed_forward
-from models.layers import TransformerConfig, TransformerLayer
+from models.layers import TransformerLayer
+from tests.models.detectors import small_config
 
 NAMES = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
 
 
 def _layer(dropout: float) -> TransformerLayer:
     torch.manual_seed(0)
-    config = TransformerConfig(
-        d_model=6, nhead=1, num_encoder_layers=1, num_decoder_layers=1, dim_feedforward=10, dropout=dropout
-    )
-    return TransformerLayer(config).double()
+    return TransformerLayer(small_config(d_model=6, dim_feedforward=10, dropout=dropout)).double()
 
 
 def _as_defined(layer: TransformerLayer, x: Tensor) -> Tensor:
