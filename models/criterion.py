@@ -154,14 +154,14 @@ class SetCriterion(nn.Module):
         wrong = logits[last.image, last.query].argmax(-1) != labels[last.image, last.target]
 
         if self.classification == "softmax":
-            detects = logits.argmax(-1) != self.num_logits - 1
+            says_object = logits.argmax(-1) != self.num_logits - 1
         else:
-            detects = logits.max(-1).values > 0  # the logit of probability 0.5
+            says_object = logits.max(-1).values > 0  # the logit of probability 0.5
         counts = torch.tensor([len(target["labels"]) for target in targets])
         counts = counts.to(logits.device, non_blocking=True)
         return {
             "class_error": 100 * wrong.sum() / max(len(wrong), 1),
-            "cardinality_error": (detects.sum(-1) - counts).abs().float().mean(),
+            "cardinality_error": (says_object.sum(-1) - counts).abs().float().mean(),
         }
 
     def _sum_softmax(self, logits: Tensor, labels: Tensor, matching: Matching) -> Tensor:

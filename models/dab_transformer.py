@@ -190,13 +190,8 @@ def build_dab(
 
 def _name_the_box_head_twice(renaming: Renaming, config: dict[str, Any] | None) -> None:
     """The box head has two names, the detector's and the decoder's; a file of transformers has only one of them."""
-    of_decoder = "transformer.decoder."
-    for name in renaming.names("bbox_embed."):
-        if f"{of_decoder}{name}" not in renaming.weights:
-            renaming.copy(name, f"{of_decoder}{name}")
-    for name in renaming.names(f"{of_decoder}bbox_embed."):
-        if name.removeprefix(of_decoder) not in renaming.weights:
-            renaming.copy(name, name.removeprefix(of_decoder))
+    renaming.alias("bbox_embed.", "transformer.decoder.bbox_embed.")
+    renaming.alias("transformer.decoder.bbox_embed.", "bbox_embed.")
 
 
 def _make_config(args: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:

@@ -62,13 +62,7 @@ class RegionFinder(Predictor):
         Raises:
             CheckpointError: another pretraining, or the checkpoint has no pretext heads.
         """
-        if restored.method is None or restored.finds_regions:
-            raise CheckpointError(
-                f"{restored.path}: --query is for detectors pretrained by siamese or updetr; omit it: this one "
-                "detects by itself"
-            )
-        if restored.pretext is None:
-            raise CheckpointError(f"{restored.path}: holds no heads of a pretext task, but --query needs them")
+        _check_pretrained(restored)
         size, longest = restored.eval_sizes
         super().__init__(
             restored.detector,
@@ -81,12 +75,7 @@ class RegionFinder(Predictor):
             eval_max_size=sizes.get("eval_max_size") or longest,
             reading=reading,
         )
-        self.task: RegionQueryTask = PRETEXTS[restored.method].build(restored.args, restored.detector)
-        try:
-            self.task.load_pretext_state_dict(restored.pretext)
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{restored.path}: its pretext heads do not fit ({error})") from None
-        self.task.to(self.device).eval()
+        self.task = _build_task(restored).to(self.device).eval()
         self._crop_size = restored.args.crop_size
         self._normalise = Normalisation(*self.normalization)
         self.shown: list[Shown] = []
@@ -163,8 +152,23 @@ class RegionFinder(Predictor):
         image = load_image(shown.path, reading=self.reading)
         zoom = height / image.height
         small = image.resize((max(1, round(image.width * zoom)), max(1, height)), Image.Resampling.LANCZOS)
-        boxes = np.array([shown.box]) * zoom
-        return draw_boxes(small, boxes, texts=[self.categories[label]["name"]], colours=[label])
+        return draw_boxes(small, np.array([shown.box]) * zoom, texts=[self.categories[label]["name"]], colours=[label])
+
+
+def _check_pretrained(restored: Restored) -> None:
+    if restored.method is None or restored.finds_regions:
+        raise CheckpointError(f"{restored.path}: detects by itself; --query needs pretraining by siamese or updetr")
+    if restored.pretext is None:
+        raise CheckpointError(f"{restored.path}: holds no heads of a pretext task, but --query needs them")
+
+
+def _build_task(restored: Restored) -> RegionQueryTask:
+    task = PRETEXTS[restored.method].build(restored.args, restored.detector)
+    try:
+        task.load_pretext_state_dict(restored.pretext)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{restored.path}: its pretext heads do not fit ({error})") from None
+    return task
 
 
 def check_inside(box: tuple[float, float, float, float], size: tuple[int, int], path: str | Path) -> None:

@@ -42,7 +42,7 @@ class TransformerEncoder(nn.Module):
     """A stack of encoder layers; each adds the position encoding to its queries and keys.
 
     Attributes:
-        norm: the final norm with pre-norm, which leaves the last layer's sum as it is; None with post-norm.
+        norm: with pre-norm the final norm, because the last layer does not norm its sum; None with post-norm.
     """
 
     def __init__(self, config: TransformerConfig) -> None:

@@ -188,7 +188,7 @@ def test_labels_of_hugging_face_are_matched_by_name(data, tmp_path):
 
 def test_what_cannot_be_resumed_or_evaluated(conditional, coco, data, tmp_path):
     public = public_file(conditional, tmp_path / "public.pth")
-    with pytest.raises(CheckpointError, match=r"not a checkpoint of this project.*--pretrain"):
+    with pytest.raises(CheckpointError, match=r"another project.*cannot be resumed.*--pretrain"):
         finetune(coco, tmp_path / "out", "--resume", public)
     with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
         main_pretrain.main(
@@ -249,7 +249,7 @@ def test_pre_norm_of_up_detr_is_kept_on_all_ways(up_detr_file, data, tmp_path, c
         assert content["model"].keys() == finetuned["model"].keys()
         assert all(torch.equal(value, finetuned["model"][name]) for name, value in content["model"].items())
     assert again["args"]["pre_norm"]
-    with pytest.raises(UserError, match="transformers has no --pre_norm for --detr vanilla; --to detr") as error:
+    with pytest.raises(UserError, match="transformers has no --pre_norm for --detr vanilla; use --to detr") as error:
         convert_checkpoint.main([str(own), str(tmp_path / "hf"), "--to", "hf"])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "hf").exists()

@@ -193,7 +193,11 @@ def test_images_that_cannot_be_read_are_listed_and_tried_again(checkpoint, image
         (["IMAGES", "--classes", "zebra"], UserError, "it knows square, brick"),
         (["IMAGES", "--threshold", "2"], UserError, "--threshold 2.0: must lie in"),
         (["IMAGES", "--batch_size", "0"], UserError, "--batch_size 0: must be at least 1"),
-        (["IMAGES", "--query", "IMAGES/0.png", "0", "0", "9", "9"], CheckpointError, "this one detects by itself"),
+        (
+            ["IMAGES", "--query", "IMAGES/0.png", "0", "0", "9", "9"],
+            CheckpointError,
+            "detects by itself; --query",
+        ),
         (["IMAGES", "--query", "IMAGES/0.png", "0", "0", "9", "x"], UserError, "must be numbers of pixels"),
     ],
 )
@@ -217,7 +221,7 @@ def test_a_folder_with_other_predictions_is_left_alone(checkpoint, images, tmp_p
         predict(tmp_path / "out", checkpoint, images / "0.png")
     assert (tmp_path / "out" / "predictions.json").read_bytes() == before
     (tmp_path / "out" / "predictions.jsonl").unlink()
-    with pytest.raises(UserError, match=r"holds a predictions\.json of something else"):
+    with pytest.raises(UserError, match=r"holds a predictions\.json without"):
         predict(tmp_path / "out", checkpoint, images)
 
 

@@ -144,7 +144,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun(data, tmp_path):
         pretrain(data, tmp_path, "--max_steps", "1", "--resume", "auto")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     (tmp_path / "checkpoint.pth").unlink()  # the others are a run, too
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         pretrain(data, tmp_path, "--max_steps", "1")
 
 

@@ -1,4 +1,4 @@
-"""Whether a file of ``torch.save`` is as it was written: torch itself does not look at the checksums in it."""
+"""Finds damage in files of ``torch.save`` by their checksums, which torch itself does not check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 _ZIP_START = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26x2H")
-"""Of a record: lengths of its name and of what follows the name, at the end of 30 bytes."""
+"""Of a record, 30 bytes; the last four are the lengths of its name and of its extra field."""
 
 NOT_A_ZIP = (
     zipfile.BadZipFile,
@@ -21,14 +21,14 @@ NOT_A_ZIP = (
     UnicodeDecodeError,
     OSError,
 )
-"""What Python's reader of zip archives stumbles with."""
+"""Errors of Python's reader for a damaged zip archive."""
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a zip archive, as torch has written since 2020, by the CRC-32 of its records.
+    """What is wrong with a zip archive, the format of torch since 2020, by the CRC-32 of its records.
 
     Returns:
-        One phrase; None if nothing is, or the file is an older one and has no checksums.
+        A phrase; None if nothing is wrong, or the file has an older format without checksums.
     """
     with path.open("rb") as file:
         if file.read(len(_ZIP_START)) != _ZIP_START:

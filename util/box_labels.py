@@ -1,4 +1,4 @@
-"""Where the texts of boxes go so that each can be read: on a free place at its box, smaller where there are many."""
+"""Places the texts of boxes so that each can be read: at a free place on its box, smaller if there are many."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from functools import cache
 from PIL import ImageFont
 
 LEAST_TEXT = 10
-"""Smallest font in pixels that can be read."""
+"""Size in pixels of the smallest readable font."""
 
 ROOMY = 12
-"""With more texts than this on one picture the font shrinks."""
+"""Number of texts on a picture from which on the font shrinks."""
 
 Rectangle = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text and the patch that it is written on, xyxy in pixels of the picture."""
+    """A text and the patch behind it, xyxy in pixels of the picture."""
 
     text: str
     patch: Rectangle
@@ -33,7 +33,7 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
 
 
 def text_size(size: tuple[int, int], num_texts: int = 1) -> int:
-    """A legible font size in pixels for a picture of (width, height) with so many texts on it."""
+    """A readable font size in pixels for a picture of (width, height) ``size`` with ``num_texts`` texts."""
     crowding = math.sqrt(ROOMY / max(num_texts, ROOMY))
     return max(LEAST_TEXT, round(min(size) / 26 * crowding))
 
@@ -49,13 +49,13 @@ def place_labels(
 ) -> list[Label | None]:
     """A label for each box; the first boxes choose first.
 
-    A label lies at an edge of its box, where no other label is. One that finds no place is shortened to its last word
-    (the score), and else left out: None. So is one that would hide a small picture.
+    A label lies at an edge of its box and overlaps no other label. If there is no place, only its last word (the score)
+    is written; if there is no place for that either, the label is None. So is a label that would hide a small picture.
 
     Args:
         size: (width, height) of the picture.
         boxes: xyxy in its pixels.
-        texts: one for each.
+        texts: one per box.
         font_size: see :func:`text_size`.
     """
     taken: list[Rectangle] = []
@@ -69,7 +69,7 @@ def place_labels(
 
 
 def _forms(text: str) -> list[str]:
-    """A text and, where it has several words, the last."""
+    """A text and, if it has several words, the last word."""
     return list(dict.fromkeys([text, text.rpartition(" ")[2]]))
 
 
@@ -87,7 +87,7 @@ def _place(
 
 
 def _corners(size: tuple[int, int], box: Rectangle, wide: float, tall: float) -> list[tuple[float, float]]:
-    """Top left corners for a patch, the best first: above the box, then down its edges; all inside the picture."""
+    """Top left corners for a patch inside the picture, the best first: above the box, then down its edges."""
     left, top, right, bottom = box
     steps = range(-1, max(3, min(12, int((bottom - top) / tall))))
     corners = [(x, top + step * tall) for x in (left, right - wide) for step in steps]

@@ -1,4 +1,4 @@
-"""Boxes: formats, areas, overlaps. All work on the last dimension and broadcast over the others."""
+"""Formats, areas and overlaps of boxes; all functions work on the last dimension and broadcast over the others."""
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Generalised IoU (arXiv 1902.09630) of xyxy boxes, elementwise with broadcasting, in (-1, 1].
 
-    Two empty boxes at one point have no hull; their value is 0.
+    Two empty boxes at the same point have the value 0.
     """
     tiny = torch.finfo(boxes1.dtype).tiny
     intersection, union = intersection_and_union(boxes1, boxes2)

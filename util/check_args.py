@@ -1,6 +1,6 @@
-"""Combinations of flags that cannot work, told before anything is built.
+"""Checks flags and their combinations before anything is built.
 
-What only a detector, a pretext task or a data format can know is checked by its record.
+The record of a detector, a pretext task or a data format checks its own flags.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from util.resources import LARGEST_SIDE, MOST_LAYERS, MOST_QUERIES
 
 
 def at_least(args: argparse.Namespace, least: float, *names: str) -> None:
-    """Raises UserError if one of the arguments is smaller; None, a flag without a value, is not."""
+    """Raises UserError if one of the arguments is smaller than ``least``; None (not given) is allowed."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < least:
@@ -26,7 +26,7 @@ def at_least(args: argparse.Namespace, least: float, *names: str) -> None:
 
 
 def at_most(args: argparse.Namespace, most: int, *names: str) -> None:
-    """Raises UserError if one of the arguments is larger; None, and what a script has not, is not."""
+    """Raises UserError if one of the arguments is larger than ``most``; None or no such argument is allowed."""
     for name in names:
         value = getattr(args, name, None)
         if value is not None and value > most:
@@ -34,12 +34,12 @@ def at_most(args: argparse.Namespace, most: int, *names: str) -> None:
 
 
 def is_given(value: Any) -> bool:
-    """Whether a flag has a value that says something; False is a switch that is off, but 0 is a value."""
+    """Whether a flag was given: not None, and not False, a switch that is off; 0 is a value."""
     return value is not None and value is not False
 
 
 def check_owned_flags(args: argparse.Namespace, choices: Choices) -> None:
-    """A flag that only some data formats, detectors or tasks have must go with one of them, and be large enough.
+    """Check that flags of some data formats, detectors or tasks are only used with these, and are large enough.
 
     Raises:
         UserError: names the flag and what it goes with.
@@ -55,7 +55,7 @@ def check_owned_flags(args: argparse.Namespace, choices: Choices) -> None:
 
 
 def check_data(args: argparse.Namespace, record: DataRecord, splits: Sequence[str]) -> None:
-    """Whether the flags say where the labelled data of these splits lie.
+    """Check that the flags say where the labelled data of these splits are.
 
     Raises:
         UserError: names the flags.
@@ -67,7 +67,7 @@ def check_data(args: argparse.Namespace, record: DataRecord, splits: Sequence[st
 
 
 def check_common(args: argparse.Namespace, choices: Choices, classification: Classification) -> None:
-    """What both scripts need.
+    """Check the flags that both scripts have.
 
     Args:
         classification: of the run.
@@ -75,6 +75,16 @@ def check_common(args: argparse.Namespace, choices: Choices, classification: Cla
     Raises:
         UserError: names the flags and their values.
     """
+    _check_ranges(args)
+    check_class_weights(args, classification)
+    check_owned_flags(args, choices)
+    choices.detectors[args.detr].check(args, choices.stage)
+    if args.tensorboard:
+        require("tensorboard", "tensorboard", "--tensorboard")
+    _check_schedule(args)
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{name} {value}: must be a number")
@@ -90,7 +100,6 @@ def check_common(args: argparse.Namespace, choices: Choices, classification: Cla
     at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "focal_alpha")
     if args.seed >= 2**63:
         raise UserError(f"--seed {args.seed}: must be below 2^63")
-    check_class_weights(args, classification)
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must lie in [0, 1)")
     if min(args.scales) < 1:
@@ -102,10 +111,9 @@ def check_common(args: argparse.Namespace, choices: Choices, classification: Cla
             f"--hidden_dim {args.hidden_dim}: must be a multiple of 4 and of --nheads {args.nheads}, "
             "for the position encoding and the attention heads"
         )
-    check_owned_flags(args, choices)
-    choices.detectors[args.detr].check(args, choices.stage)
-    if args.tensorboard:
-        require("tensorboard", "tensorboard", "--tensorboard")
+
+
+def _check_schedule(args: argparse.Namespace) -> None:
     if args.epochs is not None and args.max_steps is not None:
         raise UserError("--epochs and --max_steps both give the length of the schedule: choose one")
     if args.lr_drop is not None and args.epochs is None:
@@ -115,21 +123,21 @@ def check_common(args: argparse.Namespace, choices: Choices, classification: Cla
 
 
 def check_class_weights(args: argparse.Namespace, classification: Classification) -> None:
-    """The weight that each kind of classification has to itself.
+    """Check the weights that only softmax (``--eos_coef``) or only focal loss (``--focal_alpha``) has.
 
     Raises:
         UserError: names the flag and its value.
     """
-    if args.eos_coef is not None and args.focal_alpha is not None:  # the recipe gives one, so the other was typed
+    if args.eos_coef is not None and args.focal_alpha is not None:  # the recipe sets one, so the user typed the other
         if classification == "focal":
-            raise UserError(f"--eos_coef {args.eos_coef} goes with softmax, and this run classifies by focal loss")
-        raise UserError(f"--focal_alpha {args.focal_alpha} goes with focal loss, and this run classifies by softmax")
+            raise UserError(f"--eos_coef {args.eos_coef} goes with softmax, but this run uses focal loss; omit it")
+        raise UserError(f"--focal_alpha {args.focal_alpha} goes with focal loss, but this run uses softmax; omit it")
     if args.focal_alpha is not None and args.focal_alpha > 1:
         raise UserError(f"--focal_alpha {args.focal_alpha}: must lie in [0, 1]")
 
 
 def check_pretrain(args: argparse.Namespace, choices: Choices, world_size: int) -> None:
-    """Combinations that pretraining cannot work with.
+    """Check the flags of pretraining.
 
     Args:
         world_size: number of processes.
@@ -158,7 +166,7 @@ def check_pretrain(args: argparse.Namespace, choices: Choices, world_size: int) 
 
 
 def check_validation(args: argparse.Namespace) -> None:
-    """Whether the flags say on which images pretraining is measured.
+    """Check the flags that choose the images on which pretraining is measured.
 
     Raises:
         UserError: names the flags.
@@ -170,14 +178,14 @@ def check_validation(args: argparse.Namespace) -> None:
     needs = args.val_path is not None and args.proposals != "random"
     if needs != (args.val_proposal_dir is not None):
         raise UserError(
-            f"--val_path with --proposals {args.proposals} needs --val_proposal_dir DIR: those of its images"
+            f"--val_path with --proposals {args.proposals} needs --val_proposal_dir DIR: the proposals of its images"
             if needs
             else "--val_proposal_dir goes with --val_path and with --proposals that are read from a folder"
         )
 
 
 def check_finetune(args: argparse.Namespace, choices: Choices) -> None:
-    """Combinations that finetuning cannot work with.
+    """Check the flags of finetuning.
 
     Raises:
         UserError: names the flags.
@@ -186,13 +194,13 @@ def check_finetune(args: argparse.Namespace, choices: Choices) -> None:
     at_least(args, 0, "lr_backbone")
     at_least(args, 1, "eval_size", "eval_max_size", "train_images_per_class")
     if args.resume and args.resume != "auto" and args.pretrain:
-        raise UserError("--pretrain starts a run and --resume FILE goes on with one: choose one")
+        raise UserError("--pretrain starts a new run, --resume FILE continues a run: choose one")
     if args.train_fraction is not None and args.train_images_per_class is not None:
         raise UserError("--train_fraction and --train_images_per_class both choose the training images: choose one")
     if args.train_fraction is not None and not 0 < args.train_fraction <= 1:
         raise UserError(f"--train_fraction {args.train_fraction}: must lie in (0, 1]")
     if args.pretrain and args.backbone_weights:
-        raise UserError("--pretrain brings its own backbone: leave --backbone_weights out")
+        raise UserError("--pretrain has its own backbone: omit --backbone_weights")
     if args.new_parts and not args.pretrain:
-        raise UserError("--new_parts goes with --pretrain FILE of a detector")
+        raise UserError("--new_parts goes with --pretrain FILE")
     check_data(args, choices.datasets[args.dataset_file], ("val",) if args.eval else ("train", "val"))

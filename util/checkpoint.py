@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code, written whole or not at all."""
+"""Checkpoint files: read without running their code, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from util.run_lock import locked
 
 LATEST = "checkpoint.pth"
 
-# What torch's reader stumbles with over a file that is cut off, damaged or something else.
+# Errors of torch's reader for a file that is truncated, damaged or not a checkpoint.
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, OSError, AssertionError, TypeError, AttributeError)
 DAMAGED += (ArithmeticError, struct.error)
 
@@ -34,11 +34,11 @@ DAMAGED += (ArithmeticError, struct.error)
 def load_file(path: str | Path) -> Any:
     """Read a file written by ``torch.save`` onto the CPU. Code in it never runs (``weights_only=True``).
 
-    Beside tensors and plain containers it may hold what public checkpoints do: see :mod:`util.public_pickle`.
+    It may hold tensors, plain containers and what public checkpoints hold (:mod:`util.public_pickle`).
 
     Raises:
-        CheckpointError: no such file, truncated, its checksums are wrong, not a checkpoint, or holding other objects,
-            unusual tensors or more numbers than it has room for; the message names the file.
+        CheckpointError: no such file, truncated, damaged, not a checkpoint, or it holds other objects, unusual tensors
+            or tensors that are larger than the file; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,7 +49,7 @@ def load_file(path: str | Path) -> Any:
             raise CheckpointError(
                 f"{path}: not a checkpoint, or damaged ({damage}); take another copy, or an earlier one"
             )
-        # An open file, for the ending of a path's name must not decide how torch reads it.
+        # An open file: given a path, torch would choose the format by the ending of its name.
         with path.open("rb") as file, torch.serialization.safe_globals(PUBLIC_GLOBALS):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -72,12 +72,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def save_file(value: Any, path: str | Path) -> None:
-    """Write ``value`` by ``torch.save``, whole or not at all."""
-    # An open file: given a path, torch would not say what the disk said.
+    """Write ``value`` with ``torch.save``, completely or not at all."""
+    # An open file: given a path, torch would hide the reason of an error of the disk.
     with written_whole(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(value, file)
-        except RuntimeError as error:  # torch's zip writer hides what the disk said
+        except RuntimeError as error:  # torch's zip writer hides the error of the disk
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -86,14 +86,14 @@ def save_file(value: Any, path: str | Path) -> None:
 def save_checkpoint(
     output_dir: str | Path, checkpoint: dict[str, Any], *, keep: int, written: list[Path] | None = None
 ) -> Path:
-    """Write ``checkpoint_STEP.pth``, point ``checkpoint.pth`` at it, and delete those of ``written`` beyond ``keep``.
+    """Write ``checkpoint_STEP.pth``, link ``checkpoint.pth`` to it, and delete all but the last ``keep`` files.
 
-    ``checkpoint.pth`` is a hard link (a copy where there are none): it costs no space and is complete
-    at any moment.
+    ``checkpoint.pth`` is a hard link (or a copy, if the file system has no links): it needs no space and is complete at
+    any moment.
 
     Args:
-        written: what the run has written before, oldest first (see :func:`written_before`); the new file is added, and
-            what is deleted is taken out. Nothing else is ever deleted.
+        written: checkpoints of this run, oldest first (see :func:`written_before`). The new file is added and deleted
+            files are removed from the list; no other file is ever deleted.
     """
     folder = Path(output_dir)
     path = folder / f"checkpoint_{checkpoint['step']:08d}.pth"
@@ -113,9 +113,9 @@ def save_checkpoint(
 
 
 def written_before(output_dir: str | Path, resumed: Path | None, step: int) -> list[Path]:
-    """The checkpoints in the output folder that a run which goes on there after ``step`` has written itself.
+    """The checkpoints in the output folder that a run, resumed there after ``step``, has written itself.
 
-    Later ones are of a run that was abandoned, or damaged: they are nobody's to delete.
+    Later ones are damaged or from an abandoned run; they are not deleted.
     """
     folder = Path(output_dir)
     if resumed is None or resumed.resolve().parent != folder.resolve():
@@ -124,31 +124,31 @@ def written_before(output_dir: str | Path, resumed: Path | None, step: int) -> l
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
-    """All ``checkpoint_STEP.pth`` of a folder, by step."""
+    """All ``checkpoint_STEP.pth`` of a folder, sorted by step."""
     return sorted((path for path in folder.glob("checkpoint_*.pth") if step_of(path) >= 0), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint; -1 if it has none."""
+    """The step in the name of a checkpoint; -1: it is not such a name."""
     match = re.fullmatch(r"checkpoint_([0-9]{8,18})\.pth", path.name)
     return int(match[1]) if match else -1
 
 
 def candidates(folder: Path) -> list[Path]:
-    """What ``--resume auto`` tries, in this order: ``checkpoint.pth``, then the others from the one written last."""
+    """The files that ``--resume auto`` tries, in this order: ``checkpoint.pth``, then the others, newest first."""
     latest = [folder / LATEST] if os.path.lexists(folder / LATEST) else []
     numbered = [path for path in numbered_checkpoints(folder) if path.is_file()]
     return latest + sorted(numbered, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def open_output_dir(args: argparse.Namespace, resumed: Path | None) -> Path:
-    """Make the folder of a training run, prove that it can be written, write ``args.json``. Collective.
+    """Make the folder of a training run, check that it is writable, write ``args.json``. Collective.
 
     Args:
-        resumed: the checkpoint that the run goes on from, if any.
+        resumed: the checkpoint that the run resumes, if any.
 
     Raises:
-        UserError: it cannot be made or written, or holds another run that this one would overwrite.
+        UserError: it cannot be made or written, or holds another run that this run would overwrite.
     """
     folder = Path(args.output_dir)
     if distributed.is_main():
@@ -156,7 +156,7 @@ def open_output_dir(args: argparse.Namespace, resumed: Path | None) -> Path:
         goes_on_here = resumed is not None and resumed.resolve().parent == folder.resolve()
         if not goes_on_here and candidates(folder):
             raise UserError(
-                f"--output_dir {folder} holds a run already: go on with --resume auto, or name another folder"
+                f"--output_dir {folder} already holds a run: continue it with --resume auto, or choose another folder"
             )
         for leftover in folder.glob(".checkpoint_*.pth.*"):  # of a save that was killed
             leftover.unlink()
@@ -167,10 +167,10 @@ def open_output_dir(args: argparse.Namespace, resumed: Path | None) -> Path:
 
 @contextmanager
 def output_dir_of_one_run(args: argparse.Namespace) -> Iterator[None]:
-    """Make the output folder and hold its lock; the main process does it for all.
+    """Make the output folder and hold its lock, in the main process.
 
     Raises:
-        UserError: it cannot be made or written, or another run writes there now.
+        UserError: it cannot be made or written, or another run is writing there.
     """
     with ExitStack() as stack:
         if distributed.is_main():
@@ -180,10 +180,10 @@ def output_dir_of_one_run(args: argparse.Namespace) -> Iterator[None]:
 
 
 def make_writable(folder: str | Path) -> None:
-    """Make ``folder`` and prove that it can be written.
+    """Make ``folder`` and check that it is writable.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be made or written.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The few collectives that the code needs; without a process group each is the identity."""
+"""The process group and the few collectives that are needed; without a process group they are the identity."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from util.signals import die_with_parent
 
 
 def init(device_type: str) -> None:
-    """Join the process group that ``python -m torch.distributed.run`` describes in the environment, if any.
+    """Join the process group of ``python -m torch.distributed.run``, if the environment describes one.
 
-    nccl on GPUs (one a process, chosen by LOCAL_RANK), gloo on CPUs. The process ends, as by SIGTERM, when the launcher
-    does: it would train on unseen, with nobody to start the others anew.
+    nccl on GPUs (one per process, chosen by LOCAL_RANK), gloo on CPUs. If the launcher ends, the process gets SIGTERM;
+    otherwise it would train on unnoticed, and nothing would restart the others.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return
@@ -32,9 +32,9 @@ def init(device_type: str) -> None:
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if _is_initialized():
-        # The threads of gloo (every run has a group of it, see util.stopping) need the interpreter's lock to let go of
-        # the last collective's tensors. Destroying the group waits for them and, in PyTorch 2.6, holds the lock: one
-        # in ten processes hung.
+        # The threads of gloo (every run has a gloo group, see util.stopping) need the interpreter's lock to release the
+        # last collective's tensors. Destroying the group waits for them and, in PyTorch 2.6, holds the lock: one in ten
+        # processes hung.
         time.sleep(0.1)
         dist.destroy_process_group()
 
@@ -44,12 +44,12 @@ def _is_initialized() -> bool:
 
 
 def num_launched() -> int:
-    """Number of processes that the launcher started; known before they have joined the group."""
+    """Number of processes that the launcher started; known before they join the group."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def was_restarted() -> bool:
-    """Whether the launcher started this process anew after one of the run's processes was lost (--max_restarts)."""
+    """Whether the launcher restarted this process (--max_restarts) because a process of the run ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -59,7 +59,7 @@ def local_rank() -> int:
 
 
 def rank() -> int:
-    """Index of this process among all; before it has joined the others, as the launcher says."""
+    """Index of this process among all; known from the launcher before it joins the group."""
     return dist.get_rank() if _is_initialized() else int(os.environ.get("RANK", "0"))
 
 
@@ -69,7 +69,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and talks to the user."""
+    """Whether this process writes files and prints messages."""
     return rank() == 0
 
 

@@ -1,29 +1,28 @@
-"""Errors that are the user's to mend: told in one line, without a traceback."""
+"""Errors that the user can correct: one line, without a traceback."""
 
 import re
 
 
 class UserError(Exception):
-    """Something outside the code is wrong: a path, a file's content, a combination of flags.
+    """Something outside the code is wrong: a path, the content of a file, a combination of flags.
 
-    The message is one line that says what is wrong, where, and what to do. The scripts print it and exit with
-    status 1 (see :func:`one_line`).
+    The message is one line that says what is wrong, where, and what to do. The scripts print it and exit with status 1.
     """
 
 
 class DataError(UserError):
-    """An image, an annotation file or a proposal file that cannot be used; the message names the file."""
+    """An image, annotation file or proposal file is not usable; the message names the file."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read or does not fit; the message names the file."""
+    """A checkpoint is not readable or does not fit; the message names the file."""
 
 
 def one_line(error: BaseException) -> str:
     """The message of ``error`` as one line.
 
-    A data loader's worker process wraps an exception in the text of its whole traceback; the last line of it
-    is the original message behind the qualified name of its class, which is dropped here.
+    A worker process of the data loader sends an exception as text, with the whole traceback. The last line is the class
+    of the exception, which is dropped here, and the original message.
     """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if not lines:

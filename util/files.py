@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all: under a temporary name first, then renamed."""
+"""Writes files and folders completely or not at all: under a temporary name first, then renamed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A temporary file beside ``path``, which becomes ``path`` when the block ends without an error.
 
-    Its name cannot be predicted, so that nobody can lay a link there, and has the suffix of ``path``. It is synced
-    before it is renamed: after a crash of the machine there is the old file or the new one.
+    Its name has the suffix of ``path`` and cannot be predicted, so that nobody can place a link there. It is synced
+    before it is renamed: after a crash of the machine there is either the old file or the new one.
     """
     path = Path(path)
     with naming(path):
@@ -44,7 +44,7 @@ def folder_written_whole(folder: str | Path, *, scratch: str | Path | None = Non
 
     Args:
         folder: must not exist, or be an empty folder.
-        scratch: where the temporary folder lies, on the same file system; None: beside ``folder``.
+        scratch: parent of the temporary folder, on the same file system; None: the parent of ``folder``.
     """
     folder = Path(folder)
     temporary = Path(tempfile.mkdtemp(dir=scratch or folder.parent, prefix=f".{folder.name}."))
@@ -61,7 +61,7 @@ def folder_written_whole(folder: str | Path, *, scratch: str | Path | None = Non
 
 
 def sync(path: Path) -> None:
-    """Put a file or folder on the disk."""
+    """Flush a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -76,7 +76,7 @@ def write_json(value: Any, path: str | Path) -> None:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """An OSError in the block names ``path``, if the system does not name a file: it says no more of a full disk."""
+    """An OSError in the block gets the name ``path`` if it has none, as with a full disk."""
     try:
         yield
     except OSError as error:
@@ -92,5 +92,5 @@ def write_bytes(content: bytes, path: str | Path) -> None:
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Write a text file in UTF-8; what UTF-8 has no form for becomes an escape."""
+    """Write a text file in UTF-8; characters that UTF-8 cannot encode are escaped."""
     write_bytes(text.encode(errors="backslashreplace"), path)

@@ -1,4 +1,4 @@
-"""Reading files that somebody else wrote: only real files, and whatever is wrong with them is one error."""
+"""Reads files of others: only regular files, and one error for everything that can be wrong with them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class NotJson(Unreadable):
 
 
 def require_file(path: str | Path) -> None:
-    """See, before it is opened, that ``path`` is a file: a pipe could be waited for without end, a device never ends.
+    """Check that ``path`` is a regular file before it is opened: reading a pipe or a device may never end.
 
     Raises:
-        Unreadable: there is none, or it is something else.
+        Unreadable: it does not exist or is not a regular file.
     """
     try:
         mode = os.stat(path).st_mode
@@ -49,7 +49,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a UTF-8 file, perhaps after a byte order mark.
+    """The content of a UTF-8 file, without a byte order mark.
 
     Raises:
         Unreadable: it cannot be read, or is not UTF-8.
@@ -64,7 +64,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        NotJson: it is none, or nested too deeply.
+        NotJson: not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -78,6 +78,6 @@ def read_json(path: str | Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        Unreadable: it cannot be read; NotJson, if it can.
+        Unreadable: it cannot be read, or (NotJson) its content is not JSON.
     """
     return parse_json(read_bytes(path))

@@ -1,4 +1,4 @@
-"""What became of the entries of a weights file."""
+"""Reports what became of the entries of a weights file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MOST_NAMES = 3
-"""Of a common beginning, written out one by one."""
+"""More names with the same beginning are only counted."""
 
 
 @dataclass
@@ -15,9 +15,9 @@ class LoadReport:
 
     Attributes:
         loaded: taken from the file.
-        new: of the model, kept as they were initialised.
-        left_over: of the file, used nowhere.
-        notes: what else the user should know, a line each.
+        new: of the model, with their initial values.
+        left_over: of the file, not used.
+        notes: further lines for the user.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class LoadReport:
 
 
 def _enumerate(names: list[str]) -> str:
-    """Every name, or with many of one beginning that beginning and their number."""
+    """The names; many names with the same beginning become this beginning and their number."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_beginning(name), []).append(name)
@@ -49,7 +49,7 @@ def _enumerate(names: list[str]) -> str:
 
 
 def _beginning(name: str) -> str:
-    """``module.fc.*`` of ``module.fc.weight``; the counters of batch norms, which come by the dozen, are one group."""
+    """``module.fc.*`` for ``module.fc.weight``; the counters of all batch norms are one group."""
     if name.endswith(".num_batches_tracked"):
         return "*.num_batches_tracked"
     wrapper = "module." if name.startswith("module.") else ""

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, log.txt as JSON lines, optionally tensorboard."""
+"""The output of a run: a progress bar, log.txt as JSON lines, optionally tensorboard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from util.inputs import Unreadable, read_bytes
 
 
 class Meters:
-    """Running means that stay on the device until they are read, so that a step never waits for it."""
+    """Running means that stay on the device until they are read, so that a step never waits for the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -35,7 +35,7 @@ class Meters:
         self._count += 1
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading, over steps and processes; then start anew. Waits for the device."""
+        """Means over steps since the last call, and over processes. Waits for the device."""
         if not self._count:
             return {}
         means = distributed.all_reduce_mean(torch.stack(list(self._sums.values())) / self._count)
@@ -45,10 +45,10 @@ class Meters:
 
 
 class RunLog:
-    """``log.txt`` of the output folder, and tensorboard if asked for; written by the main process alone."""
+    """``log.txt`` of the output folder, and perhaps tensorboard; only the main process writes."""
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool) -> None:
-        """Open the log to go on after ``step``; what a stopped run wrote of later steps is dropped."""
+        """Open the log and continue after ``step``; lines of a stopped run about later steps are dropped."""
         self._path = folder / "log.txt"
         self._board = None
         if not distributed.is_main():
@@ -63,13 +63,13 @@ class RunLog:
         unreadable = [number for number, found in enumerate(steps, start=1) if found is None]
         if lines and (step == 0 or unreadable):
             aside = _keep_a_copy(self._path, text)
-            wrong = f"{_enumerate(unreadable)} no record and left out; " if unreadable and step else ""
-            say(f"{self._path}: {wrong}the log as it was is kept as {aside.name}")
+            wrong = f"{_enumerate(unreadable)} damaged and dropped; " if unreadable and step else ""
+            say(f"{self._path}: {wrong}the old log is kept as {aside.name}")
         kept = [line for line, found in zip(lines, steps, strict=True) if step and found is not None and found <= step]
         write_bytes(b"".join(kept), self._path)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line: ``{"kind", "step", ...values}``; numbers that are not finite become null (JSON has none)."""
+        """Append one line: ``{"kind", "step", ...values}``; NaN and infinity become null, as JSON has neither."""
         if not distributed.is_main():
             return
         values = {
@@ -91,7 +91,7 @@ def was_evaluated(folder: Path, step: int) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    """A log, or nothing if there is none.
+    """The content of a log; empty if there is no log.
 
     Raises:
         UserError: it cannot be read.
@@ -103,7 +103,7 @@ def _read(path: Path) -> bytes:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line of log.txt; None: not a record, such as a line that was cut by a crash."""
+    """The step of a line of log.txt; None: not a record, such as a line that a crash has cut off."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -113,7 +113,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _keep_a_copy(path: Path, text: bytes) -> Path:
-    """Write ``text`` beside ``path``, as the first of path.1, path.2, ... that does not exist."""
+    """Write ``text`` to the first of path.1, path.2, ... that does not exist."""
     number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
     aside = path.with_name(f"{path.name}.{number}")
     write_bytes(text, aside)
@@ -129,7 +129,7 @@ def _enumerate(lines: list[int]) -> str:
 
 
 class Progress:
-    """A bar over all steps with loss, lr, throughput and time left; quiet where nobody looks."""
+    """A bar over all steps with loss, lr, throughput and time left; only on a terminal."""
 
     def __init__(self, *, total: int, start: int, images_per_step: int) -> None:
         self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=not shows_progress())
@@ -142,7 +142,7 @@ class Progress:
         self._bar.update()
 
     def report(self, values: dict[str, float]) -> float:
-        """Show the newest values and return the images a second since the last report."""
+        """Show the newest values; returns the images per second since the last report."""
         seconds = time.perf_counter() - self._since
         rate = self._steps * self._images_per_step / max(seconds, 1e-9)
         self._since, self._steps = time.perf_counter(), 0
@@ -150,7 +150,7 @@ class Progress:
         return rate
 
     def pause(self) -> None:
-        """The clock of the throughput starts anew: what came before was not training."""
+        """Restart the clock of the throughput, after work that was not training."""
         self._since, self._steps = time.perf_counter(), 0
 
     def close(self) -> None:
@@ -159,12 +159,12 @@ class Progress:
 
 
 def shows_progress() -> bool:
-    """Whether a progress bar would be seen: a terminal, and the main process."""
+    """Whether to show a progress bar: in the main process, on a terminal."""
     return distributed.is_main() and sys.stderr.isatty()
 
 
 def say(text: str) -> None:
-    """Print for the user, once: from the main process, above a progress bar."""
+    """Print from the main process, above a progress bar."""
     if distributed.is_main():
         tqdm.write(text)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Images of unequal size as one padded batch and its mask."""
+"""Images of different sizes as a padded batch with a mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NestedTensor:
     """A padded batch.
 
     Attributes:
-        tensors: [B, C, H, W]; images in the top left corner, zeros elsewhere; feature maps have values everywhere.
+        tensors: [B, C, H, W]; images are in the top left corner, zeros elsewhere. Feature maps have values everywhere.
         mask: [B, H, W] bool, True at padded positions.
     """
 

@@ -1,4 +1,4 @@
-"""Whether what a file holds is no more than it seems: plain tensors, and no more numbers than the file has room for."""
+"""Checks the content of a file: only plain tensors, and no more numbers than the file has room for."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 CLAIMS_PER_BYTE = 8
-"""How often the bytes of a file may be used in its tensors: layers share heads, and small constants are expanded."""
+"""How often tensors may use the bytes of a file: layers share heads, and small constants are expanded."""
 ROOM = 1 << 30
 """Bytes that any file may claim."""
 
 
 def what_is_wrong(content: Any, file_size: int) -> str | None:
-    """What is wrong with an unpickled content of a file of ``file_size`` bytes; None if nothing is.
+    """What is wrong with the unpickled content of a file of ``file_size`` bytes; None if nothing is wrong.
 
-    A tensor with a stride of 0 claims any number of elements and stores one, so that copying it would take all memory;
-    and of a storage that is larger than the file, torch would read what lies behind.
+    A tensor with a stride of 0 stores one element and can claim any number, so a copy of it could take all memory. And
+    with a storage that is larger than the file, torch would read the memory behind it.
     """
     claimed, stored = 0, {}
     for tensor in _tensors(content):
@@ -37,7 +37,7 @@ def what_is_wrong(content: Any, file_size: int) -> str | None:
 
 
 def unusual_kind(tensor: Tensor) -> str | None:
-    """What a tensor is that has not all its numbers in memory, as they are; None of a usual one."""
+    """The kind of a tensor that is sparse, nested, quantized or not on the CPU; None for a usual one."""
     if tensor.layout != torch.strided:
         return str(tensor.layout).removeprefix("torch.")
     if tensor.is_nested:
@@ -48,7 +48,7 @@ def unusual_kind(tensor: Tensor) -> str | None:
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:
-    """All tensors in nested containers, each container being entered once."""
+    """All tensors in nested containers; visits each container once."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()

@@ -1,6 +1,6 @@
-"""Pictures of boxes, of two-view samples and of a run's curves.
+"""Draws boxes, two-view samples and the curves of a run.
 
-Pictures are drawn with Pillow alone, curves with matplotlib where it is installed.
+Pictures need only Pillow, curves need matplotlib.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCORES = (
     "recall",
     "best_recall",
     "feature_top1",
-)  # of evaluation lines, where present
+)  # of evaluation lines
 
 
 def colour_of(index: int) -> Colour:
@@ -54,10 +54,10 @@ def draw_boxes(
     Args:
         image: RGB.
         boxes: [N, 4] xyxy in pixels of ``image``, an array or CPU tensor.
-        texts: what to write at each box (see :func:`describe`); None: nothing. The first boxes, which lie above the
-            others, also choose the places of their texts first; see :func:`util.box_labels.place_labels`.
-        colours: a number for each box, e.g. its label, see :func:`colour_of`; None: the box's place in the list.
-        zoom: small images need it for legible text.
+        texts: one per box (see :func:`describe`); None: no texts. The first boxes are on top and place their texts
+            first; see :func:`util.box_labels.place_labels`.
+        colours: a number per box, e.g. its label, see :func:`colour_of`; None: the index of the box.
+        zoom: small images need it for readable text.
     """
     size = (round(image.width * zoom), round(image.height * zoom))
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC) if zoom != 1 else image.convert("RGB").copy()
@@ -84,7 +84,7 @@ def describe(name: str, score: float | None = None) -> str:
 def write_text(
     draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, *, colour: Colour, size: int
 ) -> tuple[float, float, float, float]:
-    """Write on a filled patch that ends at ``corner`` (a box's top left), pushed inside the picture.
+    """Write on a filled patch above ``corner`` (a box's top left), moved inside the picture.
 
     Returns:
         The patch, xyxy.
@@ -112,10 +112,10 @@ def _write(
 def contact_sheet(
     pictures: Sequence[Image.Image], *, columns: int, captions: Sequence[str] | None = None, gap: int = 6
 ) -> Image.Image:
-    """Pictures of any sizes in a grid, each centred in its cell, each row as tall as its tallest.
+    """Pictures of any sizes in a grid, each centred in its cell.
 
     Raises:
-        ValueError: no pictures, or not one caption for each.
+        ValueError: no pictures, or another number of captions.
     """
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
@@ -154,13 +154,13 @@ def draw_detections(
     threshold: float = 0.3,
     zoom: float = 1.0,
 ) -> Image.Image:
-    """What is in an image and what a detector found there, side by side; a category has one colour in both.
+    """The objects of an image and the detections, side by side; a category has the same colour in both.
 
     Args:
         image: RGB.
         truth: boxes [T, 4] xyxy in pixels of ``image`` and labels [T].
-        found: boxes [N, 4] likewise, labels [N] and scores [N]; arrays or CPU tensors.
-        names: label -> name; detections with other labels are of no category and not drawn.
+        found: boxes [N, 4] xyxy in pixels, labels [N] and scores [N]; arrays or CPU tensors.
+        names: label -> name; detections with other labels are not drawn.
         threshold: detections with lower scores are not drawn.
         zoom: enlarges both pictures.
     """
@@ -191,12 +191,12 @@ def draw_two_views(
     zoom: float = 1.0,
     crop_side: int = 64,
 ) -> Image.Image:
-    """Two views side by side; region i has the number i and one colour in both; below, the crops of each view.
+    """Two views side by side, below each its crops; region i has the number i and the same colour in both.
 
     Args:
         views: two RGB pictures.
         regions: [2, R, 4] xyxy in pixels of each view, an array or CPU tensor.
-        crops: for each view its R crops, drawn below it in a framed row each.
+        crops: for each view its R crops, drawn below it in frames.
         zoom: enlarges the views.
         crop_side: side of the drawn crops in pixels.
     """
@@ -212,7 +212,7 @@ def draw_two_views(
 
 
 def _crop_strip(crops: Sequence[Image.Image], width: int, side: int) -> Image.Image:
-    """Numbered crops, in frames of their regions' colours, in rows no wider than ``width``."""
+    """Numbered crops in frames of their regions' colours, in rows of at most ``width`` pixels."""
     tiles = []
     for index, crop in enumerate(crops):
         tile = Image.new("RGB", (side, side), colour_of(index))
@@ -223,10 +223,10 @@ def _crop_strip(crops: Sequence[Image.Image], width: int, side: int) -> Image.Im
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a ``log.txt``. A last line without its end is still being written, and left out.
+    """The records in a ``log.txt``, without an unfinished last line.
 
     Raises:
-        DataError: no such file, or a line that is no JSON object; the message names file and line.
+        DataError: no such file, or a line is not a record; the message names file and line.
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such log file")
@@ -265,14 +265,14 @@ def curves(records: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[flo
 
 
 def plot_curves(logs: dict[str, str | Path], out: str | Path) -> None:
-    """Loss terms and scores over steps, a panel each, a line for each run -> PNG ``out``.
+    """Loss terms and scores over steps, one panel each, one line per run -> PNG ``out``.
 
     Args:
         logs: name of the run -> its log.txt.
         out: the picture; its folder must exist.
 
     Raises:
-        DataError: a log cannot be read, or none holds a loss or a score.
+        DataError: a log cannot be read, or no log holds a loss or a score.
         UserError: matplotlib is not installed.
     """
     figure_module = require("matplotlib.figure", "matplotlib", "drawing curves")
@@ -302,6 +302,6 @@ def save_figure(figure: Any, out: str | Path) -> None:
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture in the format of its suffix."""
+    """Write a picture in the format of the suffix of ``path``."""
     with written_whole(path) as temporary:
         picture.save(temporary, quality=95)

@@ -1,4 +1,4 @@
-"""What main_predict.py writes: a journal while it works, and from it the results whole."""
+"""The output of main_predict.py: a journal while it runs, and the results at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLE = "predictions.csv"
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """Everything found in one image.
+    """The detections in one image.
 
     Attributes:
         file: its path.
@@ -35,39 +35,39 @@ class ImageRecord:
 
 
 class PredictionJournal:
-    """``predictions.jsonl``: what decides the results, and then a line for each image as it is done.
+    """``predictions.jsonl``: first a line with the settings, then a line per finished image.
 
-    A run that is killed loses the images that it was working on, and nothing else.
+    A killed run loses only the images that it was working on.
 
     Attributes:
         done: file -> where its line begins, in bytes.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Open the journal of ``folder``, new or to go on with.
+        """Open the journal of ``folder``, a new one or that of a stopped run.
 
         Raises:
-            UserError: the folder holds predictions that were made with other ``settings``.
+            UserError: the folder holds predictions with other ``settings``.
         """
         self._path = folder / JOURNAL
         self.done: dict[str, int] = {}
         if self._path.exists():
             self._read(settings)
         elif (folder / RESULTS).exists():
-            raise UserError(f"--output_dir {folder} holds a {RESULTS} of something else: name another folder")
+            raise UserError(f"--output_dir {folder} holds a {RESULTS} without its {JOURNAL}: choose another folder")
         self._file = self._path.open("ab")
         if self._file.tell() == 0:
             self._append([{"settings": settings}])
 
     def add(self, records: Sequence[ImageRecord]) -> None:
-        """Images that are done, pictures included."""
+        """Add finished images."""
         start = self._file.tell()
         for record, length in zip(records, self._append([asdict(record) for record in records]), strict=True):
             self.done[record.file] = start
             start += length
 
     def records(self, files: Sequence[str]) -> Iterator[tuple[int, ImageRecord]]:
-        """(place in ``files``, record) of those that are done, in the order of ``files``."""
+        """(index in ``files``, record) of the finished images, in the order of ``files``."""
         with self._path.open("rb") as lines:
             for place, file in enumerate(files):
                 if file in self.done:
@@ -75,7 +75,7 @@ class PredictionJournal:
                     yield place, ImageRecord(**json.loads(lines.readline()))
 
     def close(self) -> None:
-        """No more is added."""
+        """Close the file."""
         self._file.close()
 
     def _append(self, lines: list[dict[str, Any]]) -> list[int]:
@@ -86,7 +86,7 @@ class PredictionJournal:
         return list(map(len, encoded))
 
     def _read(self, settings: dict[str, Any]) -> None:
-        """Find the lines of a stopped run, and cut off one that it could not finish."""
+        """Find the lines of a stopped run, and cut off an unfinished last line."""
         with self._path.open("r+b") as file:
             start = 0
             for number, line in enumerate(file):
@@ -104,14 +104,14 @@ class PredictionJournal:
             else:
                 self.done[content["file"]] = start
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{self._path}, line {number + 1}: damaged; delete the file to begin anew") from None
+            raise UserError(f"{self._path}, line {number + 1}: damaged; delete the file to start again") from None
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         other = [name for name in now if before.get(name) != now[name]]
         if other:
             raise UserError(
                 f"--output_dir {self._path.parent} holds another run's predictions ({', '.join(other)} differ"
-                f"{'s' if len(other) == 1 else ''}): name another folder, or delete this one"
+                f"{'s' if len(other) == 1 else ''}): choose another folder, or delete this one"
             )
 
 
@@ -122,14 +122,14 @@ def write_results(
     categories: Sequence[dict[str, Any]],
     info: dict[str, Any],
 ) -> int:
-    """Write ``predictions.json`` and ``predictions.csv``, whole or not at all; returns the number of detections.
+    """Write ``predictions.json`` and ``predictions.csv``, completely or not at all; returns the number of detections.
 
-    Neither is ever held in memory: a line of the journal is read at a time.
+    It reads the journal line by line, so the results need not fit in memory.
 
     Args:
-        files: all images; the id of one is its place among them, from 1.
+        files: all images; the id of an image is its index, from 1.
         categories: ``{"id", "name"}``.
-        info: what else is to be told.
+        info: further entries of ``predictions.json``.
     """
     with _text_written_whole(folder / RESULTS) as out:
         head = json.dumps({"info": info, "categories": list(categories)}, indent=1, ensure_ascii=False)
@@ -152,7 +152,7 @@ def _image_row(place: int, record: ImageRecord) -> dict[str, Any]:
 
 
 def _annotation_rows(journal: PredictionJournal, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """COCO's results form, with the entries that its annotations must have, so that every reader of COCO takes them."""
+    """COCO's results, with the required entries of its annotations, so that every reader of COCO accepts them."""
     number = 0
     for place, record in journal.records(files):
         for category_id, score, x1, y1, x2, y2 in record.found:

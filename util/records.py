@@ -1,8 +1,8 @@
-"""What makes a detector, a pretext task or a data format: one record each, at the end of its own file.
+"""Records of detectors, pretext tasks and data formats; each has one, at the end of its own file.
 
-The command line, the recipes, the checks and the reading of checkpoints read these records and test no name. A new
-detector, task or format is therefore one file and one entry in ``DETECTORS``, ``PRETEXTS`` or ``DATASETS``. This module
-knows neither models nor data sets: what a record builds and reads is a plain function.
+The command line, the recipes, the checks and the reading of checkpoints use these records and never test a name. So a
+new detector, task or format is one file and one entry in ``DETECTORS``, ``PRETEXTS`` or ``DATASETS``. This module knows
+neither models nor data sets: a record builds and reads with plain functions.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Classification = Literal["softmax", "focal"]
-"""softmax: one distribution over the classes, the last one being "no object"; focal: one sigmoid per class."""
+"""softmax: one distribution over the classes, the last one is "no object"; focal: one sigmoid per class."""
 
 Stage = Literal["pretrain", "finetune", "proposals"]
-"""Who reads the command line: main_pretrain.py, main_finetune.py or tools/make_proposals.py."""
+"""The script: main_pretrain.py, main_finetune.py or tools/make_proposals.py."""
 
 NamePairs = Sequence[tuple[str, str]]
 """(theirs, ours) of parameters, see :func:`models.checkpoints.renaming.compile_rules`."""
 
 DETECTION_SCALES = tuple(range(480, 801, 32))
-"""Short sides in pixels that DETR trains with."""
+"""Short sides in pixels in DETR's training."""
 
 SMALL_SCALES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
-"""Short sides in pixels for pretraining on ImageNet, as in UP-DETR, DETReg and Siamese DETR: none of them has 384."""
+"""Short sides in pixels in the pretraining of UP-DETR, DETReg and Siamese DETR on ImageNet; all omit 384."""
 
 
 def num_outputs(num_classes: int, classification: Classification) -> int:
-    """Outputs of a class head; softmax has one more, "no object"."""
+    """Outputs of a class head; softmax has one more for "no object"."""
     return num_classes + (classification == "softmax")
 
 
@@ -41,15 +41,15 @@ SWITCH = {"action": "store_true"}
 class Flag:
     """A flag of the command line that only some detectors, pretext tasks or data formats have.
 
-    A flag that several of them have is one object in the records of all of them.
+    If several of them have a flag, their records share one object.
 
     Attributes:
         name: without the two dashes.
         help: what it does; the default is added.
         options: further arguments of ``add_argument``: type, choices, nargs, metavar, action.
-        default: what it becomes where neither the user, nor a checkpoint, nor a recipe says.
-        least: the smallest value that is allowed.
-        is_place: says where files lie, so that a resumed run may have it differently.
+        default: the value if neither the user, nor a checkpoint, nor a recipe sets it.
+        least: the smallest allowed value.
+        is_place: it is a path; a resumed run may change it.
     """
 
     name: str
@@ -66,9 +66,9 @@ class Finetuning:
 
     Attributes:
         lr: learning rate.
-        lr_backbone_pretrained, lr_backbone_scratch: that of the backbone, with and without ``--pretrain``.
+        lr_backbone_pretrained, lr_backbone_scratch: learning rate of the backbone, with and without ``--pretrain``.
         epochs: length of the schedule.
-        drop_at: share of the schedule after which rates are multiplied by 0.1.
+        drop_at: share of the schedule after which learning rates are multiplied by 0.1.
     """
 
     lr: float = 1e-4
@@ -86,12 +86,8 @@ def _nothing(*_: Any) -> dict[str, Any]:
     return {}
 
 
-def _no_check(*_: Any) -> None:
-    """Nothing to complain of."""
-
-
-def _leave(*_: Any) -> None:
-    """Nothing to change."""
+def _do_nothing(*_: Any) -> None:
+    """For records without a check or without ``tidy``."""
 
 
 def _one_map(*_: Any) -> bool:
@@ -105,16 +101,16 @@ class HuggingFace:
     Attributes:
         model_type: of its configuration, such as "deformable_detr".
         class_name: what its class names begin with, such as "DeformableDetr".
-        image_processor: what the name of its image processor begins with; None: the same.
-        names: (theirs, ours) of its parameters; the backbone's are known.
-        signs: parts of names in its files. A file is of the detector all of whose signs are found in it; of several,
-            the one with the most signs.
-        name_in_file: a name as transformers has it in memory -> in its files, where that is more than the common rules.
+        image_processor: what the name of its image processor begins with; None: ``class_name``.
+        names: (theirs, ours) of its parameters, without the backbone's.
+        signs: parts of names in its files. A file belongs to the detector with all its signs in it; of several, to the
+            one with the most signs.
+        name_in_file: name in memory of transformers -> name in its files, in addition to the common rules.
         config: (our arguments, the common configuration) -> the detector's configuration.
         hints: (configuration) -> our arguments that weights do not tell.
-        timm_body: what names of a backbone of timm begin with, in its files.
-        requires: keys of its configuration and the one value that this project has.
-        sees_levels: our arguments -> whether it takes several maps of the backbone.
+        timm_body: what the names of timm's backbones begin with, in its files.
+        requires: keys of its configuration with the only value that this project supports.
+        sees_levels: our arguments -> whether it uses several maps of the backbone.
     """
 
     model_type: str
@@ -136,30 +132,29 @@ class DetectorRecord:
 
     Attributes:
         title: its name and paper.
-        build: (args, number of class logits, classification=, train_backbone=) -> the detector, randomly initialised.
-            ``train_backbone`` says whether the backbone gets gradients.
-        classification: of finetuning, and of pretext tasks that have none of their own.
+        build: (args, number of class logits, classification=, train_backbone=) -> the detector with random weights.
+            ``train_backbone``: whether the backbone gets gradients.
+        classification: in finetuning, and in pretext tasks without a classification.
         finetuning: its recipe.
-        flags: its own flags that say what it is; checkpoints keep them.
-        training_flags: its own flags of how it is trained, by script; each may have a default of its own there.
-        defaults: of flags that all detectors have, where they differ from :data:`util.recipes.COMMON_ARCHITECTURE`, the
+        flags: its own flags of the architecture; checkpoints keep them.
+        training_flags: its own flags of training, by script; the defaults may differ between scripts.
+        defaults: its defaults of common flags, if they differ from :data:`util.recipes.COMMON_ARCHITECTURE`, the
             recipes' or the parser's.
-        pretraining: name of a pretext task -> recipe of that task where it is another with this detector: values of
-            flags, among them ``lr``, ``batch_size``, and ``epochs`` with ``lr_drop`` where the schedule counts epochs.
+        pretraining: name of a pretext task -> what its recipe changes for this detector: values of flags, for example
+            ``lr``, ``batch_size``, and ``epochs`` with ``lr_drop`` if the schedule counts epochs.
         check: (args, stage) raises UserError for values of its flags that do not go together.
-        rates: part of a parameter's name -> name of the flag by which ``--lr`` is multiplied for it.
+        rates: part of a parameter's name -> name of the flag that multiplies ``--lr`` for it.
         leaves_unused: args -> whether a training step may leave some of its parameters without a gradient.
-        signs: parameters that only it has. A checkpoint is of the detector all of whose signs are in it; of several,
-            the one with the most signs.
-        infer: (weights, sizes, known) -> its own flags, and other arguments where its weights tell them differently
-            (None: they do not tell it). ``sizes(name)`` is the first dimension of a parameter that must be there,
-            ``known`` what the file, or the user, says beside the weights; of its flags, what weights do not tell is
-            taken from there.
-        public_names: (theirs, ours) of parameters whose name in the public code is another.
-        tidy: (renaming, configuration of Hugging Face or None) brings what is named as here into the form that the
-            detector has, in place.
+        signs: parameters that only it has. A checkpoint belongs to the detector with all its signs in it; of several,
+            to the one with the most signs.
+        infer: (weights, sizes, known) -> its own flags, and other arguments that its weights tell in another way (None:
+            they do not tell it). ``sizes(name)`` is the first dimension of a required parameter; ``known`` is what the
+            file or the user says besides the weights.
+        public_names: (theirs, ours) of parameters with another name in the public code.
+        tidy: (renaming, configuration of Hugging Face or None) converts tensors with this project's names to the form
+            of the detector, in place.
         deciding_flags: (regular expression for the beginning of a parameter's name, flags that decide its shape).
-        hugging_face: None where transformers does not have it.
+        hugging_face: None if transformers does not have it.
     """
 
     title: str
@@ -170,13 +165,13 @@ class DetectorRecord:
     training_flags: Mapping[Stage, tuple[Flag, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     pretraining: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    check: Callable[[argparse.Namespace, Stage], None] = _no_check
+    check: Callable[[argparse.Namespace, Stage], None] = _do_nothing
     rates: Mapping[str, str] = field(default_factory=dict)
     leaves_unused: Callable[[argparse.Namespace], bool] = lambda args: False
     signs: tuple[str, ...]
     infer: Callable[[dict[str, Any], Callable[[str], int], dict[str, Any]], dict[str, Any]] = _nothing
     public_names: NamePairs = ()
-    tidy: Callable[[Any, dict[str, Any] | None], None] = _leave
+    tidy: Callable[[Any, dict[str, Any] | None], None] = _do_nothing
     deciding_flags: tuple[tuple[str, str], ...] = ()
     hugging_face: HuggingFace | None = None
 
@@ -192,22 +187,21 @@ class PretextRecord:
     Attributes:
         title: its name and paper.
         build: (args, detector) -> a module ``forward(batch) -> (loss, logs)`` around the detector.
-        num_classes: what the detector's class head tells apart, "no object" not counted.
-        classification: of that head; None: the detector's own.
-        dataset: class of the data set, see :class:`datasets.pretext_samples.PretextDataset`.
-        build_transform: (args, options that all transforms share) -> what the data set makes samples with.
+        num_classes: of the detector's class head, without "no object".
+        classification: of the class head; None: the detector's own.
+        dataset: class of the data set, see :class:`datasets.pretext.samples.PretextDataset`.
+        build_transform: (args, options that all transforms share) -> the transform that makes samples.
         collate: list of samples -> batch.
         flags: its own flags.
-        defaults: its recipe where it differs from the usual one and from the flags' own defaults, whatever the
-            detector; see ``pretraining`` of :class:`DetectorRecord`.
-        recipes: ``--recipe`` -> values of flags, its own or of all tasks, which replace the paper's.
+        defaults: what its recipe changes, for all detectors; see ``pretraining`` of :class:`DetectorRecord`.
+        recipes: ``--recipe`` -> values of flags that replace the paper's.
         check: (args, number of processes) raises UserError for values of its flags that do not go together.
-        warning: args -> what the user should know before training starts; None: nothing.
-        detects_alone: its detector detects by itself; otherwise it must be shown what to find.
-        foreign_kind: names in a checkpoint of another project -> what it is called if this task made it, else None.
-            The first task that knows it has the say.
-        heads: beginnings of the names of parameters that are the task's and not the detector's.
-        public_name: a name in such a checkpoint -> the public name.
+        warning: args -> a message before training starts; None: no message.
+        detects_alone: the pretrained detector detects by itself; otherwise it needs a region as a query.
+        foreign_kind: names in a checkpoint of another project -> name of this kind of checkpoint, if the task made it;
+            else None. The first task that recognises it decides.
+        heads: beginnings of the names of the task's own parameters.
+        public_name: name in such a checkpoint -> public name.
     """
 
     title: str
@@ -220,7 +214,7 @@ class PretextRecord:
     flags: tuple[Flag, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    check: Callable[[argparse.Namespace, int], None] = _no_check
+    check: Callable[[argparse.Namespace, int], None] = _do_nothing
     warning: Callable[[argparse.Namespace], str | None] = lambda args: None
     detects_alone: bool = False
     foreign_kind: Callable[[Collection[str]], str | None] = lambda names: None
@@ -228,25 +222,25 @@ class PretextRecord:
     public_name: Callable[[str], str] = _as_it_is
 
     def flags_in(self, stage: Stage) -> tuple[Flag, ...]:
-        """Its own flags; tasks are chosen in pretraining alone."""
+        """Its own flags; only pretraining has tasks."""
         return self.flags
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """A data format: how it is read, and how one pretrains on it.
+    """A data format: how it is read, and the recipe of pretraining on it.
 
     Attributes:
-        title: what it is.
+        title: its name in help texts.
         read_labelled: (args, split, categories or None) -> :class:`datasets.records.DetectionRecords`; None: it has no
-            labels. ``categories`` are those of the training set, which an evaluation must keep to.
+            labels. ``categories`` are those of the training set, which an evaluation must use.
         read_unlabelled: (args, split) -> :class:`datasets.image_folder.UnlabelledImages`.
         splits: "train" and perhaps "val".
         flags: its own flags in each script.
-        check: (args, splits that will be read) raises UserError where its flags do not say where the labelled data is;
-            None: ``--data_path`` must.
+        check: (args, splits that will be read) raises UserError if its flags do not say where the labelled data are;
+            None: ``--data_path`` is needed.
         scales, max_size, max_steps: image sizes in pixels and length of pretraining.
-        pretraining: name of a pretext task -> its recipe where it is another on these data, whatever the detector.
+        pretraining: name of a pretext task -> what its recipe changes on these data, for all detectors.
     """
 
     title: str
@@ -271,12 +265,12 @@ AnyRecord = TypeVar("AnyRecord", DataRecord, DetectorRecord, PretextRecord)
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What a script lets the user choose by name; the first of each is the default.
+    """The choices by name in a script; the first of each is the default.
 
     Attributes:
-        stage: which script it is.
-        datasets, detectors, pretexts: the values of ``--dataset_file``, ``--detr`` and ``--method``; empty where the
-            script has no such flag.
+        stage: the script.
+        datasets, detectors, pretexts: the values of ``--dataset_file``, ``--detr`` and ``--method``; empty: the script
+            has no such flag.
     """
 
     stage: Stage
@@ -285,21 +279,21 @@ class Choices:
     pretexts: Mapping[str, PretextRecord] = field(default_factory=dict)
 
     def tables(self) -> dict[str, Mapping[str, Record]]:
-        """The flags that choose, each with its records."""
+        """These flags, each with its records."""
         tables = {"dataset_file": self.datasets, "detr": self.detectors, "method": self.pretexts}
         return {option: records for option, records in tables.items() if records}
 
     def owners(self, option: str) -> dict[str, tuple[Flag, list[str]]]:
-        """Name of each flag that records of ``option`` own -> the flag and the names of these records.
+        """Name of each flag in records of ``option`` -> the flag and the names of these records.
 
         Raises:
-            ValueError: two records have different flags of one name, an error in the code.
+            ValueError: two records have different flags with the same name; the code is wrong.
         """
         found: dict[str, tuple[Flag, list[str]]] = {}
         for name, record in self.tables()[option].items():
             for flag in record.flags_in(self.stage):
                 known, names = found.setdefault(flag.name, (flag, []))
                 if known is not flag:
-                    raise ValueError(f"--{flag.name} of {name} is another flag than that of {', '.join(names)}")
+                    raise ValueError(f"--{flag.name} of {name} differs from that of {', '.join(names)}")
                 names.append(name)
         return found

@@ -1,4 +1,4 @@
-"""The global random states of a process, as plain values that a checkpoint can hold."""
+"""The global random states of a process, as plain values for a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from util import distributed
 
 
 def rng_state() -> dict[str, Any]:
-    """The global random states of this process, as tensors and plain numbers (safe to load)."""
+    """The global random states of this process, as tensors and plain numbers."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global state is meant
     state = {
@@ -43,9 +43,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def restore_rank_rng(states: list[dict[str, Any]]) -> None:
-    """Give this process its own random state of those that the ranks of the stopped run had.
+    """Restore the random state of this process's rank in the stopped run.
 
-    A run resumed with more processes than before keeps the fresh seeds in the additional ones.
+    If there are more processes than before, the additional ones keep their fresh seeds.
     """
     if distributed.rank() < len(states):
         set_rng_state(states[distributed.rank()])

@@ -1,4 +1,4 @@
-"""One run a folder: the lock that a run holds on its output folder."""
+"""One run per folder: the lock that a run holds on its output folder."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from util.errors import UserError
 
 NAME = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
-LONGEST = 1000  # bytes of the file; what is longer was not written here
+LONGEST = 1000  # bytes to read of the file
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``. The system lets go of it when its process ends, however that ends.
+    """Hold the lock of ``folder``. The system releases it when the process ends, in whatever way.
 
-    The file stays: between removing it and letting go another run could take the lock of a file without a name.
+    The file stays: if it were removed before the release, another run could lock the removed file.
 
     Raises:
         UserError: another run holds it; the message names its machine and process.
     """
     path = folder / NAME
-    # Not through a link: it could lead to a file of somebody else, which would be overwritten.
+    # Not through a link, which could lead to a file of another user.
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:
-            # A lock of this process alone, which its loading processes do not inherit; it works over NFS, too.
+            # The loading processes do not inherit this lock, and it works over NFS.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in TAKEN:

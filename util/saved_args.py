@@ -1,4 +1,4 @@
-"""Arguments from a checkpoint: they must be what the command line could have made."""
+"""Checks arguments from a checkpoint: the command line must be able to produce them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from util.errors import CheckpointError
 def check_saved_args(
     parser: argparse.ArgumentParser, saved: dict[str, Any], source: str | Path, names: Collection[str] | None = None
 ) -> None:
-    """See that every argument that ``parser`` knows, or those of ``names`` alone, has a value of its kind, or None.
+    """Check that all arguments of ``parser``, or only those in ``names``, have values of the right type, or None.
 
     Raises:
-        CheckpointError: another one; the message names it.
+        CheckpointError: a value has another type; the message names it.
     """
     for action in parser._actions:  # argparse has no public list of them
         value = saved.get(action.dest) if names is None or action.dest in names else None

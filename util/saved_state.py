@@ -1,4 +1,4 @@
-"""States of optimizer, scheduler and scaler from a file, checked: torch takes whatever it gets and fails later."""
+"""Loads checked states of optimizer, scheduler and scaler; torch accepts any state and fails later."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, one number for each of a parameter's
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, with the shape of the parameter
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take the moments of AdamW; its settings stay what the command line makes them.
+    """Load the moments of AdamW; its settings remain those of the command line.
 
     Raises:
-        ValueError: of other parameters, or no such state.
+        ValueError: the state is invalid or of other parameters.
     """
     own = optimizer.state_dict()
     shares = [[len(group["params"]) for group in state["param_groups"]] for state in (own, saved)]
@@ -26,7 +26,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
         shape = parameters[index].shape
         expected = {"step": torch.Size()} | dict.fromkeys(MOMENTS, shape)
         if {name: value.shape for name, value in state.items()} != expected or not _are_numbers(state):
-            raise ValueError(f"the optimizer's state of parameter {index} is not one of AdamW for {list(shape)}")
+            raise ValueError(f"the state of parameter {index} is not a state of AdamW for the shape {list(shape)}")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
 
 
@@ -35,24 +35,24 @@ def _are_numbers(state: dict[str, Tensor]) -> bool:
 
 
 def load_scheduler(scheduler: LRScheduler, saved: dict[str, Any]) -> None:
-    """Take the state of a scheduler of the same kind.
+    """Load the state of a scheduler of the same kind.
 
     Raises:
-        ValueError: it is another one.
+        ValueError: the state is invalid.
     """
     own = scheduler.state_dict()
     if saved.keys() != own.keys() or any(type(saved[name]) is not type(value) for name, value in own.items()):
-        raise ValueError("the state of the learning rate is not one")
+        raise ValueError("the state of the learning rate is invalid")
     scheduler.load_state_dict({**saved, "lr_lambdas": own["lr_lambdas"]})
 
 
 def load_scaler(scaler: torch.amp.GradScaler, saved: dict[str, Any]) -> None:
-    """Take the state of the scaler of fp16; it is empty where the stopped run did not use fp16.
+    """Load the state of the scaler of fp16; it is empty if the stopped run did not use fp16.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the state is invalid.
     """
     if not all(type(value) in (int, float) for value in saved.values()):
-        raise ValueError("the state of the loss's scale is none")
+        raise ValueError("the state of the loss scale is invalid")
     if saved:
         scaler.load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""What both scripts do around their work: errors in one line, device, seeds, process group."""
+"""What all scripts share: errors in one line, device, seeds, process group."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ import torch
 from util import distributed, signals
 from util.errors import UserError, one_line
 
-# A disk that is full, or over a quota, or that must not be written to.
+# The disk is full, over a quota, or read-only.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
-# How torch begins when one of its loading processes is gone.
+# Beginning of torch's message when a loading process has ended.
 LOST_WORKER = "DataLoader worker (pid"
 
-# What a collective says when a process at its other end is gone.
+# In messages of collectives when another process has ended.
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 
 
 def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Run ``main``; what is the user's to mend becomes one line on stderr and exit status 1, without a traceback.
+    """Run ``main``; an error that the user can correct becomes one line on stderr and exit status 1.
 
-    A signal (Ctrl-C, SIGTERM, SIGUSR1) is one line, too, and the exit status says which.
+    A signal (Ctrl-C, SIGTERM, SIGUSR1) also becomes one line, and the exit status says which signal.
 
     Args:
-        interrupted: what a signal is answered with that ``main`` itself has no answer to.
+        interrupted: the message for a signal that ``main`` does not handle.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal has no letters for must not end the run
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the run
             stream.reconfigure(errors="backslashreplace")
     try:
         with signals.raising():
@@ -48,43 +48,43 @@ def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> No
         number = getattr(stop, "number", signal.SIGINT)
         _leave((str(stop) or interrupted) if distributed.is_main() else None, status=128 + number)
     except Exception as error:
-        message = told_as(error)
+        message = explain(error)
         if message is None:
             raise
         _leave(f"{_who()}: {message}", status=1)
 
 
-def told_as(error: Exception) -> str | None:
-    """The line for an error that comes from outside the code; None: the code itself is wrong."""
+def explain(error: Exception) -> str | None:
+    """The message for an error from outside the code; None: the code is wrong."""
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            "the GPU's memory is full: lower --batch_size (--accum_steps makes up for it), --max_size or --scales, "
+            "the GPU's memory is full: lower --batch_size (and raise --accum_steps), --max_size or --scales, "
             "or use --amp bf16"
         )
     if isinstance(error, MemoryError):
         return "memory is full: lower --batch_size, --num_workers, --max_size or --scales"
     if isinstance(error, OSError):
-        return told_as_os_error(error)
+        return explain_os_error(error)
     if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
-        return f"{error.object!r:.200}: the file system has no such name"
+        return f"{error.object!r:.200}: the file system cannot store this name"
     if isinstance(error, ValueError) and str(error).startswith("embedded null"):
-        return "a path among the flags holds a NUL byte, so no file can have this name"
+        return "a path in the flags holds a NUL byte, which no file name can have"
     if isinstance(error, RuntimeError):
-        return told_as_lost_process(error)
+        return explain_lost_process(error)
     return None
 
 
-def told_as_os_error(error: OSError) -> str:
+def explain_os_error(error: OSError) -> str:
     """What the system refused, and where."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.filename is None:
-        return f"{reason} (the system does not say where)"
+        return f"{reason} (the system does not name the file)"
     does = "cannot write" if error.errno in UNWRITABLE else "cannot use"
     return f"{does} {os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: {reason}"
 
 
-def told_as_lost_process(error: RuntimeError) -> str | None:
-    """The line for a loading process, or another training process, that is gone; None: another error."""
+def explain_lost_process(error: RuntimeError) -> str | None:
+    """The message if a loading process or another training process has ended; None: another error."""
     if str(error).startswith(LOST_WORKER):
         reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
         return f"{one_line(reason)}; if memory ran out, lower --num_workers and run it again"
@@ -98,10 +98,10 @@ def _who() -> str:
 
 
 def _leave(message: str | None, status: int) -> NoReturn:
-    """Say ``message``, if there is one, and exit.
+    """Print ``message``, if there is one, and exit.
 
-    Among several processes at once: to leave the group in good order would be to wait for the others, who wait for
-    this one, and only its end makes the launcher end them.
+    One of several processes exits at once. To leave the group it would wait for the others, but they wait for it, and
+    the launcher ends them only after it has ended.
     """
     if message is not None:
         print(message, file=sys.stderr, flush=True)
@@ -112,10 +112,10 @@ def _leave(message: str | None, status: int) -> NoReturn:
 
 
 def select_device(name: str) -> torch.device:
-    """``auto``: a GPU where there is one.
+    """The device of ``--device``; ``auto``: a GPU if there is one.
 
     Raises:
-        UserError: ``cuda`` was asked for and there is none.
+        UserError: there is no GPU for ``cuda``, or not one per process.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this PyTorch finds no GPU; use --device cpu or auto")
@@ -123,14 +123,14 @@ def select_device(name: str) -> torch.device:
         return torch.device("cpu")
     if distributed.local_rank() >= torch.cuda.device_count():
         raise UserError(
-            f"process {distributed.local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            f"process {distributed.local_rank()} of this machine has no GPU: it has {torch.cuda.device_count()} GPUs; "
             "lower --nproc_per_node"
         )
     return torch.device("cuda", distributed.local_rank())
 
 
 def start(args: argparse.Namespace) -> torch.device:
-    """Join the process group, choose the device and seed this process (each rank its own dropout)."""
+    """Join the process group, choose the device, and seed this process (each rank has its own seed)."""
     device = select_device(args.device)
     args.device = device.type
     distributed.init(device.type)

@@ -1,7 +1,7 @@
-"""What SIGINT (Ctrl-C), SIGTERM and SIGUSR1 do: they end a script in one line, and training after the present step.
+"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 end a script with one line, and training after the current step.
 
-Slurm, Kubernetes and spot instances send the last two. Nothing heavy is imported here, so that the scripts can ask for
-the first line of all (:func:`end_in_one_line`) before they import PyTorch, which takes seconds.
+Slurm, Kubernetes and spot instances send the last two. This module imports nothing slow, so that the scripts can call
+:func:`end_in_one_line` before they import PyTorch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 INTERRUPTED = "interrupted before training began: run the same command again"
-"""What the main scripts say."""
+"""The message of the main scripts."""
 
 ECHO_SECONDS = 1.0
-"""A launcher passes on what a whole group of processes gets as well: so soon it is the same request once more."""
+"""A second signal within this time is the same one, which the launcher passes on to its group of processes."""
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -29,7 +29,7 @@ class Stopped(KeyboardInterrupt):
     """A signal ends the script.
 
     Attributes:
-        number: of the signal. The exit status that says so is 128 more.
+        number: of the signal; the exit status is 128 + number.
     """
 
     def __init__(self, number: int, message: str = "") -> None:
@@ -38,7 +38,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def end_in_one_line(message: str) -> None:
-    """From now on a signal prints ``message`` and ends the process: for imports, where nothing can be lost yet."""
+    """From now on a signal prints ``message`` and ends the process; for the time of imports."""
 
     def end(number: int, _frame: object) -> None:
         tell(message)
@@ -49,14 +49,14 @@ def end_in_one_line(message: str) -> None:
 
 
 def tell(message: str) -> None:
-    """Write a line to stderr at once, from the main process only. It may interrupt another ``print``."""
+    """Write a line to stderr immediately, only from the main process; for signal handlers."""
     if os.environ.get("RANK", "0") == "0":
         os.write(sys.__stderr__.fileno(), f"{message}\n".encode(errors="replace"))
 
 
 @contextlib.contextmanager
 def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may do this
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can set handlers
         yield
         return
     before = {number: signal.signal(number, handler) for number in SIGNALS}
@@ -72,19 +72,19 @@ def _raise_stopped(number: int, _frame: object) -> None:
 
 
 def raising() -> contextlib.AbstractContextManager[None]:
-    """Within it a signal raises :class:`Stopped` wherever the script is."""
+    """Context in which a signal raises :class:`Stopped`."""
     return _handled_by(_raise_stopped)
 
 
 class HeldSignals:
-    """Within it the first signal is only noted; the second one ends the process at once.
+    """Context in which the first signal is only recorded; the second one ends the process at once.
 
     Attributes:
         received: number of the first signal, or 0.
     """
 
     def __init__(self, doing: str) -> None:
-        """``doing``: what is brought to its end before the script stops, for the message."""
+        """``doing``: what the script finishes before it stops, for the message."""
         self.received = 0
         self._doing = doing
         self._since = 0.0
@@ -108,10 +108,10 @@ class HeldSignals:
 
 
 def protect_worker(_worker: int = 0) -> None:
-    """In a loading process: signals are the parent's business, but the worker dies with its parent.
+    """For a loading process: ignore signals, which the parent handles, and end with the parent.
 
-    Ctrl-C and job managers reach the whole group of processes, and a worker that ended would take the step with it that
-    its parent is to finish. The second SIGTERM ends it: of a parent that does not want to wait any longer.
+    Ctrl-C and job managers send signals to the whole group of processes, but the parent needs its workers to finish its
+    step. The second SIGTERM ends the worker; it comes from a parent that stops at once.
     """
     terms = iter((None,))
 
@@ -126,9 +126,9 @@ def protect_worker(_worker: int = 0) -> None:
 
 
 def die_with_parent(number: int) -> None:
-    """Let the system send this process signal ``number`` when its parent ends, however that ends. Linux only.
+    """Let the system send signal ``number`` to this process when its parent ends, in whatever way. Only on Linux.
 
-    Elsewhere PyTorch's watchdog ends loading processes after some seconds.
+    On other systems PyTorch's watchdog ends loading processes after some seconds.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

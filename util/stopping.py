@@ -1,4 +1,4 @@
-"""All processes of a run stop after the same step, whichever of them got a signal."""
+"""Stops all processes of a run after the same step if one of them gets a signal."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from util.signals import HeldSignals
 
 
 class Stopping:
-    """Asks after every step whether one of the processes got a signal.
+    """Asks after every step whether one of the processes has got a signal.
 
-    The question goes around among the CPUs while the next step is computed, so no process waits for another or
-    for its GPU: the answer comes one step later.
+    The CPUs exchange the answer during the next step, so that no process waits for another or for its GPU. The answer
+    is therefore known one step later.
     """
 
     def __init__(self, held: HeldSignals) -> None:
-        """Collective: the processes get a group of their own for this."""
+        """Collective: makes a process group for this question."""
         self._held = held
         self._group = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
         self._question: tuple[torch.Tensor, dist.Work] | None = None
 
     def after_step(self) -> int:
-        """The number of the signal to stop for now, or 0; the same on all processes. Collective."""
+        """The number of the signal to stop for, or 0; the same on all processes. Collective."""
         if self._group is None:
             return self._held.received
         answer = self._answer()

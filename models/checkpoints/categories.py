@@ -11,6 +11,9 @@ from util.errors import CheckpointError
 COCO_LABELS = 91
 """Outputs for COCO in the public checkpoints, where a label is the raw id of a category."""
 
+_KINDS = {"label": int, "id": int | None, "name": str}
+"""Keys of a category and their types."""
+
 
 def coco_categories() -> list[dict[str, Any]]:
     """COCO's categories, with raw ids as labels."""
@@ -19,12 +22,13 @@ def coco_categories() -> list[dict[str, Any]]:
 
 def saved_categories(found: Any) -> list[dict[str, Any]] | None:
     """The categories that a file lists, perhaps with unknown ids (None); None if it is not such a list."""
-    kinds = {"label": int, "id": int | None, "name": str}
-    is_list = isinstance(found, list) and all(
-        isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
-        for entry in found
-    )
-    return [{key: entry[key] for key in kinds} for entry in found] if is_list and found else None
+    if not (isinstance(found, list) and found and all(map(_is_category, found))):
+        return None
+    return [{key: entry[key] for key in _KINDS} for entry in found]
+
+
+def _is_category(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in _KINDS.items())
 
 
 def named_categories(names: dict[int, str]) -> list[dict[str, Any]]:

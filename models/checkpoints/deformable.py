@@ -86,14 +86,10 @@ def complete_heads(renaming: Renaming, *, refines: bool) -> None:
     used_by_decoder = {"bbox_embed.": refines or two_stage, "class_embed.": two_stage}
     for head in _HEADS:
         renaming.rename(lambda name: re.sub(rf"^{re.escape(head)}(?=weight|bias|layers)", f"{head}0.", name))  # noqa: B023
-        within = f"transformer.decoder.{head}"
-        for name in renaming.names(within):
-            if name.removeprefix("transformer.decoder.") not in renaming.weights:
-                renaming.copy(name, name.removeprefix("transformer.decoder."))
-        if used_by_decoder[head] or renaming.names(within):
-            for name in renaming.names(head):
-                if f"transformer.decoder.{name}" not in renaming.weights:
-                    renaming.copy(name, f"transformer.decoder.{name}")
+        of_decoder = f"transformer.decoder.{head}"
+        renaming.alias(of_decoder, head)
+        if used_by_decoder[head] or renaming.names(of_decoder):
+            renaming.alias(head, of_decoder)
         first = renaming.names(f"{head}0.")
         if first == renaming.names(head):
             for index in range(1, num_layers(renaming.weights, "transformer.decoder.layers")):

@@ -39,7 +39,7 @@ def find_origin(args: argparse.Namespace, stage: str) -> Origin | None:
 
 
 def find_resumed(args: argparse.Namespace, typed: dict[str, Any]) -> tuple[Path, dict[str, Any], Foreign | None] | None:
-    """Path and content (see :func:`read_checkpoint`) of the checkpoint of ``--resume``; None: the run starts anew.
+    """Path and content (see :func:`read_checkpoint`) of the checkpoint of ``--resume``; None: a new run.
 
     A process that the launcher has restarted resumes as with ``--resume auto``, if the run has saved a checkpoint.
 

@@ -68,17 +68,25 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     if path.is_dir():
         config = read_config(path)
         check_model_type(config, path)
-        weights, others = read_folder(path), {}
-    else:
-        content = read_content(path)
-        if isinstance(content, dict) and content.keys() >= OWN_KEYS:
-            check_own(content, path, _hints(content["args"], None, path))
-            return {**content, "args": without_flags_of_others(content["args"], DETECTORS)}, None
-        weights, others = find_state_dict(content, path)
-        config = None
+        return _convert(read_folder(path), {}, config, path, typed)
+    content = read_content(path)
+    if isinstance(content, dict) and content.keys() >= OWN_KEYS:
+        check_own(content, path, _hints(content["args"], None, path))
+        return {**content, "args": without_flags_of_others(content["args"], DETECTORS)}, None
+    return _convert(*find_state_dict(content, path), None, path, typed)
+
+
+def _convert(
+    weights: dict[str, Tensor],
+    others: dict[str, Any],
+    config: dict[str, Any] | None,
+    path: Path,
+    typed: dict[str, Any],
+) -> tuple[dict[str, Any], Foreign]:
+    """Convert a checkpoint of another project, from its weights, its other entries and its configuration."""
     renaming = Renaming(weights)
     renaming.unwrap()
-    if not path.is_dir() and is_hugging_face(renaming.weights.keys()):
+    if config is None and is_hugging_face(renaming.weights.keys()):
         config = _config_beside(path)
     kind = recognise(renaming, path, config)
     if kind == "backbone":
@@ -87,16 +95,15 @@ def read_checkpoint(path: Path, typed: dict[str, Any]) -> tuple[dict[str, Any], 
         return {**content, "stage": "backbone", "categories": None}, Foreign(kind, renaming.sources, left_over)
 
     model, left_over = renaming.split(_belongs_to_detector)
-    hints = _hints(others.get("args"), config, path)
-    known = {**{name: value for name, value in typed.items() if value is not None}, **hints}
-    args, assumed = infer_architecture(model, known, path)
+    known = {name: value for name, value in typed.items() if value is not None}
+    args, assumed = infer_architecture(model, known | _hints(others.get("args"), config, path), path)
+    args |= _eval_sizes(others.get("args"), None if config is None else path if path.is_dir() else path.parent)
     heads = tuple(head for task in PRETEXTS.values() for head in task.heads)
     pretext = any(name.removeprefix(WRAPPER).startswith(heads) for name in left_over)
     finished = not pretext and num_class_logits(model) is not None
-    foreign = Foreign(kind, renaming.sources, left_over + list(others), assumed)
-    args |= _eval_sizes(others.get("args"), None if config is None else path if path.is_dir() else path.parent)
     content = {"model": model, "args": args, "stage": "finetune" if finished else "pretrain"}
-    return {**content, "categories": _categories(model, args, others, config) if finished else None}, foreign
+    content["categories"] = _categories(model, args, others, config) if finished else None
+    return content, Foreign(kind, renaming.sources, left_over + list(others), assumed)
 
 
 def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> str:
@@ -116,20 +123,9 @@ def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> 
         _tidy(renaming, config, path)
         return "Hugging Face"
     if any(name.startswith("transformer.decoder.layers.") for name in names):
-        kinds = [kind for task in PRETEXTS.values() if (kind := task.foreign_kind(names))]
-        for task in PRETEXTS.values():
-            renaming.rename(task.public_name)
-        detr = detector_of(names)
-        if detr is not None:
-            rules = compile_rules(DETECTORS[detr].public_names)
-            renaming.rename(lambda name: apply_rules(rules, name))
-        _tidy(renaming, config, path)
-        return kinds[0] if kinds else "public DETR family"
-    for prefix in _BARE_BODIES:
-        if f"{prefix}conv1.weight" in names and resnet_of(dict.fromkeys(names), prefix):
-            body = re.compile(rf"{re.escape(prefix)}(?=conv1\.|bn1\.|layer[1-4]\.)")
-            renaming.rename(lambda name: body.sub("backbone.0.body.", name, count=1) if body.match(name) else name)  # noqa: B023
-            return "backbone"
+        return _recognise_public(renaming, path, config)
+    if _rename_bare_body(renaming):
+        return "backbone"
     if any(name.startswith("detr.model.") for name in names):
         raise CheckpointError(f"{path}: a segmentation model of Hugging Face; only its detectors are supported")
     raise CheckpointError(
@@ -137,6 +133,31 @@ def recognise(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> 
         "in the DETR family, Siamese DETR, Hugging Face's DETR models or ResNets; pass weights of another backbone as "
         "--backbone_weights"
     )
+
+
+def _recognise_public(renaming: Renaming, path: Path, config: dict[str, Any] | None) -> str:
+    """A pretext task that recognises the names, or the public DETR family; renames in place."""
+    names = renaming.weights.keys()
+    kinds = [kind for task in PRETEXTS.values() if (kind := task.foreign_kind(names))]
+    for task in PRETEXTS.values():
+        renaming.rename(task.public_name)
+    detr = detector_of(names)
+    if detr is not None:
+        rules = compile_rules(DETECTORS[detr].public_names)
+        renaming.rename(lambda name: apply_rules(rules, name))
+    _tidy(renaming, config, path)
+    return kinds[0] if kinds else "public DETR family"
+
+
+def _rename_bare_body(renaming: Renaming) -> bool:
+    """Rename a ResNet without a detector, in place; False: it is not one."""
+    names = renaming.weights
+    for prefix in _BARE_BODIES:
+        if f"{prefix}conv1.weight" in names and resnet_of(names, prefix):
+            body = re.compile(rf"{re.escape(prefix)}(?=conv1\.|bn1\.|layer[1-4]\.)")
+            renaming.rename(lambda name: body.sub("backbone.0.body.", name, count=1) if body.match(name) else name)  # noqa: B023
+            return True
+    return False
 
 
 def _tidy(renaming: Renaming, config: dict[str, Any] | None, path: Path) -> None:

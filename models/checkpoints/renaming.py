@@ -62,6 +62,13 @@ class Renaming:
         self.weights[new_name] = self.weights[name]
         self.sources[new_name] = self.sources[name]
 
+    def alias(self, old: str, new: str) -> None:
+        """Give tensors whose names start with ``old`` second names that start with ``new``, where these are missing."""
+        for name in self.names(old):
+            new_name = new + name.removeprefix(old)
+            if new_name not in self.weights:
+                self.copy(name, new_name)
+
     def split(self, belongs: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
         """The tensors whose names belong, and the names in the file of the others."""
         kept = {name: value for name, value in self.weights.items() if belongs(name)}

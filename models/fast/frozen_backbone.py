@@ -94,10 +94,8 @@ class _Watch(TorchFunctionMode):
         """Count one reader for every tensor in nested containers."""
         if isinstance(value, Tensor):
             self.readers[value] += 1
-        elif isinstance(value, dict):
-            self.count_readers(list(value.values()))
-        elif isinstance(value, (list, tuple)):
-            for item in value:
+        elif isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
                 self.count_readers(item)
 
     def _convolution_done(self, convolution: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -128,13 +128,7 @@ DETREG = PretextRecord(
     build_transform=_transform,
     collate=collate_one_view,
     flags=(
-        Flag(
-            name="num_proposals",
-            help="number of best proposals that are the objects of an image",
-            options={"type": int},
-            default=30,
-            least=1,
-        ),
+        Flag(name="num_proposals", help="best proposals used per image", options={"type": int}, default=30, least=1),
         *FEATURE_LOSS_FLAGS,
     ),
     defaults={"batch_size": 4, "epochs": 5, "lr_drop": 40},

@@ -273,12 +273,11 @@ def build_siamese(args: argparse.Namespace, detector: DETR) -> SiameseDETR:
 
 
 def _transform(args: argparse.Namespace, common: dict[str, Any]) -> TwoViewTransform:
-    change_later = args.augment_device == "cuda"
     return TwoViewTransform(
         num_regions=args.num_regions,
         view_iou=args.view_iou,
         region_nms=args.region_nms,
-        change_later=change_later,
+        change_later=args.augment_device == "cuda",
         **common,
     )
 
@@ -359,10 +358,7 @@ SIAMESE = PretextRecord(
             default="cpu",
         ),
         Flag(
-            name="query_jitter",
-            help="noise on the corners of query regions, as a share of the side",
-            options={"type": float},
-            default=0.1,
+            name="query_jitter", help="noise on region corners, share of the side", options={"type": float}, default=0.1
         ),
         Flag(name="no_global_loss", help="ablation: no global discrimination", options=SWITCH, default=False),
         Flag(name="global_loss_coef", help="weight of the global loss", options={"type": float}, default=10.0, least=0),

@@ -144,7 +144,7 @@ def test_one_missing_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet50"])
 def test_another_resnet(tmp_path, name):
-    assert "see --backbone" in refusal(build(name), save(resnet18_state(), tmp_path))
+    assert "change --backbone" in refusal(build(name), save(resnet18_state(), tmp_path))
 
 
 @pytest.mark.parametrize(

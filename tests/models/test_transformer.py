@@ -53,6 +53,12 @@ def small_transformer(detr: str, layers: int = 2, dropout: float = 0.0) -> Trans
     return transformer.double().eval()
 
 
+def share_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """The same random weights in both, under the same names."""
+    randomize(ours)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+
+
 def padded_level() -> tuple[Tensor, Tensor, Tensor]:
     """Map, mask and position encoding of two images, 3x4 and 2x3, padded to 3x4."""
     level, pos = torch.randn(2, 2, WIDTH, HEIGHT, WIDE, dtype=torch.float64)
@@ -85,10 +91,8 @@ def test_mlp_has_relu_between_layers_only() -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_equals_torch_with_the_same_state_dict(masked: bool) -> None:
-    ours = MultiheadAttention(small_config())
-    randomize(ours)
-    theirs = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours, theirs = MultiheadAttention(small_config()), nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+    share_weights(ours, theirs)
     query, key, value = torch.randn(2, 5, WIDTH), torch.randn(2, 7, WIDTH), torch.randn(2, 7, WIDTH)
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 4:] = masked
@@ -105,9 +109,8 @@ def test_attention_equals_torch_with_the_same_state_dict(masked: bool) -> None:
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_encoder_layer_without_positions_equals_torch(pre_norm: bool) -> None:
     ours = TransformerEncoderLayer(small_config(pre_norm=pre_norm))
-    randomize(ours)
     theirs = nn.TransformerEncoderLayer(WIDTH, 4, 24, dropout=0.0, batch_first=True, norm_first=pre_norm)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    share_weights(ours, theirs)
     src, padding = torch.randn(2, 7, WIDTH), torch.arange(7) >= torch.tensor([[7], [4]])
     expected = theirs(src, src_key_padding_mask=padding)
     torch.testing.assert_close(ours(src, torch.zeros(()), padding), expected, atol=1e-5, rtol=0)
@@ -116,9 +119,8 @@ def test_encoder_layer_without_positions_equals_torch(pre_norm: bool) -> None:
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_decoder_layer_without_positions_equals_torch(pre_norm: bool) -> None:
     ours = TransformerDecoderLayer(small_config(pre_norm=pre_norm))
-    randomize(ours)
     theirs = nn.TransformerDecoderLayer(WIDTH, 4, 24, dropout=0.0, batch_first=True, norm_first=pre_norm)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    share_weights(ours, theirs)
     tgt, tokens = torch.randn(2, QUERIES, WIDTH), torch.randn(2, 7, WIDTH)
     padding, query_mask = torch.arange(7) >= torch.tensor([[7], [4]]), torch.ones(QUERIES, QUERIES).triu(1).bool()
     memory = Memory(tokens, padding, torch.zeros_like(tokens), [(1, 7)])

@@ -213,7 +213,10 @@ def test_every_flag_is_in_the_help_once():
         (["--method", "detreg", "--num_proposals", "0"], "--num_proposals 0"),
         (["--method", "updetr", "--patch_dropout", "1"], "--patch_dropout 1"),
         (["--method", "updetr", "--num_regions", "7"], "--num_queries 100 is not divisible"),
-        (["--method", "updetr", "--proposals", "edgebox", "--proposal_dir", "x"], "--proposals edgebox: the patches"),
+        (
+            ["--method", "updetr", "--proposals", "edgebox", "--proposal_dir", "x"],
+            "--method updetr uses random patches",
+        ),
         (["--method", "detreg", "--detr", "deformable", "--two_stage", "--with_box_refine"], "cannot be pretrained"),
     ],
 )

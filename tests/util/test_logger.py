@@ -50,7 +50,7 @@ def test_a_line_that_is_no_record_is_named_and_skipped(tmp_path, capsys, line):
     before = (tmp_path / "log.txt").read_bytes()
     RunLog(tmp_path, step=2, tensorboard=False)
     assert _steps(tmp_path) == [1, 2]
-    assert "line 2 is no record and left out; the log as it was is kept as log.txt.1" in capsys.readouterr().out
+    assert "line 2 is damaged and dropped; the old log is kept as log.txt.1" in capsys.readouterr().out
     assert (tmp_path / "log.txt.1").read_bytes() == before
 
 

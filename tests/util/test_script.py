@@ -31,7 +31,7 @@ def told(capsys, error: BaseException) -> str:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/log.txt"), "cannot use /a/log.txt: No such"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "File name too long"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), "cannot use /a: Is a directory"),
-        (OSError(errno.EIO, "Input/output error"), "the system does not say where"),
+        (OSError(errno.EIO, "Input/output error"), "the system does not name the file"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "lower --batch_size"),
         (MemoryError(), "memory is full: lower --batch_size"),
         (UserError("what\nis wrong"), "error: what is wrong"),

@@ -296,5 +296,5 @@ def test_heads_are_taken_from_saved_arguments(tmp_path: Path, kind: str, told: i
 def test_levels_that_this_project_has_not(tmp_path: Path) -> None:
     layout = DEFORMABLE | {"transformer.level_embed": (3, 256)}
     torch.save(constants(layout), tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match="3 levels; --num_feature_levels"):
+    with pytest.raises(CheckpointError, match="3 feature levels; --num_feature_levels"):
         read_checkpoint(tmp_path / "file.pth", {})
