@@ -47,7 +47,7 @@ def test_every_form_of_an_image(model, path):
     "wrong", [np.zeros((5, 5, 3)), np.zeros((3, 5, 5, 3), np.uint8), torch.zeros(4, 5, 5, dtype=torch.uint8)]
 )
 def test_arrays_of_another_kind_are_refused(model, wrong):
-    with pytest.raises(DataError, match=r"arrays must be uint8 \[H, W, 3\]"):
+    with pytest.raises(DataError, match=r"pass arrays as uint8 \[H, W, 3\]"):
         model(wrong)
 
 
