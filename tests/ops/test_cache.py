@@ -73,7 +73,7 @@ def test_a_quote_without_its_partner(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "'c++")
     compiled.load.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="CXX is no command line"):
+        with pytest.warns(UserWarning, match="CXX is not a command line"):
             assert compiled.load() is None
     finally:
         compiled.load.cache_clear()

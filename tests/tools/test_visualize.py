@@ -68,7 +68,7 @@ def test_proposals_on_the_images_they_belong_to(data: Path, tmp_path: Path) -> N
 
 def test_proposals_to_draw_must_be_named(data: Path, tmp_path: Path) -> None:
     flags = ["--data_path", str(data / "unlabelled"), "--batch_size", "2"]
-    with pytest.raises(UserError, match="--proposals edgebox or selective_search and --proposal_dir"):
+    with pytest.raises(UserError, match="--proposals edgebox or selective_search, and --proposal_dir"):
         visualize.main(["proposals", "--out", str(tmp_path / "p.png"), *flags])
 
 
