@@ -56,6 +56,8 @@ class Reading:
 
 
 STRICTLY = Reading()
+UNKNOWN_SIZE = (1, 1)
+"""Of an image that cannot be read: the check of images leaves it out, or stops at it."""
 NO_FILE = "no such image file"
 
 
@@ -118,9 +120,34 @@ def upright_size(path: str | Path, reading: Reading = STRICTLY) -> tuple[int, in
     Raises:
         DataError: the file is missing or not an image; the message names it.
     """
+    return upright_and_stored_size(path, reading)[0]
+
+
+def upright_and_stored_size(path: str | Path, reading: Reading = STRICTLY) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of an image file, upright and as its pixels are stored, from its header alone.
+
+    :func:`load_image` takes annotations of either.
+
+    Raises:
+        DataError: missing, or not an image; the message names the file.
+    """
     with _open_image(path, reading) as file:
         sideways = file.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS and file.format != "TIFF"
-        return file.size[::-1] if sideways else file.size
+        return (file.size[::-1] if sideways else file.size), file.size
+
+
+def measure(path: str | Path, *, strict: bool) -> tuple[int, int] | None:
+    """:func:`upright_size`; None: it cannot be read.
+
+    Raises:
+        DataError: it cannot be read, and ``strict`` forbids that.
+    """
+    try:
+        return upright_size(path)
+    except DataError:
+        if strict:
+            raise
+        return None
 
 
 def read_any(image: str | Path | Image.Image | np.ndarray | torch.Tensor, reading: Reading = STRICTLY) -> Image.Image:
