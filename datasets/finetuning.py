@@ -65,13 +65,18 @@ def build_sets(
     else:
         val_set = detection_dataset(hold_out(train_set, args, val_images), args, "val", mean, std, tell=False)
     tell_data(args, layout, train_set, val_set)
+    if args.val_fraction:
+        num_images = len(train_set) + len(val_set)
+        write_list(
+            val_set.records.relative_paths(), num_images, args.output_dir, "the data have no validation images: "
+        )
     take_few(train_set, args, train_images)
     warn_of_many_objects(train_set, args)
     return train_set, val_set
 
 
 def hold_out(train_set: DetectionDataset, args: argparse.Namespace, kept: list[str] | None) -> DetectionRecords:
-    """Take a share of the images out of the training set; a list of them is written.
+    """Take a share of the images out of the training set.
 
     Args:
         kept: those that a resumed run held out; None: they are drawn.
@@ -79,7 +84,6 @@ def hold_out(train_set: DetectionDataset, args: argparse.Namespace, kept: list[s
     Returns:
         These images.
     """
-    why = "" if args.val_fraction else "no validation images: "
     args.val_fraction = args.val_fraction or USUAL_FRACTION
     records = train_set.records
     if kept is None:
@@ -87,7 +91,6 @@ def hold_out(train_set: DetectionDataset, args: argparse.Namespace, kept: list[s
     else:
         held = find_images(records.relative_paths(), kept, records.source)
     train_set.records = records.select(np.setdiff1d(np.arange(len(records)), held))
-    write_list(records.select(held).relative_paths(), len(records), args.output_dir, why)
     return records.select(held)
 
 
