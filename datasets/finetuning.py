@@ -66,10 +66,8 @@ def build_sets(
         val_set = detection_dataset(hold_out(train_set, args, val_images), args, "val", mean, std, tell=False)
     tell_data(args, layout, train_set, val_set)
     if args.val_fraction:
-        num_images = len(train_set) + len(val_set)
-        write_list(
-            val_set.records.relative_paths(), num_images, args.output_dir, "the data have no validation images: "
-        )
+        total, why = len(train_set) + len(val_set), "the data have no validation images: "
+        write_list(val_set.records.relative_paths(), total, args.output_dir, why)
     take_few(train_set, args, train_images)
     warn_of_many_objects(train_set, args)
     return train_set, val_set
