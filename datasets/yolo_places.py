@@ -148,20 +148,30 @@ def _images_of(tree: Tree, config: str, source: str) -> list[str]:
     """The images of a folder, or of a list of images, that a data.yaml names; empty where there is no such place.
 
     The place is meant on another machine: it is looked for by less and less of its beginning, from the folder of the
-    data.yaml and from that of the data set, and never outside the latter.
+    data.yaml, from that of the data set, and then below it, where but one folder may fit; never outside it.
     """
     parts = [part for part in source.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    base = [part for part in os.path.dirname(config).split("/") if part]
-    for begin in dict.fromkeys(["/".join(base), ""]):
-        for start in range(len(parts) + 1):
-            place = "/".join([*([begin] if begin else []), *parts[start:]])
-            if place and place in tree.files.get(".txt", ()):
+    base = os.path.dirname(config)
+    if not parts:
+        return _below(tree, base)
+    for begin in dict.fromkeys([base, ""]):
+        for start in range(len(parts)):
+            place = "/".join(filter(None, [begin, *parts[start:]]))
+            if place in tree.files.get(".txt", ()):
                 return _listed(tree, place)
-            if start < len(parts) or not parts:
-                images = [path for path in tree.images if path.startswith(f"{place}/" if place else "")]
-                if images:
-                    return images
-    return []
+            if images := _below(tree, place):
+                return images
+    return next(filter(None, (_somewhere(tree, "/".join(parts[start:])) for start in range(len(parts)))), [])
+
+
+def _below(tree: Tree, place: str) -> list[str]:
+    return [path for path in tree.images if path.startswith(f"{place}/" if place else "")]
+
+
+def _somewhere(tree: Tree, place: str) -> list[str]:
+    """The images below the one folder of this name, if there is but one."""
+    found = [path for path in tree.images if f"/{place}/" in path]
+    return found if len({path.partition(f"/{place}/")[0] for path in found}) == 1 else []
 
 
 def _listed(tree: Tree, path: str) -> list[str]:
