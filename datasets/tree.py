@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from datasets.images import IMAGE_EXTENSIONS
 from util.errors import DataError
@@ -106,7 +106,7 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
 
 def split_of(path: str) -> str | None:
     """ "train", "val" or "test", as the folder nearest to the file says; None: no folder says so."""
-    for folder in reversed(PurePosixPath(path).parts[:-1]):
+    for folder in reversed(path.split("/")[:-1]):
         name = re.sub(r"\d{4}$", "", folder.lower())
         if name in _SPLITS:
             return _SPLITS[name]

@@ -39,12 +39,14 @@ class Unusual:
 
     sizes: list[str] = field(default_factory=list)
     negatives: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def notes(self, total: int) -> list[str]:
         """A phrase for each kind that occurs."""
         told = {
             "have a <size> that is missing, 0 or not that of the file, which is taken": self.sizes,
             "have no XML file and count as images without objects": self.negatives,
+            "have no XML file, as most, and are left out": self.left_out,
         }
         found = {what: names for what, names in told.items() if names}
         return [f"{len(names)} of {total} images {what} ({some(names, len(names))})" for what, names in found.items()]
@@ -53,8 +55,7 @@ class Unusual:
 def loose_voc(tree: Tree) -> dict[str, list[Annotated]] | None:
     """The images of each split ("train" and perhaps "val") and their XML files; None: the folder is no such data set.
 
-    An XML file belongs to the image of its own name, else to the one that its ``<filename>`` names. Images without one
-    have no objects where most images of the split have one; where most have none, they are left out.
+    An XML file belongs to the image of its own name, else to the one that its ``<filename>`` names.
     """
     candidates = tree.with_suffix(".xml")
     if not tree.images or not any(_is_annotation(tree.root / path) for path in candidates[:_SNIFFED]):
@@ -63,7 +64,7 @@ def loose_voc(tree: Tree) -> dict[str, list[Annotated]] | None:
     splits: dict[str | None, list[Annotated]] = {}
     for pair in pairs:
         splits.setdefault(pair.split, []).append(pair)
-    return {split: _usable(found) for split, found in as_train_and_val(splits).items()}
+    return as_train_and_val(splits)
 
 
 def _is_annotation(path: Path) -> bool:
@@ -114,12 +115,6 @@ def _named_in(path: Path, xml: str, by_stem: dict[str, list[str]]) -> str | None
     return _nearest(by_stem.get(_stem(name), []) or by_stem.get(plain(name.rpartition("/")[2]), []), xml)
 
 
-def _usable(found: list[Annotated]) -> list[Annotated]:
-    """All of a split, or, where most images have no XML file, those that have one."""
-    with_xml = [pair for pair in found if pair.xml is not None]
-    return found if 2 * len(with_xml) >= len(found) else with_xml
-
-
 def read_loose_voc(
     tree: Tree, split: str, categories: list[dict] | None = None, *, check_files: bool = True
 ) -> DetectionRecords:
@@ -127,7 +122,8 @@ def read_loose_voc(
 
     Image ids are the images' positions 0..n-1. Boxes are as in :func:`datasets.voc.read_voc`. Categories: the names
     found in all annotations, sorted; or ``categories`` (of the training set, say). A ``<size>`` that is missing or
-    wrong is read from the image.
+    wrong is read from the image. Images without an XML file have no objects where most of the split have one; where
+    most have none, they are left out.
 
     Args:
         check_files: annotations without an image, and images that cannot be read, are an error.
@@ -138,7 +134,11 @@ def read_loose_voc(
     splits = loose_voc(tree) or {}
     if split not in splits:
         raise not_found(tree, [VOC_LOOSE], f"{tree.root}: no XML annotations here to {_purpose(split)} on")
-    pairs = splits[split]
+    pairs, unusual = splits[split], Unusual()
+    without = [pair for pair in pairs if pair.xml is None]
+    if 2 * len(without) > len(pairs):
+        unusual.left_out = [str(pair.image) for pair in without]
+        pairs = [pair for pair in pairs if pair.xml is not None]
     trees = {pair.xml: read_xml(tree.root / pair.xml) for pair in pairs if pair.xml is not None}
     if categories is None:
         names = set()
@@ -149,7 +149,7 @@ def read_loose_voc(
         categories = categories_named(sorted(names))
     if check_files:
         _refuse_missing(tree, pairs)
-    return _read(tree, split, pairs, trees, categories, check_files)
+    return _read(tree, split, pairs, trees, categories, check_files, unusual)
 
 
 def _purpose(split: str) -> str:
@@ -172,9 +172,10 @@ def _read(
     trees: dict[str, ElementTree.Element],
     categories: list[dict],
     check_files: bool,
+    unusual: Unusual,
 ) -> DetectionRecords:
     label_of_name = {category["name"]: category["label"] for category in categories}
-    builder, unusual = RecordBuilder(), Unusual()
+    builder = RecordBuilder()
     first_box: list[int] = []
     boxes = 0
     for number, pair in enumerate(pairs):
@@ -195,7 +196,7 @@ def _read(
         metric="voc",
         categories=categories,
         place=lambda n, image: f"object {n - first_box[image] + 1} of {pairs[image].xml}",
-        notes=unusual.notes(len(pairs)),
+        notes=unusual.notes(len(pairs) + len(unusual.left_out)),
     )
 
 

@@ -154,14 +154,17 @@ def _images_of(tree: Tree, config: str, source: str) -> list[str]:
     base = os.path.dirname(config)
     if not parts:
         return _below(tree, base)
+    # "valid/images" must not be found as the "images" of another split
+    last = max((index for index, part in enumerate(parts) if split_of(f"{part}/")), default=len(parts) - 1)
+    ends = ["/".join(parts[start:]) for start in range(last + 1)]
     for begin in dict.fromkeys([base, ""]):
-        for start in range(len(parts)):
-            place = "/".join(filter(None, [begin, *parts[start:]]))
+        for end in ends:
+            place = f"{begin}/{end}" if begin else end
             if place in tree.files.get(".txt", ()):
                 return _listed(tree, place)
             if images := _below(tree, place):
                 return images
-    return next(filter(None, (_somewhere(tree, "/".join(parts[start:])) for start in range(len(parts)))), [])
+    return next(filter(None, (_somewhere(tree, end) for end in ends)), [])
 
 
 def _below(tree: Tree, place: str) -> list[str]:
