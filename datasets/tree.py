@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets.images import IMAGE_EXTENSIONS
 from util.errors import DataError
 
-MOST_FILES = 5_000_000
+MOST_FILES = 2_000_000
 DEEPEST = 12
 JUNK = ("__macosx", "thumbs.db", "desktop.ini")
 """What file managers and archives leave behind, beside names that begin with a dot."""
@@ -28,8 +28,8 @@ _DEPTH_SHOWN = 3
 class Tree:
     """The files below a folder, listed when they are first asked for.
 
-    Paths are relative to ``root``, with forward slashes, sorted. Links to folders are followed. Hidden files and
-    :data:`JUNK` do not count.
+    Paths are relative to ``root``, with forward slashes, sorted. Links to folders are followed, but not upwards. Hidden
+    files and :data:`JUNK` do not count.
 
     Raises (on listing):
         DataError: no such folder, one that may not be read, or too many files to be a data set.
@@ -46,7 +46,8 @@ class Tree:
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder")
         found: dict[str, list[str]] = {}
-        for number, path in enumerate(_walk(self.root, "", ())):
+        above = tuple(map(str, Path(os.path.realpath(self.root)).parents))
+        for number, path in enumerate(_walk(self.root, "", above, DEEPEST)):
             if number >= MOST_FILES:
                 raise DataError(f"{self.root}: more than {MOST_FILES:,} files below it; name the data set's own folder")
             found.setdefault(os.path.splitext(path)[1].lower(), []).append(path)
@@ -86,9 +87,10 @@ def _told(by_suffix: Counter[str]) -> str:
     return ", ".join([*parts, *(["..."] if len(by_suffix) > len(parts) else [])])
 
 
-def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
+def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...], depth: int) -> Iterator[str]:
+    """Files below ``folder``, each behind ``prefix``; a link to one of ``ancestors`` is not entered."""
     here = os.path.realpath(folder)
-    if here in ancestors or len(ancestors) > DEEPEST:
+    if here in ancestors or depth == 0:
         return
     try:
         with os.scandir(folder) as listing:
@@ -99,7 +101,7 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
         if entry.name.startswith(".") or entry.name.lower() in JUNK:
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here))
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here), depth - 1)
         else:
             yield prefix + entry.name
 

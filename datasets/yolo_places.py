@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import PurePosixPath
 
 from datasets.image_names import ImageNames
@@ -21,7 +22,7 @@ LOOKS = (
     "images/ + labels/*.txt, classes.txt for the names",
 )
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
-_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "names.txt", "predefined_classes.txt")
+_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _SNIFFED = 50
 
 
@@ -90,7 +91,8 @@ def yolo_layout(tree: Tree) -> YoloLayout | None:
 def _by_folders(tree: Tree) -> YoloLayout | None:
     labels = Labels(tree)
     in_use = labels.in_use()
-    if not any(_is_label_file(tree, path) for path in in_use[:_SNIFFED]):
+    filled = (path for path in in_use if (tree.root / path).stat().st_size)
+    if not any(_is_label_file(tree, path) for path in islice(filled, _SNIFFED)):
         return None
     folders = {os.path.dirname(image) for image in tree.images if labels.of(image)}
     splits: dict[str | None, list[str]] = {}
@@ -123,7 +125,9 @@ def _names_in_a_file(tree: Tree) -> dict[int, str] | None:
         except Unreadable as error:
             raise DataError(f"{tree.root / path}: cannot be read as a list of class names ({error})") from None
         names = [line for line in lines if line]
-        if names and len(set(names)) == len(names):
+        if len(set(names)) < len(names):
+            raise DataError(f"{tree.root / path}: two classes have the same name; give each its own")
+        if names:
             return dict(enumerate(names))
     return None
 
@@ -150,7 +154,7 @@ def _images_of(tree: Tree, config: str, source: str) -> list[str]:
     The place is meant on another machine: it is looked for by less and less of its beginning, from the folder of the
     data.yaml, from that of the data set, and then below it, where but one folder may fit; never outside it.
     """
-    parts = [part for part in source.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    parts = [part for part in _inside(source).split("/") if part]
     base = os.path.dirname(config)
     if not parts:
         return _below(tree, base)
@@ -165,6 +169,11 @@ def _images_of(tree: Tree, config: str, source: str) -> list[str]:
             if images := _below(tree, place):
                 return images
     return next(filter(None, (_somewhere(tree, end) for end in ends)), [])
+
+
+def _inside(path: str) -> str:
+    """A path without what leads out of the folder: its root, and steps upwards."""
+    return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
 def _below(tree: Tree, place: str) -> list[str]:
@@ -183,6 +192,6 @@ def _listed(tree: Tree, path: str) -> list[str]:
         lines = [line.strip() for line in read_text(tree.root / path).splitlines()]
     except Unreadable as error:
         raise DataError(f"{tree.root / path}: cannot be read as a list of images ({error})") from None
-    names = [line.removeprefix("./") for line in lines if line]
+    names = [_inside(line) for line in lines if line]
     found = ImageNames(tree.root, tree).find_all(names)
     return [image or name for image, name in zip(found, names, strict=True)]

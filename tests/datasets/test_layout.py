@@ -1,12 +1,14 @@
 """Every layout is recognised by its content, and one data set gives the same records in all of them."""
 
+import json
 from argparse import Namespace
 
 import numpy as np
 import pytest
 
 from datasets import DATASETS, layout_of, settle_format
-from tests.datasets.layouts import LAYOUTS, NAMES, SMALL, Picture
+from datasets.tree import Tree
+from tests.datasets.layouts import LAYOUTS, NAMES, SMALL, Picture, coco_content
 from util.errors import DataError
 
 FLAGS = dict.fromkeys("train_ann train_images val_ann val_images voc_train voc_val".split())
@@ -127,3 +129,44 @@ def test_several_annotation_files_are_not_guessed_at(tmp_path):
     )
     with pytest.raises(DataError, match="--train_ann FILE"):
         recognised(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("result.json", "images"),
+        ("annotations/instances_default.json", "images/default"),
+        ("a/b/labels.json", "a/photos"),
+    ],
+)
+def test_one_annotation_file_is_the_training_set(tmp_path, annotations, images):
+    """As Label Studio and CVAT export it."""
+    for picture in SMALL["train"]:
+        picture.save(tmp_path / images)
+    (tmp_path / annotations).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / annotations).write_text(json.dumps(coco_content(SMALL["train"])))
+    (tmp_path / "notes.json").write_text('{"images": 3}')
+    args = recognised(tmp_path)
+    assert dict(layout_of(args).splits) == {"train": annotations}
+    assert [records.path(n).is_file() for records in [read(args, "train")] for n in range(3)] == [True] * 3
+
+
+def test_links(tmp_path):
+    """Folders elsewhere are followed; a link to the whole disk is not."""
+    LAYOUTS["yolo folders"][1](tmp_path / "elsewhere", SMALL)
+    (tmp_path / "data").mkdir()
+    for name in ("images", "labels"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "data" / "root").symlink_to("/")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    assert len(read(recognised(tmp_path / "data"), "train")) == 3
+
+
+def test_the_tree_is_told_in_a_few_lines(tmp_path):
+    for number in range(40):
+        (tmp_path / f"class{number}").mkdir()
+        (tmp_path / f"class{number}" / "a.txt").touch()
+    lines = Tree(tmp_path).describe()
+    assert lines[0] == "class0/  1 .txt"
+    assert lines[-1] == "and 28 more folders"
+    assert len(lines) == 13
