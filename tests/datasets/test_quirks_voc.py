@@ -58,7 +58,7 @@ VOC = {
     "xmin equals xmax": Quirk(
         box("<xmin>5</xmin><ymin>3</ymin><xmax>5</xmax><ymax>12</ymax>"),
         boxes=WHOLE | {"a": 1},
-        told="1 of 3 boxes dropped, without area inside the image (object 1 of annots/train/a.xml)",
+        told="1 of 3 boxes dropped: no area inside the image (object 1 of annots/train/a.xml)",
     ),
     # HumanSignal/labelImg #278
     "a box beyond the image": Quirk(

@@ -70,7 +70,7 @@ def test_doubtful_entries(tmp_path, capsys):
     found = doubts(report, "train")
     assert found.pop("images that cannot be used (--damaged skip trains without them)") == (
         2,
-        ["broken.png: not an image of any known kind; replace or remove it", "gone.png: no such image file"],
+        ["broken.png: not an image of any known format; replace or remove it", "gone.png: no such image file"],
     )
     assert {what: count for what, (count, _) in found.items()} == {
         "boxes without area inside their image: left out": 1,
