@@ -12,7 +12,7 @@ from typing import Any
 from datasets.coco_places import LOOKS, coco_places
 from datasets.image_folder import UnlabelledImages
 from datasets.image_names import ImageNames
-from datasets.images import UNKNOWN_SIZE, measure
+from datasets.images import measured_size
 from datasets.layout import Layout, not_found
 from datasets.masks import box_of_mask
 from datasets.records import DetectionRecords, RecordBuilder, some
@@ -241,7 +241,7 @@ def _add_images(
     notes, index_of_id, measured = [], {}, 0
     for (image_id, (name, size)), file in zip(by_id.items(), found, strict=True):
         if size is None:
-            size = measure(images_dir / (file or name), strict=check_files) or UNKNOWN_SIZE
+            size = measured_size(images_dir / (file or name))
             measured += 1
         index_of_id[image_id] = builder.add_image(file or name, image_id, size)
     if names.otherwise:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,9 @@ def _anywhere(tree: Tree) -> dict[str, CocoPlace]:
     return _one_each(tree, splits, lambda path: _image_folder(tree, samples[path], path))
 
 
-def _one_each(tree: Tree, splits: dict[str | None, list[str]], folder_of) -> dict[str, CocoPlace]:
+def _one_each(
+    tree: Tree, splits: dict[str | None, list[str]], folder_of: Callable[[str], Path | None]
+) -> dict[str, CocoPlace]:
     """The places, if there is one annotation file for each split; of COCO's own kinds, the one of instances."""
     found = {}
     for split, paths in as_train_and_val(splits).items():

@@ -136,18 +136,12 @@ def upright_and_stored_size(path: str | Path, reading: Reading = STRICTLY) -> tu
         return (file.size[::-1] if sideways else file.size), file.size
 
 
-def measure(path: str | Path, *, strict: bool) -> tuple[int, int] | None:
-    """:func:`upright_size`; None: it cannot be read.
-
-    Raises:
-        DataError: it cannot be read, and ``strict`` forbids that.
-    """
+def measured_size(path: str | Path) -> tuple[int, int]:
+    """:func:`upright_size`; :data:`UNKNOWN_SIZE` if the file cannot be read, which the check of images tells."""
     try:
         return upright_size(path)
     except DataError:
-        if strict:
-            raise
-        return None
+        return UNKNOWN_SIZE
 
 
 def read_any(image: str | Path | Image.Image | np.ndarray | torch.Tensor, reading: Reading = STRICTLY) -> Image.Image:

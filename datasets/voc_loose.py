@@ -126,7 +126,7 @@ def read_loose_voc(
     most have none, they are left out.
 
     Args:
-        check_files: annotations without an image, and images that cannot be read, are an error.
+        check_files: raise an error if annotations have no image.
 
     Raises:
         DataError: no such split, missing or malformed files; the message names the file.
@@ -149,7 +149,7 @@ def read_loose_voc(
         categories = categories_named(sorted(names))
     if check_files:
         _refuse_missing(tree, pairs)
-    return _read(tree, split, pairs, trees, categories, check_files, unusual)
+    return _read(tree, split, pairs, trees, categories, unusual)
 
 
 def _purpose(split: str) -> str:
@@ -171,7 +171,6 @@ def _read(
     pairs: list[Annotated],
     trees: dict[str, ElementTree.Element],
     categories: list[dict],
-    check_files: bool,
     unusual: Unusual,
 ) -> DetectionRecords:
     label_of_name = {category["name"]: category["label"] for category in categories}
@@ -181,7 +180,7 @@ def _read(
     for number, pair in enumerate(pairs):
         element = trees[pair.xml] if pair.xml is not None else None
         image = pair.image or os.path.splitext(str(pair.xml))[0] + ".jpg"
-        size = _size(element, tree.root / image, check_files, unusual)
+        size = _size(element, tree.root / image, unusual)
         index = builder.add_image(image, number, size)
         first_box.append(boxes)
         if element is None:
@@ -200,13 +199,11 @@ def _read(
     )
 
 
-def _size(element: ElementTree.Element | None, image: Path, strict: bool, unusual: Unusual) -> tuple[int, int]:
+def _size(element: ElementTree.Element | None, image: Path, unusual: Unusual) -> tuple[int, int]:
     """(width, height) as annotated, if it is that of the file, upright or as stored; else the file's, upright."""
     try:
         upright, stored = upright_and_stored_size(image)
     except DataError:
-        if strict:
-            raise
         return UNKNOWN_SIZE
     if element is None:
         return upright

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from datasets.image_folder import UnlabelledImages
 from datasets.image_names import ImageNames
-from datasets.images import UNKNOWN_SIZE, measure
+from datasets.images import UNKNOWN_SIZE, measured_size
 from datasets.layout import Layout, not_found
 from datasets.records import DetectionRecords, RecordBuilder, some
 from datasets.tree import Tree
-from datasets.yolo_labels import Box, read_labels
+from datasets.yolo_labels import Box, LabelLine, read_labels
 from datasets.yolo_places import LOOKS, Labels, YoloLayout, yolo_layout
 from util.errors import DataError
 from util.records import DataRecord
@@ -31,54 +31,61 @@ def read_yolo(
     training set, say) fixes them instead, by name.
 
     Args:
-        check_files: images that are not there or cannot be read are an error.
+        check_files: raise an error if image files are missing.
 
     Raises:
         DataError: no such split, malformed or missing files; the message names the file.
     """
-    layout = yolo_layout(tree)
-    if layout is None or split not in layout.splits:
-        purpose = "train" if split == "train" else "evaluate"
-        reason = f" ({'; '.join(layout.notes)})" if layout and layout.notes else ""
-        raise not_found(tree, [YOLO], f"{tree.root}: no YOLO data set here to {purpose} on{reason}")
-    images = sorted(layout.splits[split])
-    labels = Labels(tree)
-    has_keypoints = layout.config is not None and layout.config.has_keypoints
-    found = [(image, labels.of(image)) for image in images]
-    if not any(path for _, path in found):
+    layout = _layout_with(tree, split)
+    images, labels = sorted(layout.splits[split]), Labels(tree)
+    found = {image: labels.of(image) for image in images}
+    if not any(found.values()):
         raise DataError(
             f"{tree.root}: none of the {len(images)} images of {split} has a label file, which has the name of the "
             f"image and .txt and lies beside it or in labels/ instead of images/; the first image is {images[0]}"
         )
     if check_files:
         _refuse_missing(tree, images)
-    boxes = {
-        path: list(read_labels(tree.root / path, has_keypoints=has_keypoints)) for _, path in found if path is not None
-    }
-    names, notes = _names(tree, layout, boxes, has_keypoints)
-    label_of_class, categories = _categories(names, boxes, categories, tree)
+    has_keypoints = layout.config is not None and layout.config.has_keypoints
+    lines = {path: list(read_labels(tree.root / path, has_keypoints=has_keypoints)) for path in found.values() if path}
+    names, notes = _names(tree, layout, lines, has_keypoints)
+    label_of_class, categories = _categories(names, lines, categories, tree)
     builder, places = RecordBuilder(), []
-    for number, (image, path) in enumerate(found):
-        size = measure(tree.root / image, strict=check_files) or UNKNOWN_SIZE
-        index = builder.add_image(image, number, size)
-        for line, label, box in boxes.get(path, ()) if size != UNKNOWN_SIZE else ():
+    for number, (image, path) in enumerate(found.items()):
+        size = measured_size(tree.root / image)
+        builder.add_image(image, number, size)
+        for line, label, box in lines.get(path, ()) if size != UNKNOWN_SIZE else ():
             if label not in label_of_class:
-                raise DataError(f"{tree.root / path}, line {line}: {_unknown(label, names)}")
-            _add(builder, index, box, label_of_class[label], size)
+                raise DataError(f"{tree.root / str(path)}, line {line}: {_unknown(label, names)}")
+            _add(builder, number, box, label_of_class[label], size)
             places.append(f"line {line} of {path}")
-    without = [image for image, path in found if path is None]
-    if without:
-        notes.append(f"{len(without)} of {len(images)} images have no label file and count as images without objects")
-    if wrong := sum(max(map(abs, box)) > _IN_PIXELS for lines in boxes.values() for *_, box in lines):
-        notes.append(f"{wrong} boxes are not shares of the image, 0 to 1, as YOLO's are: pixels?")
     return builder.pack(
         root=tree.root,
         source=f"{tree.root}, labels of {split}",
         metric="coco",
         categories=categories,
         place=lambda n, image: places[n],
-        notes=[*layout.notes, *notes],
+        notes=[*layout.notes, *notes, *_notes(found, lines)],
     )
+
+
+def _layout_with(tree: Tree, split: str) -> YoloLayout:
+    layout = yolo_layout(tree)
+    if layout is not None and split in layout.splits:
+        return layout
+    purpose = "train" if split == "train" else "evaluate"
+    reason = f" ({'; '.join(layout.notes)})" if layout and layout.notes else ""
+    raise not_found(tree, [YOLO], f"{tree.root}: no YOLO data set here to {purpose} on{reason}")
+
+
+def _notes(found: Mapping[str, str | None], lines: Mapping[str, list[LabelLine]]) -> list[str]:
+    """What is unusual about the images and their labels."""
+    notes = []
+    if without := sum(path is None for path in found.values()):
+        notes.append(f"{without} of {len(found)} images have no label file and count as images without objects")
+    if wrong := sum(max(map(abs, box)) > _IN_PIXELS for of_file in lines.values() for *_, box in of_file):
+        notes.append(f"{wrong} boxes are not shares of the image, 0 to 1, as YOLO's are: pixels?")
+    return notes
 
 
 def _refuse_missing(tree: Tree, images: list[str]) -> None:
@@ -92,25 +99,24 @@ def _refuse_missing(tree: Tree, images: list[str]) -> None:
 
 
 def _names(
-    tree: Tree, layout: YoloLayout, boxes: Mapping[str, list], has_keypoints: bool
+    tree: Tree, layout: YoloLayout, lines: Mapping[str, list[LabelLine]], has_keypoints: bool
 ) -> tuple[Mapping[int, str], list[str]]:
     """The names of the classes; without a file that has them, their numbers, of all splits."""
     if layout.names is not None:
         return layout.names, []
     highest = -1
     for path in Labels(tree).in_use():
-        lines = boxes.get(path)
-        lines = read_labels(tree.root / path, has_keypoints=has_keypoints) if lines is None else lines
-        highest = max([highest, *(label for _, label, _ in lines)])
+        of_file = lines[path] if path in lines else read_labels(tree.root / path, has_keypoints=has_keypoints)
+        highest = max([highest, *(label for _, label, _ in of_file)])
     names = {number: str(number) for number in range(min(highest + 1, MOST_CLASSES_WITHOUT_BOXES))}
     return names, ["no data.yaml or classes.txt names the classes: their numbers are taken"]
 
 
 def _categories(
-    names: Mapping[int, str], boxes: Mapping[str, list], fixed: list[dict] | None, tree: Tree
+    names: Mapping[int, str], lines: Mapping[str, list[LabelLine]], fixed: list[dict] | None, tree: Tree
 ) -> tuple[dict[int, int], list[dict]]:
     """Number of a class -> label, and the categories."""
-    num_boxes = sum(map(len, boxes.values()))
+    num_boxes = sum(map(len, lines.values()))
     if fixed is not None:
         label_of_name = {category["name"]: category["label"] for category in fixed}
         return {number: label_of_name[name] for number, name in names.items() if name in label_of_name}, fixed

@@ -12,9 +12,12 @@ from util.inputs import Unreadable, read_text
 Box = tuple[float, float, float, float]
 """cx, cy, w, h as shares of the image."""
 
+LabelLine = tuple[int, int, Box]
+"""(number of the line, class, box)."""
 
-def read_labels(file: Path, *, has_keypoints: bool = False) -> Iterator[tuple[int, int, Box]]:
-    """(number of the line, class, box) of each line that is not empty.
+
+def read_labels(file: Path, *, has_keypoints: bool = False) -> Iterator[LabelLine]:
+    """Each line that is not empty.
 
     A line may hold more than a box: a polygon (six numbers or more, an even count) becomes the box around it, a score
     behind the box is left out, and so are keypoints where the data.yaml says that there are some.
