@@ -65,7 +65,7 @@ def read_yolo(
         metric="coco",
         categories=categories,
         place=lambda n, image: places[n],
-        notes=[*layout.notes, *notes, *_notes(found, lines)],
+        notes=[*layout.notes, *notes, *_notes(found, lines, labels)],
     )
 
 
@@ -78,11 +78,13 @@ def _layout_with(tree: Tree, split: str) -> YoloLayout:
     raise not_found(tree, [YOLO], f"{tree.root}: no YOLO data set here to {purpose} on{reason}")
 
 
-def _notes(found: Mapping[str, str | None], lines: Mapping[str, list[LabelLine]]) -> list[str]:
+def _notes(found: Mapping[str, str | None], lines: Mapping[str, list[LabelLine]], labels: Labels) -> list[str]:
     """What is unusual about the images and their labels."""
     notes = []
     if without := sum(path is None for path in found.values()):
         notes.append(f"{without} of {len(found)} images have no label file and count as images without objects")
+    if alone := labels.without_image({path.rpartition("/")[0] for path in lines}):
+        notes.append(f"{len(alone)} label files belong to no image and are not used ({some(alone, len(alone))})")
     if wrong := sum(max(map(abs, box)) > _IN_PIXELS for of_file in lines.values() for *_, box in of_file):
         notes.append(f"{wrong} boxes are not shares of the image, 0 to 1, as YOLO's are: pixels?")
     return notes

@@ -74,6 +74,13 @@ class Labels:
         """The label files of all images."""
         return [found for image in self._tree.images if (found := self.of(image))]
 
+    def without_image(self, folders: set[str]) -> list[str]:
+        """The label files in these folders that belong to no image."""
+        used = set(self.in_use())
+        return sorted(
+            path for path in self._by_path.values() if path.rpartition("/")[0] in folders and path not in used
+        )
+
 
 def yolo_layout(tree: Tree) -> YoloLayout | None:
     """The data set as its data.yaml describes it, or as its folders of images and labels lie; None: there is none.

@@ -8,7 +8,7 @@ import main_finetune
 from tests.datasets.layouts import Picture, write_roboflow, write_voc_folders
 from tests.tiny import COMMON, DETECTOR
 from util.checkpoint import load_file
-from util.errors import CheckpointError, UserError
+from util.errors import CheckpointError, DataError, UserError
 
 PICTURES = [
     Picture(f"p{number}", (40 + number, 50), [(number % 2, 2, 3, 20 + number, 30)] * (number != 4))
@@ -51,6 +51,18 @@ def test_a_share_is_held_out_and_kept(data, tmp_path, capsys):
                         "--output_dir", f"{tmp_path}/d"])  # fmt: skip
     assert "evaluating on the 2 images that were held out" in capsys.readouterr().out
     assert json.loads((tmp_path / "d" / "eval.json").read_text()) == json.loads((tmp_path / "a/eval.json").read_text())
+
+
+def test_damaged_images_are_told_together_or_skipped(data, tmp_path, capsys):
+    for name in ("p1", "p2"):
+        (data / "images" / f"{name}.png").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"2 of 10 images of train cannot be used"):
+        finetune(data, tmp_path / "a", *DETECTOR, "--max_steps", "1")
+    told = capsys.readouterr().out
+    assert "p1.png: not an image" in told
+    assert "p2.png: not an image" in told
+    saved = finetune(data, tmp_path / "b", *DETECTOR, "--max_steps", "1", "--damaged", "skip")
+    assert saved["num_images"] + len(saved["val_images"]) == 8
 
 
 def test_without_validation(data, tmp_path):

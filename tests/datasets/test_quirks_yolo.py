@@ -82,6 +82,11 @@ YOLO = {
     "a missing file": Quirk(
         lambda root: (root / A).unlink(), boxes=WHOLE | {"a": 0}, told="1 of 3 images have no label file and count as"
     ),
+    "a label file without an image": Quirk(
+        lambda root: (root / "images/train/a.png").unlink(),
+        boxes={"b": 0, "c.1": 1},
+        told="1 label files belong to no image and are not used (labels/train/a.txt)",
+    ),
     # ultralytics/yolov5 #5107, ultralytics #1027
     "a place beside the folder": Quirk(paths("train: ../images/train\nval: ../images/val\n")),
     "a place on another machine": Quirk(paths("train: /content/mine/images/train\nval: C:\\mine\\images\\val\n")),
