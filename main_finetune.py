@@ -10,16 +10,15 @@ if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
 
     end_in_one_line(INTERRUPTED)
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 import engine
-from datasets import DATASETS, build_detection, labelled
-from datasets.check_images import usable_images
+from datasets import DATASETS, detection_dataset, labelled_or_auto, layout_of, settle_format
 from datasets.coco_eval import DetectionEvaluator
 from datasets.detection import DetectionDataset
-from datasets.few_images import draw_fraction, draw_per_class, find_images
+from datasets.finetuning import FEW_IMAGES, build_sets, leave_out_damaged, takes_few
+from datasets.held_out import find_images
 from datasets.loader import collate_detection, make_eval_loader, make_train_loader
 from models import DETECTORS
 from models.backbone import backbone_normalization
@@ -33,19 +32,16 @@ from models.criterion import build_criterion
 from models.detr import DETR
 from models.postprocess import PostProcess
 from models.supervised import SupervisedDETR
-from util import distributed, recipes
+from util import recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
 from util.checkpoint import make_writable, open_output_dir, output_dir_of_one_run
-from util.errors import CheckpointError, DataError, UserError
+from util.errors import CheckpointError, UserError
 from util.files import write_json
 from util.logger import RunLog, say
 from util.records import Choices, num_outputs
 from util.saved_args import check_saved_args
 from util.script import run_script, start
-
-FEW_IMAGES = ("train_fraction", "train_images_per_class")
-"""Arguments that let a run train on some of the images alone."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,13 +64,15 @@ def run(args: argparse.Namespace, origin: Origin | None, device: torch.device) -
     train_set = train_loader.dataset
     describe = {"args": vars(args), "stage": "finetune", "categories": train_set.categories}
     describe["train_images"] = train_set.records.relative_paths() if takes_few(args) else None
+    describe["val_images"] = val_loader.dataset.records.relative_paths() if args.val_fraction else None
     detector = training.method.detector
-    engine.train(training, train_loader, args, device, log, describe, lambda: score(args, detector, val_loader, device))
+    evaluate_now = None if val_loader is None else lambda: score(args, detector, val_loader, device)
+    engine.train(training, train_loader, args, device, log, describe, evaluate_now)
 
 
 def choices() -> Choices:
     """What can be chosen by name."""
-    return Choices(stage="finetune", datasets=labelled(), detectors=DETECTORS)
+    return Choices(stage="finetune", datasets=labelled_or_auto(), detectors=DETECTORS)
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
@@ -100,17 +98,20 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
         if args.backbone_weights:
             raise UserError(f"--pretrain {args.pretrain} is a backbone, and so is --backbone_weights: choose one")
         args.pretrain, args.backbone_weights, origin = None, args.pretrain, None
-    recipes.complete(args, defaults, known, recipes.finetune_recipe, **start_from, fixed=FEW_IMAGES)
+    recipes.complete(args, defaults, known, recipes.finetune_recipe, **start_from, fixed=(*FEW_IMAGES, "val_fraction"))
     check_finetune(args, known)
+    settle_format(args)
     return args, origin
 
 
 def build(
     args: argparse.Namespace, origin: Origin | None, device: torch.device
-) -> tuple[engine.Training, DataLoader, DataLoader]:
-    """The run, new or as the checkpoint left it, and its training and validation data."""
-    train_set = build_train_set(args, origin)
-    val_loader = build_val_loader(args, train_set.categories)
+) -> tuple[engine.Training, DataLoader, DataLoader | None]:
+    """The run, new or as the checkpoint left it, and its training and validation data (None: it is not evaluated)."""
+    normalization = backbone_normalization(args.backbone)
+    kept = {name: kept_images(origin, name) for name in ("train_images", "val_images")}
+    train_set, val_set = build_sets(args, *normalization, **kept)
+    val_loader = None if val_set is None else make_eval_loader(val_set, args)
     detector = build_detector(args, origin, train_set)
     train_loader = make_train_loader(train_set, collate_detection, args)
     method = SupervisedDETR(detector=detector, criterion=make_criterion(args, detector)).to(device)
@@ -119,40 +120,10 @@ def build(
     return training, train_loader, val_loader
 
 
-def build_train_set(args: argparse.Namespace, origin: Origin | None) -> DetectionDataset:
-    """The training images: all, or those few that the flags draw or the resumed run had; a list of these is written."""
-    train_set = build_detection(args, "train", *backbone_normalization(args.backbone))
-    leave_out_damaged(train_set, args, "train")
-    warn_of_many_objects(train_set, args)
-    if not train_set.num_objects:
-        raise DataError(f"{train_set.records.source}: no usable box in the whole training set")
-    if not takes_few(args):
-        return train_set
-    records = train_set.records
-    kept = origin.content.get("train_images") if origin and origin.resumes else None
-    if kept is not None:
-        chosen = find_images(records, kept)
-    elif args.train_fraction is not None:
-        chosen = draw_fraction(records, args.train_fraction, args.seed)
-    else:
-        chosen = draw_per_class(records, args.train_images_per_class, args.seed)
-    train_set.records = records.select(chosen)
-    path = f"{args.output_dir}/train_images.json"
-    if distributed.is_main():
-        write_json(train_set.records.relative_paths(), path)
-    say(f"training on {len(train_set)} of {len(records)} images, listed in {path}")
-    return train_set
-
-
-def takes_few(args: argparse.Namespace) -> bool:
-    """Whether the run trains on some of the images alone."""
-    return any(getattr(args, name) is not None for name in FEW_IMAGES)
-
-
 def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device) -> None:
     """``--eval``: score a saved detector; its categories are those it was trained with."""
     make_writable(args.output_dir)
-    val_loader = build_val_loader(args, origin.content["categories"])
+    val_loader = build_eval_loader(args, origin)
     score(args, restore_detector(args, origin).to(device), val_loader, device)
 
 
@@ -168,6 +139,11 @@ def score(args: argparse.Namespace, detector: DETR, loader: DataLoader, device: 
     if "voc" in summary:
         numbers["voc_mAP50"] = summary["voc"]["mAP50"]
     return numbers
+
+
+def kept_images(origin: Origin | None, name: str) -> list[str] | None:
+    """The images that a resumed run trained on (``train_images``) or held out (``val_images``), if it chose them."""
+    return origin.content.get(name) if origin and origin.resumes else None
 
 
 def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: DetectionDataset) -> DETR:
@@ -215,34 +191,30 @@ def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any
     return engine.param_groups(detector, rates, {"backbone.": "backbone", **multipliers})
 
 
-def build_val_loader(args: argparse.Namespace, categories: list[dict]) -> DataLoader:
-    """The validation images; their categories must be among those that the detector is trained for."""
+def build_val_set(args: argparse.Namespace, categories: list[dict], split: str = "val") -> DetectionDataset:
+    """The images of a split, to evaluate on; their categories must be among those that the detector is trained for."""
     if any(category["id"] is None for category in categories):
-        found = DATASETS[args.dataset_file].read_labelled(args, "val", None).categories
+        found = DATASETS[args.dataset_file].read_labelled(args, split, None).categories
         categories = with_ids_of(categories, found, args.resume)
-    dataset = build_detection(args, "val", *backbone_normalization(args.backbone), categories=categories)
+    records = DATASETS[args.dataset_file].read_labelled(args, split, categories)
+    dataset = detection_dataset(records, args, "val", *backbone_normalization(args.backbone))
     leave_out_damaged(dataset, args, "val")
+    return dataset
+
+
+def build_eval_loader(args: argparse.Namespace, origin: Origin) -> DataLoader:
+    """What ``--eval`` evaluates on: the validation images, or those that the run of the checkpoint held out."""
+    categories = origin.content["categories"]
+    if "val" in layout_of(args).splits:
+        return make_eval_loader(build_val_set(args, categories), args)
+    dataset = build_val_set(args, categories, "train")
+    if held := kept_images(origin, "val_images"):
+        records = dataset.records
+        dataset.records = records.select(find_images(records.relative_paths(), held, records.source))
+        say(f"evaluating on the {len(dataset)} images that were held out")
+    else:
+        say(f"warning: no validation images: evaluating on all {len(dataset)}, also those that were trained on")
     return make_eval_loader(dataset, args)
-
-
-def leave_out_damaged(dataset: DetectionDataset, args: argparse.Namespace, name: str) -> None:
-    """Read the images beforehand as the flags say, and leave out what cannot be used. Collective."""
-    records = dataset.records
-    chosen = usable_images(records, records.sizes, dataset.reading, args, name)
-    if chosen is not None:
-        dataset.records = records.select(chosen)
-
-
-def warn_of_many_objects(dataset: DetectionDataset, args: argparse.Namespace) -> None:
-    """Say which images have more objects than the detector has queries, and so cannot be learned whole."""
-    records = dataset.records
-    counts = np.bincount(records.image_of_box()[~records.crowd], minlength=len(records))
-    many = int((counts > args.num_queries).sum())
-    if many:
-        say(
-            f"warning: {many} of {len(records)} images have more objects than --num_queries {args.num_queries} (up to "
-            f"{counts.max()}, in {records.path(int(counts.argmax()))}): the others can be neither learned nor found"
-        )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 import engine
 from datasets import DATASETS
 from datasets.check_images import usable_images
+from datasets.held_out import write_list
 from datasets.loader import EvalSampler, make_loader, make_train_loader
 from datasets.pretext.data import build_pretext_data, build_val_data, hold_out
 from datasets.pretext.samples import PretextDataset
@@ -155,10 +156,7 @@ def build_datasets(args: argparse.Namespace, origin: Origin | None) -> tuple[Pre
         return dataset, None
     kept = origin.content.get("val_images") if origin else None
     train_set, val_set = hold_out(dataset, args.val_fraction, args.seed, kept, measure_seed=MEASURE_SEED)
-    path = f"{args.output_dir}/val_images.json"
-    if distributed.is_main():
-        write_json(val_set.images.relative_paths(), path)
-    say(f"measuring on {len(val_set)} of {len(dataset)} images, listed in {path}")
+    write_list(val_set.images.relative_paths(), len(dataset), args.output_dir)
     return train_set, val_set
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.coco_places import LOOKS, coco_places
 from datasets.image_folder import UnlabelledImages
-from datasets.records import DetectionRecords, RecordBuilder
+from datasets.image_names import ImageNames
+from datasets.images import measured_size
+from datasets.layout import Layout, not_found
+from datasets.masks import box_of_mask
+from datasets.records import DetectionRecords, RecordBuilder, some
+from datasets.tree import Tree
 from util.errors import DataError, UserError
 from util.inputs import NotJson, Unreadable, read_json
 from util.records import DETECTION_SCALES, DataRecord, Flag
@@ -34,36 +40,28 @@ COCO_CATEGORIES = {
 
 
 def coco_paths(data_path: str | Path, split: str) -> tuple[Path, Path]:
-    """Annotation file and image folder of ``split`` ("train" or "val") in COCO's usual layout.
+    """Annotation file and image folder of ``split`` ("train" or "val"); see :func:`datasets.coco_places.coco_places`.
 
     Raises:
-        DataError: not found, neither with nor without the year; the message lists what was looked for.
+        DataError: they are not there; the trees that were looked for and found are printed.
     """
-    tried = []
-    for name in (f"{split}2017", split):
-        annotations, images = Path(data_path) / "annotations" / f"instances_{name}.json", Path(data_path) / name
-        if annotations.is_file() and images.is_dir():
-            return annotations, images
-        tried.append(f"annotations/instances_{name}.json beside {name}/")
-    raise DataError(
-        f"{data_path}: no COCO data set here (looked for {' and '.join(tried)}); "
-        f"pass --{split}_ann FILE --{split}_images DIR"
-    )
+    tree = Tree(data_path)
+    places = coco_places(tree)
+    if places is None or split not in places.splits:
+        raise not_found(
+            tree,
+            [COCO],
+            f"{data_path}: no COCO data set here to {'train' if split == 'train' else 'evaluate'} on; above is what "
+            f"was looked for and found. For any other place: --{split}_ann FILE --{split}_images DIR",
+        )
+    place = places.splits[split]
+    return place.annotations, place.images
 
 
-def coco_image_folder(data_path: str | Path, split: str) -> Path:
-    """Image folder of ``split`` ("train" or "val") in COCO's usual layout; annotations are not needed.
-
-    Raises:
-        DataError: not found, neither with nor without the year.
-    """
-    for name in (f"{split}2017", split):
-        if (Path(data_path) / name).is_dir():
-            return Path(data_path) / name
-    raise DataError(
-        f"{data_path}: no images here (looked for {split}2017/ and {split}/); for any other folder use "
-        "--dataset_file imagefolder --data_path DIR"
-    )
+def coco_image_folder(data_path: str | Path, split: str) -> Path | None:
+    """Folder of the images of ``split`` ("train" or "val") in the usual layout, which needs no annotations."""
+    folders = [Path(data_path) / name for name in (f"{split}2017", split)]
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def read_coco(
@@ -73,9 +71,11 @@ def read_coco(
 
     Labels are the raw category ids if the categories are exactly COCO's 80 (as in the public checkpoints), else 0..K-1
     in order of id. ``categories``, for example those of the training set, fix the labels instead; other categories are
-    then an error. Images come in order of id, including those without boxes.
+    then an error. A category without boxes that is the supercategory of all the others (Roboflow adds one) is left out.
+    Images come in order of id, including those without boxes.
 
-    An "area" that is 0, negative or ``true`` is replaced by the area of the box.
+    An "area" that is 0, negative or ``true`` is replaced by the area of the box, a missing box by that of the mask, and
+    a missing size by that of the image file. The records' notes say so.
 
     Args:
         check_files: raise an error if image files are missing.
@@ -87,7 +87,9 @@ def read_coco(
     images_dir, ann_file = Path(images_dir), Path(ann_file)
     content = _read_json(ann_file)
     images, annotations, listed = (_list(content, key, ann_file) for key in ("images", "annotations", "categories"))
-    fixed, categories = categories, _categories(listed, ann_file, categories)
+    grouping = None if categories else _grouping_category(listed, annotations)
+    kept = [category for category in listed if category is not grouping]
+    fixed, categories = categories, _categories(kept, ann_file, categories)
     label_of_id = {category["id"]: category["label"] for category in categories}
     if len(categories) > max(MOST_CLASSES_WITHOUT_BOXES, len(annotations)) and fixed is None:
         raise DataError(
@@ -96,20 +98,19 @@ def read_coco(
         )
 
     builder = RecordBuilder()
-    index_of_id = _add_images(builder, images, ann_file)
+    index_of_id, notes = _add_images(builder, images, images_dir, ann_file, check_files)
     for number, annotation in enumerate(annotations):
         _add_annotation(builder, annotation, index_of_id, label_of_id, f"{ann_file}: annotations[{number}]")
-    records = builder.pack(
+    if grouping is not None:
+        notes.append(f'the category "{grouping["name"]}" has no boxes and only groups the others: it is left out')
+    return builder.pack(
         root=images_dir,
         source=str(ann_file),
         metric="coco",
         categories=categories,
         place=lambda n, image: f"annotation {annotations[n].get('id')} of {builder.path(image)}",
-        notes=_notes(annotations),
+        notes=[*notes, *_notes(annotations)],
     )
-    if check_files:
-        _check_image_files(records, ann_file)
-    return records
 
 
 def _notes(annotations: list[dict]) -> list[str]:
@@ -118,9 +119,28 @@ def _notes(annotations: list[dict]) -> list[str]:
     unusable = sum(_is_unusable_area(annotation.get("area")) for annotation in annotations)
     if unusable:
         notes.append(f'{unusable} of {len(annotations)} boxes have an "area" that cannot be; width * height is used')
-    if annotations and all(max(annotation["bbox"]) <= 1 for annotation in annotations):
+    masks = sum(map(_has_mask_alone, annotations))
+    if masks:
+        notes.append(f"{masks} of {len(annotations)} annotations have a mask and no box: the box of the mask is used")
+    boxes = [annotation["bbox"] for annotation in annotations if annotation.get("bbox")]
+    if boxes and max(map(max, boxes)) <= 1:
         notes.append("all boxes lie between 0 and 1: they look normalised, but COCO's format wants pixels")
     return notes
+
+
+def _has_mask_alone(annotation: dict) -> bool:
+    return annotation.get("bbox") in (None, []) and bool(annotation.get("segmentation"))
+
+
+def _grouping_category(listed: list[dict], annotations: list[dict]) -> dict | None:
+    """The category that has no boxes and is the supercategory of all the others, if there is one."""
+    used = {str(annotation.get("category_id")).removesuffix(".0") for annotation in annotations}
+    for category in listed:
+        others = [other for other in listed if other is not category]
+        groups = others and all(other.get("supercategory") == category.get("name") for other in others)
+        if groups and str(category.get("id")).removesuffix(".0") not in used:
+            return category
+    return None
 
 
 def _is_unusable_area(area: float | None) -> bool:
@@ -154,6 +174,8 @@ def _list(content: dict, key: str, path: Path) -> list[dict]:
 def _integer(entry: dict, key: str, where: str, default: int | None = None) -> int:
     value = entry.get(key, default)
     if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and re.fullmatch(r"\d{1,18}", value, re.ASCII):
         value = int(value)
     if not isinstance(value, int) or abs(value) >= 2**63:
         raise DataError(f'{where}: "{key}" must be an integer, not {reprlib.repr(value)}')
@@ -199,19 +221,50 @@ def _categories(listed: list[dict], path: Path, fixed: list[dict] | None) -> lis
     ]
 
 
-def _add_images(builder: RecordBuilder, images: list[dict], path: Path) -> dict[int, int]:
-    """Add the images in order of id; return their indices by id."""
-    by_id: dict[int, tuple[str, tuple[int, int]]] = {}
+def _add_images(
+    builder: RecordBuilder, images: list[dict], images_dir: Path, path: Path, check_files: bool
+) -> tuple[dict[int, int], list[str]]:
+    """Add the images in order of id; return their indices by id, and notes on what is unusual."""
+    by_id: dict[int, tuple[str, tuple[int, int] | None]] = {}
     for number, entry in enumerate(images):
         where = f"{path}: images[{number}]"
         image_id = _integer(entry, "id", where)
         if image_id in by_id:
             raise DataError(f"{where}: the id {image_id} is given twice")
-        size = (_integer(entry, "width", where), _integer(entry, "height", where))
-        if not (min(size) > 0 and max(size) < _LARGEST_NUMBER):
-            raise DataError(f"{where}: width and height must be positive, not {size[0]} and {size[1]}")
-        by_id[image_id] = (_string(entry, "file_name", where), size)
-    return {image_id: builder.add_image(name, image_id, size) for image_id, (name, size) in sorted(by_id.items())}
+        by_id[image_id] = (_string(entry, "file_name", where), _size(entry, where))
+    by_id = dict(sorted(by_id.items()))
+    names = ImageNames(images_dir)
+    found = names.find_all([name for name, _ in by_id.values()])
+    if check_files:
+        _refuse_missing([name for (name, _), file in zip(by_id.values(), found, strict=True) if file is None],
+                        len(found), images_dir, path)  # fmt: skip
+    notes, index_of_id, measured = [], {}, 0
+    for (image_id, (name, size)), file in zip(by_id.items(), found, strict=True):
+        if size is None:
+            size = measured_size(images_dir / (file or name))
+            measured += 1
+        index_of_id[image_id] = builder.add_image(file or name, image_id, size)
+    if names.otherwise:
+        notes.append(f"{names.otherwise} images have another name on the disk ({names.example})")
+    if measured:
+        notes.append(f"{measured} of {len(found)} images have no width and height: those of the files are taken")
+    return index_of_id, notes
+
+
+def _size(entry: dict, where: str) -> tuple[int, int] | None:
+    """(width, height) as annotated; None: nothing is, or 0."""
+    sides = [0 if entry.get(key) is None else _integer(entry, key, where) for key in ("width", "height")]
+    if min(sides) < 0 or max(sides) >= _LARGEST_NUMBER:
+        raise DataError(f"{where}: width and height must be positive, not {sides[0]} and {sides[1]}")
+    return (sides[0], sides[1]) if min(sides) > 0 else None
+
+
+def _refuse_missing(missing: list[str], total: int, images_dir: Path, path: Path) -> None:
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of its {total} images {'is' if len(missing) == 1 else 'are'} missing in "
+            f"{images_dir}: {some(missing, len(missing))}; add them, or train without them by --damaged skip"
+        )
 
 
 def _add_annotation(
@@ -223,6 +276,11 @@ def _add_annotation(
     if category_id not in label_of_id:
         raise DataError(f"{where}: category {category_id} is not one of {reprlib.repr(sorted(label_of_id))}")
     bbox, area = entry.get("bbox"), entry.get("area")
+    if _has_mask_alone(entry):
+        try:
+            bbox = list(box_of_mask(entry["segmentation"], builder.size(index_of_id[image_id])))
+        except ValueError as error:
+            raise DataError(f'{where}: no "bbox", and its "segmentation" cannot be used ({error})') from None
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(value) for value in bbox)):
         raise DataError(f'{where}: "bbox" must be four finite numbers [x, y, width, height], not {reprlib.repr(bbox)}')
     if area is not None and not _is_number(area):
@@ -241,24 +299,6 @@ def _add_annotation(
     )
 
 
-def _check_image_files(records: DetectionRecords, ann_file: Path) -> None:
-    """Look for the image files. Listing each folder once is faster than asking for each file."""
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for path in records.paths:
-        folder, name = os.path.split(os.fsdecode(path))
-        if folder not in listings:
-            place = records.root / folder
-            listings[folder] = set(os.listdir(place)) if place.is_dir() else set()
-        if name not in listings[folder]:
-            missing.append(os.path.join(folder, name))
-    if missing:
-        raise DataError(
-            f"{ann_file}: {len(missing)} of its {len(records)} images are missing in {records.root}, "
-            f"the first is {missing[0]}; check that this is the right folder"
-        )
-
-
 def _read_labelled(args: argparse.Namespace, split: str, categories: list[dict] | None) -> DetectionRecords:
     annotations, images = _typed_files(args, split)
     if annotations is None:
@@ -267,7 +307,23 @@ def _read_labelled(args: argparse.Namespace, split: str, categories: list[dict] 
 
 
 def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:
-    return UnlabelledImages.from_folder(coco_image_folder(args.data_path, split))
+    usual = coco_image_folder(args.data_path, split)
+    if usual is not None:
+        return UnlabelledImages.from_folder(usual)
+    annotations, images = coco_paths(args.data_path, split)
+    return UnlabelledImages(images, read_coco(images, annotations).relative_paths())
+
+
+def _find(args: argparse.Namespace, tree: Tree | None) -> Layout | None:
+    typed = {split: file for split in ("train", "val") if (file := _typed_files(args, split)[0]) is not None}
+    places = None if tree is None or len(typed) == 2 else coco_places(tree)
+    found = {split: _below(tree.root, place.annotations) for split, place in places.splits.items()} if places else {}
+    title = places.title if places and not typed else "COCO"
+    return Layout(title=title, splits=found | typed) if found or typed else None
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
 
 
 def _typed_files(args: argparse.Namespace, split: str) -> tuple[str | None, str | None]:
@@ -281,6 +337,8 @@ def _check(args: argparse.Namespace, splits: Sequence[str]) -> None:
         if (annotations is None) != (images is None):
             raise UserError(f"--{split}_ann FILE and --{split}_images DIR go together: pass both or neither")
         if annotations is None and args.data_path is None and split in splits:
+            if split == "val" and args.train_ann is not None and "train" in splits:
+                continue  # some of the training images are held out
             raise UserError(f"pass --data_path DIR, or --{split}_ann FILE with --{split}_images DIR")
 
 
@@ -295,6 +353,8 @@ COCO = DataRecord(
     title="COCO format",
     read_labelled=_read_labelled,
     read_unlabelled=_read_unlabelled,
+    find=_find,
+    looks=LOOKS,
     flags={"finetune": (*_file_flags("train"), *_file_flags("val"))},
     check=_check,
     scales=DETECTION_SCALES,

@@ -37,13 +37,19 @@ class DetectionDataset(Dataset):
     """
 
     def __init__(
-        self, records: DetectionRecords, *, transforms: Transform, seed: int, reading: Reading = STRICTLY
+        self,
+        records: DetectionRecords,
+        *,
+        transforms: Transform,
+        seed: int,
+        reading: Reading = STRICTLY,
+        tell: bool = True,
     ) -> None:
         self.reading = reading
         self.records = records
         self.transforms = transforms
         self.seed = seed
-        if is_main():
+        if tell and is_main():
             print(f"{records.source}: {len(records)} images, {records.dropped.describe()}")
             for note in records.notes:
                 print(f"warning: {records.source}: {note}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from datasets.records import DetectionRecords
-from util.errors import DataError
 
 
 def draw_fraction(records: DetectionRecords, fraction: float, seed: int) -> np.ndarray:
@@ -31,16 +30,3 @@ def draw_per_class(records: DetectionRecords, count: int, seed: int) -> np.ndarr
         rng = np.random.default_rng((seed, category["label"]))
         drawn.append(rng.permutation(with_class)[:count])
     return np.unique(np.concatenate(drawn))
-
-
-def find_images(records: DetectionRecords, paths: list[str]) -> np.ndarray:
-    """Indices [m] int64 of the images ``paths`` (relative to the root), in that order.
-
-    Raises:
-        DataError: an image is not in the data set; the message names it.
-    """
-    index_of = {path: index for index, path in enumerate(records.relative_paths())}
-    missing = next((path for path in paths if path not in index_of), None)
-    if missing is not None:
-        raise DataError(f"{records.source}: the resumed run was trained on {missing}, which is not in this data set")
-    return np.array([index_of[path] for path in paths], dtype=np.int64)

@@ -56,6 +56,8 @@ class Reading:
 
 
 STRICTLY = Reading()
+UNKNOWN_SIZE = (1, 1)
+"""Of an image that cannot be read: the check of images leaves it out, or stops at it."""
 NO_FILE = "no such image file"
 
 
@@ -118,9 +120,28 @@ def upright_size(path: str | Path, reading: Reading = STRICTLY) -> tuple[int, in
     Raises:
         DataError: the file is missing or not an image; the message names it.
     """
+    return upright_and_stored_size(path, reading)[0]
+
+
+def upright_and_stored_size(path: str | Path, reading: Reading = STRICTLY) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of an image file, upright and as its pixels are stored, from its header alone.
+
+    :func:`load_image` takes annotations of either.
+
+    Raises:
+        DataError: missing, or not an image; the message names the file.
+    """
     with _open_image(path, reading) as file:
         sideways = file.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS and file.format != "TIFF"
-        return file.size[::-1] if sideways else file.size
+        return (file.size[::-1] if sideways else file.size), file.size
+
+
+def measured_size(path: str | Path) -> tuple[int, int]:
+    """:func:`upright_size`; :data:`UNKNOWN_SIZE` if the file cannot be read, which the check of images tells."""
+    try:
+        return upright_size(path)
+    except DataError:
+        return UNKNOWN_SIZE
 
 
 def read_any(image: str | Path | Image.Image | np.ndarray | torch.Tensor, reading: Reading = STRICTLY) -> Image.Image:

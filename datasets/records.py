@@ -33,17 +33,19 @@ class DroppedBoxes:
         """One phrase for the user."""
         parts = []
         if self.dropped:
-            where = _some(self.dropped_places, self.dropped)
+            where = some(self.dropped_places, self.dropped)
             parts.append(f"{self.dropped} of {self.total} boxes dropped: no area inside the image ({where})")
         else:
             parts.append(f"none of {self.total} boxes dropped")
         if self.clipped:
-            parts.append(f"{self.clipped} clipped to the image ({_some(self.clipped_places, self.clipped)})")
+            parts.append(f"{self.clipped} clipped to the image ({some(self.clipped_places, self.clipped)})")
         return ", ".join(parts)
 
 
-def _some(places: list[str], count: int) -> str:
-    return "; ".join(places) + ("; ..." if count > len(places) else "")
+def some(places: Sequence[str], count: int) -> str:
+    """The first of ``count`` places, for a message."""
+    told = list(places[:_PLACES_TOLD])
+    return "; ".join(told) + ("; ..." if count > len(told) else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,10 @@ class RecordBuilder:
     def path(self, index: int) -> str:
         """The file of image ``index``, relative to the root."""
         return self._paths[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of image ``index``."""
+        return self._sizes[2 * index], self._sizes[2 * index + 1]
 
     def add_box(
         self,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 from datasets.image_folder import UnlabelledImages
 from datasets.images import IMAGE_EXTENSIONS
+from datasets.layout import Layout
 from datasets.records import DetectionRecords, RecordBuilder
+from datasets.tree import Tree
+from datasets.voc_xml import add_object, categories_named, object_names, read_xml, size_of
 from util.errors import DataError
-from util.inputs import Unreadable, read_bytes, read_text
+from util.inputs import Unreadable, read_text
 from util.records import DataRecord, Flag
 
 _NAMES = (
@@ -24,6 +25,7 @@ _NAMES = (
 )
 VOC_NAMES = _NAMES.split()
 _DEFAULT_SPECS = {True: ["2007:trainval", "2012:trainval"], False: ["2007:test"]}
+_PLACES = (".", "VOC2007", "VOC2012", "VOCdevkit/VOC2007", "VOCdevkit/VOC2012")
 _DEFAULT_SETS = {True: ("trainval", "train"), False: ("test", "val")}
 
 
@@ -116,12 +118,12 @@ def read_voc(
     boxes = 0
     for image in voc_images(sets, check_files=check_files):
         annotation = image.parent.parent / "Annotations" / f"{image.stem}.xml"
-        tree = _read_xml(annotation)
-        index = builder.add_image(image.relative_to(root).as_posix(), len(files), _size(tree, annotation))
+        tree = read_xml(annotation)
+        index = builder.add_image(image.relative_to(root).as_posix(), len(files), size_of(tree, annotation))
         files.append(annotation)
         first_box.append(boxes)
         for number, element in enumerate(tree.findall("object"), start=1):
-            _add_object(builder, index, element, label_of_name, f"{annotation}: object {number}")
+            add_object(builder, index, element, label_of_name, f"{annotation}: object {number}")
             boxes += 1
     return builder.pack(
         root=root,
@@ -163,76 +165,14 @@ def voc_images(sets: list[VocSet], *, check_files: bool = True) -> Iterator[Path
             yield folder / file_of_stem.get(stem, f"{stem}.jpg")
 
 
-class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses document type declarations: they could declare external entities, or ones that fill the memory."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("document type declarations are not allowed")
-
-
-def _read_xml(path: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.fromstring(read_bytes(path), ElementTree.XMLParser(target=_NoDoctype()))
-    except Unreadable as error:
-        raise DataError(f"{path}: cannot read this annotation ({error})") from None
-    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
-        raise DataError(f"{path}: not XML, or damaged ({error})") from None
-
-
 def _find_categories(folders: list[Path]) -> list[dict]:
     names: set[str] = set()
     for folder in dict.fromkeys(folders):
         for path in sorted((folder / "Annotations").glob("*.xml")):
-            for number, element in enumerate(_read_xml(path).findall("object"), start=1):
-                names.add(_text(element, "name", f"{path}: object {number}"))
+            names |= object_names(read_xml(path), path)
     if not names:
         raise DataError(f"{folders[0] / 'Annotations'}: no objects in any annotation (*.xml) here")
-    chosen = VOC_NAMES if names <= set(VOC_NAMES) else sorted(names)
-    return [{"label": label, "id": label + 1, "name": name} for label, name in enumerate(chosen)]
-
-
-def _text(element: ElementTree.Element, tag: str, where: str) -> str:
-    text = (element.findtext(tag) or "").strip()
-    if not text:
-        raise DataError(f"{where}: <{tag}> is missing or empty")
-    return text
-
-
-def _number(element: ElementTree.Element, tag: str, where: str) -> float:
-    text = _text(element, tag, where)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not abs(value) < 1e9:
-        raise DataError(f"{where}: <{tag}> must be a number of pixels, not {text!r}")
-    return value
-
-
-def _size(tree: ElementTree.Element, path: Path) -> tuple[int, int]:
-    width, height = (_number(tree, f"size/{side}", str(path)) for side in ("width", "height"))
-    if not (width >= 1 and height >= 1 and width.is_integer() and height.is_integer()):
-        raise DataError(f"{path}: <size> must be positive whole numbers, not {width:g} and {height:g}")
-    return int(width), int(height)
-
-
-def _add_object(
-    builder: RecordBuilder, image_index: int, element: ElementTree.Element, label_of_name: dict[str, int], where: str
-) -> None:
-    name = _text(element, "name", where)
-    if name not in label_of_name:
-        raise DataError(f"{where}: {name!r} is not one of the categories {', '.join(label_of_name)}")
-    xmin, ymin, xmax, ymax = (_number(element, f"bndbox/{tag}", where) for tag in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = element.findtext("difficult", default="0").strip() or "0"
-    if difficult not in ("0", "1"):
-        raise DataError(f"{where}: <difficult> must be 0 or 1, not {difficult!r}")
-    builder.add_box(
-        image_index,
-        (xmin - 1, ymin - 1, xmax, ymax),
-        label_of_name[name],
-        degenerate=xmax <= xmin or ymax <= ymin,
-        difficult=difficult == "1",
-    )
+    return categories_named(VOC_NAMES if names <= set(VOC_NAMES) else sorted(names))
 
 
 def unlabelled_voc(root: str | Path, sets: list[VocSet]) -> UnlabelledImages:
@@ -252,6 +192,19 @@ def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:
     return unlabelled_voc(args.data_path, _sets(args, split))
 
 
+def _find(args: argparse.Namespace, tree: Tree | None) -> Layout | None:
+    if tree is None or not any((tree.root / place / "ImageSets" / "Main").is_dir() for place in _PLACES):
+        return None
+    splits = {}
+    for split in ("train", "val"):
+        try:
+            sets = _sets(args, split)
+        except DataError:
+            continue  # reading says why
+        splits[split] = " + ".join(one.list_file.relative_to(tree.root).as_posix() for one in sets)
+    return Layout(title="PASCAL VOC", splits=splits)
+
+
 _SETS = {"nargs": "+", "metavar": "YEAR:SET"}
 _TRAIN = Flag(name="voc_train", help="image sets to train on; default: 07+12 trainval", options=_SETS)
 _VAL = Flag(name="voc_val", help="image sets to evaluate on; default: 2007:test", options=_SETS)
@@ -260,5 +213,10 @@ VOC = DataRecord(
     title="PASCAL VOC",
     read_labelled=_read_labelled,
     read_unlabelled=_read_unlabelled,
+    find=_find,
+    looks=(
+        "JPEGImages/, Annotations/*.xml, ImageSets/Main/{trainval,test} or {train,val}.txt",
+        "VOCdevkit/ or VOC2007/ and VOC2012/ with these",
+    ),
     flags={"pretrain": (_TRAIN,), "finetune": (_TRAIN, _VAL), "proposals": (_TRAIN, _VAL)},
 )

@@ -130,7 +130,7 @@ def test_their_flags_are_checked_like_all_others(data, argv, message):
 
 def test_a_flag_of_another_format_is_an_error(data):
     with pytest.raises(UserError, match="--label_file goes with --dataset_file toy, not with --dataset_file coco"):
-        main_finetune.parse(["--data_path", str(data), "--label_file", "x"])
+        main_finetune.parse(["--dataset_file", "coco", "--data_path", str(data), "--label_file", "x"])
     with pytest.raises(UserError, match="--train_ann goes with --dataset_file coco, not with --dataset_file toy"):
         main_finetune.parse(["--dataset_file", "toy", "--data_path", str(data), "--train_ann", "x"])
 

@@ -1,6 +1,6 @@
 """Recall of proposals: how many of the labelled objects are covered by one of the best K boxes.
 
-    python tools/eval_proposals.py --dataset_file coco --data_path DIR --proposal_dir OUT --json recall.json
+    python tools/eval_proposals.py --data_path DIR --proposal_dir OUT --json recall.json
     python tools/eval_proposals.py ... --proposal_dir EDGEBOX RANDOM --plot recall.png
 
 Prints for each folder of proposals a table of the recall at 1, 10 and 100 boxes by IoU threshold. Boxes are matched
@@ -23,15 +23,16 @@ from torchvision.ops import box_iou
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import DATASETS, labelled
+from datasets import DATASETS, labelled_or_auto, settle_format
 from datasets.proposals.store import ProposalStore
 from datasets.records import DetectionRecords
-from util.args import add_owned_arguments
+from util.args import add_choice, add_owned_arguments
 from util.check_args import check_data, check_owned_flags
 from util.errors import DataError, UserError
 from util.files import write_json
 from util.optional import require
 from util.plot_utils import save_figure
+from util.recipes import format_of_typed_flags
 from util.records import Choices
 from util.script import run_script
 
@@ -42,7 +43,9 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 def main(argv: list[str] | None = None) -> None:
     """Read the labelled data set and the proposals; print a table, write JSON and a plot."""
     args = make_parser().parse_args(argv)
+    args.dataset_file = args.dataset_file or format_of_typed_flags(args, labelled_choices()).get("dataset_file", "auto")
     check(args)
+    settle_format(args)
     records = DATASETS[args.dataset_file].read_labelled(args, args.split, None)
     stores = {folder: ProposalStore(folder) for folder in args.proposal_dir}
     results = {folder: recall(records, store) for folder, store in stores.items()}
@@ -63,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--proposal_dir", nargs="+", required=True, metavar="DIR", help="folders to compare")
     choices = labelled_choices()
-    parser.add_argument("--dataset_file", choices=list(choices.datasets), default=next(iter(choices.datasets)))
+    add_choice(parser, "dataset_file", choices.datasets)
     parser.add_argument("--data_path", help="root folder of the data set")
     parser.add_argument("--split", choices=["train", "val"], default="val")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
@@ -75,13 +78,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 def labelled_choices() -> Choices:
     """The data formats that have objects to find."""
-    return Choices(stage="finetune", datasets=labelled())
+    return Choices(stage="finetune", datasets=labelled_or_auto())
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError for flags that cannot work."""
-    check_owned_flags(args, labelled_choices())
-    check_data(args, DATASETS[args.dataset_file], (args.split,))
+    """Raises UserError for flags that cannot work."""
+    choices = labelled_choices()
+    check_owned_flags(args, choices)
+    check_data(args, choices.datasets[args.dataset_file], (args.split,))
     for out in (args.json, args.plot):
         if out and not Path(out).parent.is_dir():
             raise UserError(f"{out}: there is no folder {Path(out).parent}; create it first")

@@ -163,7 +163,7 @@ def draw_sample(sample: TwoViewSample) -> Image.Image:
 def load_for_evaluation(argv: Sequence[str]) -> tuple[Predictor, DataLoader]:
     """The detector and the validation images that main_finetune.py would use with the flags ``argv``."""
     args, origin = main_finetune.parse(["--eval", *argv])
-    loader = main_finetune.build_val_loader(args, origin.content["categories"])
+    loader = main_finetune.build_eval_loader(args, origin)
     detector = restore_detector(args, origin)
     predictor = Predictor(
         detector,

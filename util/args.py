@@ -303,6 +303,13 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
     data.add_argument(
         "--train_images_per_class", type=int, metavar="K", help="train on K images for each class, drawn by --seed"
     )
+    data.add_argument(
+        "--val_fraction",
+        type=float,
+        metavar="F",
+        help="where the data have no validation images: the share of the images to hold out for it, drawn by --seed "
+        "with all classes alike; default: 0.2; 0: train without evaluation",
+    )
     data.add_argument("--eval_size", type=int, help="short side at evaluation; default: the largest of --scales")
     data.add_argument("--eval_max_size", type=int, help="long side at evaluation; default: --max_size")
     add_owned_arguments(parser, choices, "dataset_file")

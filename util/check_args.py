@@ -199,6 +199,8 @@ def check_finetune(args: argparse.Namespace, choices: Choices) -> None:
         raise UserError("--train_fraction and --train_images_per_class both choose the training images: choose one")
     if args.train_fraction is not None and not 0 < args.train_fraction <= 1:
         raise UserError(f"--train_fraction {args.train_fraction}: must lie in (0, 1]")
+    if args.val_fraction is not None and not 0 <= args.val_fraction < 1:
+        raise UserError(f"--val_fraction {args.val_fraction}: must lie in [0, 1)")
     if args.pretrain and args.backbone_weights:
         raise UserError("--pretrain has its own backbone: omit --backbone_weights")
     if args.new_parts and not args.pretrain:

@@ -92,10 +92,18 @@ def complete(
     if saved is not None and resumes:
         adopt(args, fixed, saved, source)
         continue_run(args, saved, choices.datasets)
+    fill(args, format_of_typed_flags(args, choices))
     fill(args, {option: next(iter(records)) for option, records in choices.tables().items()})
     fill(args, architecture_defaults(choices.detectors[args.detr]))
     fill(args, recipe(args, choices))
     fill(args, defaults)
+
+
+def format_of_typed_flags(args: argparse.Namespace, choices: Choices) -> dict[str, str]:
+    """The data format whose own flag was typed, where a format can be recognised: then it need not be."""
+    owners = choices.owners("dataset_file")
+    typed = next((names[0] for name, (_, names) in owners.items() if getattr(args, name) is not None), None)
+    return {"dataset_file": typed} if typed and "auto" in choices.datasets else {}
 
 
 def architecture_names(detectors: Mapping[str, DetectorRecord]) -> tuple[str, ...]:

@@ -237,6 +237,10 @@ class DataRecord:
         read_unlabelled: (args, split) -> :class:`datasets.image_folder.UnlabelledImages`.
         splits: "train" and perhaps "val".
         flags: its own flags in each script.
+        find: (args, :class:`datasets.tree.Tree` of ``--data_path`` or None) -> :class:`datasets.layout.Layout`, or None
+            if the data set is not there in this format. ``--dataset_file auto`` asks it. None: the format is never
+            recognised and has all its splits.
+        looks: the layouts that ``find`` knows, one line each, for the message when there is none.
         check: (args, splits that will be read) raises UserError if its flags do not say where the labelled data are;
             None: ``--data_path`` is needed.
         scales, max_size, max_steps: image sizes in pixels and length of pretraining.
@@ -247,6 +251,8 @@ class DataRecord:
     read_labelled: Callable[..., Any] | None
     read_unlabelled: Callable[[argparse.Namespace, str], Any]
     splits: tuple[str, ...] = ("train", "val")
+    find: Callable[[argparse.Namespace, Any], Any] | None = None
+    looks: Sequence[str] = ()
     flags: Mapping[Stage, tuple[Flag, ...]] = field(default_factory=dict)
     check: Callable[[argparse.Namespace, Sequence[str]], None] | None = None
     scales: Sequence[int] = SMALL_SCALES

@@ -7,11 +7,11 @@ import argparse
 import numpy as np
 
 from datasets import build_unlabelled, reading_of
+from datasets.held_out import draw_random, find_images
 from datasets.image_folder import UnlabelledImages
 from datasets.images import load_image
 from datasets.pretext.samples import ImageSource, PretextDataset
 from datasets.proposals.store import ProposalStore
-from util.errors import DataError, UserError
 from util.records import PretextRecord
 
 
@@ -74,14 +74,9 @@ def hold_out(
         UserError: no image is left to train on.
         DataError: one of ``kept`` is not in the data set.
     """
-    count = max(1, round(fraction * len(dataset)))
-    if count >= len(dataset):
-        raise UserError(f"--val_fraction {fraction}: none of the {len(dataset)} images is left to train on; lower it")
-    held = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
-    if kept is not None:
-        index_of = {path: index for index, path in enumerate(dataset.images.relative_paths())}
-        if missing := [path for path in kept if path not in index_of]:
-            raise DataError(f"{missing[0]}: the resumed run has held out this image, but it is not in the data set")
-        held = np.array([index_of[path] for path in kept], dtype=np.int64)
+    if kept is None:
+        held = draw_random(len(dataset), fraction, seed)
+    else:
+        held = find_images(dataset.images.relative_paths(), kept, str(dataset.images.root))
     rest = np.setdiff1d(np.arange(len(dataset)), held)
     return dataset.select(rest), dataset.select(held, seed=measure_seed)

@@ -34,7 +34,7 @@ def check_own(content: dict[str, Any], path: Path, hints: dict[str, Any]) -> Non
 
 def _parts(content: dict[str, Any]) -> dict[str, bool]:
     """Names of the parts, and whether each is valid."""
-    model, args, images = content["model"], content["args"], content.get("train_images")
+    model, args = content["model"], content["args"]
     is_finetuned = content["stage"] == "finetune"
     return {
         "stage": content["stage"] in ("pretrain", "finetune"),
@@ -42,8 +42,12 @@ def _parts(content: dict[str, Any]) -> dict[str, bool]:
         "args": isinstance(args, dict),
         "categories": content.get("categories", 0) is None or saved_categories(content.get("categories")) is not None,
         "class head": not is_finetuned or (isinstance(model, dict) and num_class_logits(model) is not None),
-        "train_images": images is None or (isinstance(images, list) and all(isinstance(name, str) for name in images)),
+        **{name: _is_list_of_names(content.get(name)) for name in ("train_images", "val_images")},
     }
+
+
+def _is_list_of_names(images: Any) -> bool:
+    return images is None or (isinstance(images, list) and all(isinstance(name, str) for name in images))
 
 
 def _is_named_tensor(name: Any, value: Any) -> bool:

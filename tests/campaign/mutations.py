@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
     value = json.loads(content)
     change_value(value, rng, odd_json(rng))
     return json.dumps(value).encode()
+
+
+def change_text(content: bytes, rng: random.Random) -> bytes:
+    """A text with one of its words, or numbers, replaced by something else."""
+    text = content.decode(errors="replace")
+    words = list(re.finditer(r"[\w.-]+", text))
+    if not words:
+        return content
+    word = rng.choice(words)
+    by = rng.choice([*ODD_TEXTS, *map(str, ODD_NUMBERS), "", "- a", "&a [*a]", "{" * 500, "<" * 9, "7 " * 40])
+    return (text[: word.start()] + by + text[word.end() :]).encode(errors="surrogatepass")
 
 
 def odd_json(rng: random.Random) -> Any:

@@ -17,8 +17,9 @@ import main_pretrain
 from datasets.images import load_image, load_reduced
 from datasets.proposals.journal import Journal, encode, read_journal
 from datasets.proposals.store import ProposalStore, write_proposals
+from tests.datasets.layouts import SMALL, write_coco_masks, write_voc_folders, write_yolo, write_yolo_folders
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set, write_voc
-from tools import convert_checkpoint, make_proposals
+from tools import check_data, convert_checkpoint, make_proposals
 from tools.comparison.execution import RECORD, is_finished, record_of
 from tools.comparison.specification import make_runs, read_specification
 from util.checkpoint import load_file, save_file
@@ -40,6 +41,12 @@ IMAGES = {
     "GIF": "f.gif",
     "PPM": "g.ppm",
 }
+OWN_DATA = {
+    "masks": write_coco_masks,
+    "loose_voc": write_voc_folders,
+    "yolo": write_yolo,
+    "yolo_folders": write_yolo_folders,
+}
 DETRS = ("vanilla", "conditional", "deformable", "dab")
 
 
@@ -47,6 +54,8 @@ def make_inputs(root: Path) -> Path:
     """A folder for each kind of input."""
     data = write_data_set(root / "data", num_images=4)
     write_voc(root / "voc", data)
+    for name, write in OWN_DATA.items():
+        write(root / name, SMALL)
     (root / "images").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     for kind, name in IMAGES.items():
@@ -122,6 +131,14 @@ def _voc(folder: Path) -> None:
     main_finetune.main([*_coco_of_voc, "--output_dir", str(folder / "out"), "--max_size", "64", "--scales", "48"])
 
 
+def _own_data(folder: Path) -> None:
+    """Recognised, read as training does, and looked at."""
+    check_data.main([str(folder), "--output_dir", str(folder.parent / "checked"), "--num_workers", "0"])
+    args, origin = main_finetune.parse(["--data_path", str(folder), *COMMON, *DETECTOR, "--max_steps", "1",
+                                        "--output_dir", str(folder.parent)])  # fmt: skip
+    main_finetune.build(args, origin, torch.device("cpu"))
+
+
 def _list(folder: Path) -> None:
     data = str(folder.parent / "whole" / "data" / "train")
     make_proposals.main([
@@ -189,6 +206,7 @@ def _body(folder: Path) -> None:
 
 READERS: dict[str, tuple[Callable[[Path], None], int]] = {
     "images": (_images, 400), "data": (_coco, 260), "voc": (_voc, 240), "list": (_list, 80),
+    **dict.fromkeys(OWN_DATA, (_own_data, 240)),
     "proposals": (_proposals, 160), "journal": (_journal, 100), "specification": (_specification, 160),
     "state": (_state, 60), "log": (_log, 100),
     **{f"own_{detr}": (_own, 90) for detr in DETRS},

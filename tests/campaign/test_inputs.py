@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.campaign.mutations import change_bytes, change_checkpoint, change_json
+from tests.campaign.mutations import change_bytes, change_checkpoint, change_json, change_text
 from tests.campaign.readers import READERS, copy_of, make_inputs
 from tests.campaign.runner import run
 
 pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("CAMPAIGN_SEED", "0"))
+TEXTS = (".xml", ".txt", ".yaml")
 SHARE = float(os.environ.get("CAMPAIGN_SHARE", "1"))
 
 
@@ -36,6 +37,8 @@ def change_a_file(folder: Path, rng: random.Random, proof: Path) -> str:
         change_checkpoint(path, rng, proof)
     elif path.suffix == ".json" and rng.random() < 0.7:
         path.write_bytes(change_json(path.read_bytes(), rng))
+    elif path.suffix in TEXTS and rng.random() < 0.6:
+        path.write_bytes(change_text(path.read_bytes(), rng))
     elif rng.random() < 0.03:
         path.unlink()
         rng.choice([path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero"), lambda: None])()

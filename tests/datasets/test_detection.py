@@ -235,7 +235,7 @@ def test_an_image_of_another_size(records, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_path": "/nowhere"}, "/nowhere: no COCO data set here"),
+        ({"data_path": "/nowhere"}, "/nowhere: no such folder"),
         ({"data_path": "/nowhere", "dataset_file": "voc"}, "/nowhere: no such folder"),
     ],
 )

@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.few_images import draw_fraction, draw_per_class, find_images
+from datasets.few_images import draw_fraction, draw_per_class
 from datasets.records import DetectionRecords, RecordBuilder
-from util.errors import DataError
 
 CATEGORIES = [{"label": label, "id": label, "name": f"c{label}"} for label in (0, 2, 3)]
 
@@ -71,10 +69,3 @@ def test_the_seed_decides():
     for draw in (lambda seed: draw_fraction(records, 0.1, seed), lambda seed: draw_per_class(records, 5, seed)):
         assert draw(1).tolist() == draw(1).tolist()
         assert draw(1).tolist() != draw(2).tolist()
-
-
-def test_images_are_found_by_name():
-    records = make_records([[0], [2], [3]])
-    assert find_images(records, ["2.jpg", "0.jpg"]).tolist() == [2, 0]
-    with pytest.raises(DataError, match=r"9\.jpg is not in it"):
-        find_images(records, ["2.jpg", "9.jpg"])

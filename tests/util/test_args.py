@@ -238,7 +238,7 @@ def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
         (["--pretrain", "a", "--resume", "b"], "choose one"),
         (["--new_parts", "bbox_embed"], "--new_parts goes with --pretrain"),
         (["--dataset_file", "voc", "--train_ann", "a", "--train_images", "b"], "--dataset_file coco"),
-        (["--voc_train", "2007:train"], "--dataset_file voc"),
+        (["--dataset_file", "coco", "--voc_train", "2007:train"], "--dataset_file voc"),
         (["--train_ann", "a"], "--train_ann FILE and --train_images DIR go together"),
         (["--eval_size", "0"], "--eval_size 0"),
         (["--lr_backbone", "-1"], "--lr_backbone"),
@@ -248,11 +248,19 @@ def test_batch_of_one_is_enough_with_two_processes_or_no_global_loss():
         (["--train_fraction", "0"], "--train_fraction 0"),
         (["--train_fraction", "1.1"], "--train_fraction 1.1"),
         (["--train_images_per_class", "0"], "--train_images_per_class 0"),
+        (["--val_fraction", "1"], "--val_fraction 1"),
     ],
 )
 def test_finetuning_refuses(argv, message):
     with pytest.raises(UserError, match=message):
         check_finetune(finetune(*argv), FINETUNE)
+
+
+def test_a_flag_of_one_format_says_which_it_is():
+    assert finetune().dataset_file == "auto"
+    assert finetune("--voc_train", "2007:train").dataset_file == "voc"
+    assert finetune("--train_ann", "a", "--train_images", "b").dataset_file == "coco"
+    assert pretrain().dataset_file == "imagefolder"
 
 
 def test_finetuning_needs_data():

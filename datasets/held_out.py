@@ -1,0 +1,91 @@
+"""Images that are held out of training to measure on, where a data set has none of its own for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datasets.records import DetectionRecords
+from util import distributed
+from util.errors import DataError, UserError
+from util.files import write_json
+from util.logger import say
+
+USUAL_FRACTION = 0.2
+"""Of the labelled images, where the user does not say."""
+
+_COPY = ".rf."  # Roboflow names the augmented copies of one photograph NAME.rf.CODE.jpg
+
+
+def draw_random(count: int, fraction: float, seed: int) -> np.ndarray:
+    """Indices [m] int64, ascending, of a share of ``count`` images, at least one; the seed alone decides which.
+
+    Raises:
+        UserError: no image is left to train on.
+    """
+    held = max(1, round(fraction * count))
+    if held >= count:
+        raise UserError(f"--val_fraction {fraction}: of {count} images none is left to train on")
+    return np.sort(np.random.default_rng(seed).permutation(count)[:held])
+
+
+def draw_stratified(records: DetectionRecords, fraction: float, seed: int) -> np.ndarray:
+    """Indices [m] int64, ascending, of a share of the images that has each class in the same share, as far as possible.
+
+    Iterative stratification (Sechidis et al. 2011): the images of the rarest class are dealt first, each to the part
+    that lacks most of that class. Images without objects count as a class. Roboflow's copies of one photograph stay
+    together. The seed and the data set alone decide which.
+
+    Raises:
+        UserError: no image is left to train on.
+    """
+    groups, shows = _groups(records)
+    order = np.random.default_rng(seed).permutation(len(shows))
+    lacks = np.outer([1 - fraction, fraction], shows.sum(0))  # [part, class]: how many images it still wants
+    space = np.array([1 - fraction, fraction]) * len(shows)
+    part = np.full(len(shows), -1)
+    for label in np.argsort(shows.sum(0), kind="stable"):
+        for group in order[shows[order, label] & (part[order] < 0)]:
+            part[group] = max((0, 1), key=lambda k: (lacks[k, label], space[k]))
+            lacks[part[group]] -= shows[group]
+            space[part[group]] -= 1
+    if not part.any():
+        part[order[0]] = 1  # at least one
+    held = np.flatnonzero(part[groups] == 1)
+    if len(held) >= len(records):
+        raise UserError(f"--val_fraction {fraction}: of {len(records)} images none is left to train on")
+    return held
+
+
+def _groups(records: DetectionRecords) -> tuple[np.ndarray, np.ndarray]:
+    """Group [n] of each image, and which classes each group shows [groups, K + 1] bool; the last: nothing."""
+    names = [path.partition(_COPY)[0] for path in records.relative_paths()]
+    _, groups = np.unique(names, return_inverse=True)
+    position = {category["label"]: place for place, category in enumerate(records.categories)}
+    shows = np.zeros((groups.max(initial=-1) + 1, len(position) + 1), dtype=bool)
+    places = np.array([position[label] for label in records.labels.tolist()], dtype=np.int64)
+    shows[groups[records.image_of_box()], places] = True
+    shows[:, -1] = ~shows.any(1)
+    return groups, shows
+
+
+def find_images(paths: Sequence[str], wanted: Sequence[str], source: str) -> np.ndarray:
+    """Indices [m] int64 in ``paths`` of the images that a resumed run trained on or held out, in their order.
+
+    Raises:
+        DataError: one of them is not there; the message names it and ``source``.
+    """
+    index_of = {path: index for index, path in enumerate(paths)}
+    missing = next((path for path in wanted if path not in index_of), None)
+    if missing is not None:
+        raise DataError(f"{source}: {missing} is not in it, which the resumed run was trained or measured on")
+    return np.array([index_of[path] for path in wanted], dtype=np.int64)
+
+
+def write_list(paths: Sequence[str], total: int, output_dir: str, why: str = "") -> None:
+    """Write which images are held out to val_images.json, and say so. In the main process alone."""
+    path = f"{output_dir}/val_images.json"
+    if distributed.is_main():
+        write_json(list(paths), path)
+    say(f"{why}measuring on {len(paths)} of {total} images, listed in {path}")

@@ -1,0 +1,63 @@
+"""Which format a folder has, told from its content."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from datasets.tree import Tree
+from util.errors import DataError
+from util.logger import say
+from util.records import DataRecord
+
+AUTO = DataRecord(
+    title="recognised by what is in the folder",
+    read_labelled=None,
+    read_unlabelled=lambda args, split: None,
+)
+"""The value of ``--dataset_file`` that :func:`recognise` replaces."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the parts of a data set lie.
+
+    Attributes:
+        title: of the layout, for the user.
+        splits: "train" and perhaps "val" -> where its annotations are, in words.
+    """
+
+    title: str
+    splits: Mapping[str, str]
+
+
+def recognise(args: argparse.Namespace, records: Mapping[str, DataRecord]) -> str:
+    """Name of the format that ``args.data_path`` has: the first of ``records`` that finds its layout there.
+
+    Raises:
+        DataError: no such folder, or none finds its own; the trees that were looked for and found are printed.
+    """
+    tree = Tree(args.data_path)
+    for name, record in records.items():
+        if record.find is not None and record.find(args, tree) is not None:
+            return name
+    raise not_found(
+        tree,
+        [record for record in records.values() if record.looks],
+        f"{tree.root}: no labelled data set is recognised here; above are the layouts that were looked for and what "
+        "was found. COCO annotations in any other place: --train_ann FILE --train_images DIR",
+    )
+
+
+def not_found(tree: Tree, records: Sequence[DataRecord], message: str) -> DataError:
+    """The error that a layout is not there; before, both trees are printed."""
+    there = tree.describe()
+    say("looked for:")
+    for record in records:
+        for number, line in enumerate(record.looks):
+            say(f"  {record.title if number == 0 else '':40}{line}")
+    say(f"found in {tree.root}:")
+    for line in there:
+        say(f"  {line}")
+    return DataError(message)

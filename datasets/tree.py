@@ -1,0 +1,136 @@
+"""What lies in a folder and below, listed once, so that the layout of a data set can be told from it."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from datasets.images import IMAGE_EXTENSIONS
+from util.errors import DataError
+
+MOST_FILES = 2_000_000
+DEEPEST = 12
+JUNK = ("__macosx", "thumbs.db", "desktop.ini")
+"""What file managers and archives leave behind, beside names that begin with a dot."""
+
+_SPLITS = {"train": "train", "training": "train", "trainval": "train"}
+_SPLITS |= {"val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+_SPLIT_IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z])")
+_FOLDERS_SHOWN = 12
+_DEPTH_SHOWN = 3
+
+
+class Tree:
+    """The files below a folder, listed when they are first asked for.
+
+    Paths are relative to ``root``, with forward slashes, sorted. Links to folders are followed, but not upwards. Hidden
+    files and :data:`JUNK` do not count.
+
+    Raises (on listing):
+        DataError: no such folder, one that may not be read, or too many files to be a data set.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    @cached_property
+    def files(self) -> dict[str, list[str]]:
+        """Suffix in lower case, with its dot -> the files that have it."""
+        if self.root.is_file():
+            raise DataError(f"{self.root}: a file, not the folder of a data set; unpack an archive first")
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder")
+        found: dict[str, list[str]] = {}
+        above = tuple(map(str, Path(os.path.realpath(self.root)).parents))
+        for number, path in enumerate(_walk(self.root, "", above, DEEPEST)):
+            if number >= MOST_FILES:
+                raise DataError(f"{self.root}: more than {MOST_FILES:,} files below it; name the data set's own folder")
+            found.setdefault(os.path.splitext(path)[1].lower(), []).append(path)
+        return {suffix: sorted(paths) for suffix, paths in sorted(found.items())}
+
+    def with_suffix(self, *suffixes: str) -> list[str]:
+        """The files with one of these suffixes (lower case, with the dot)."""
+        return sorted(path for suffix in suffixes for path in self.files.get(suffix, ()))
+
+    @cached_property
+    def images(self) -> list[str]:
+        """The image files, known by their suffix."""
+        return self.with_suffix(*IMAGE_EXTENSIONS)
+
+    def describe(self) -> list[str]:
+        """The tree in a few lines: folders with the number of their files by suffix, deep ones together if many."""
+        depths = range(_DEPTH_SHOWN, 0, -1)
+        lines = next((few for depth in depths if len(few := self._folders(depth)) <= _FOLDERS_SHOWN), self._folders(1))
+        more = len(lines) - _FOLDERS_SHOWN
+        return [*lines[:_FOLDERS_SHOWN], *([f"and {more} more folders"] if more > 0 else [])] or ["nothing"]
+
+    def _folders(self, depth: int) -> list[str]:
+        """A line for each folder down to ``depth``, which tells of all files below it."""
+        counts: dict[str, Counter[str]] = {}
+        for suffix, paths in self.files.items():
+            for path in paths:
+                folder = "/".join(path.split("/")[:-1][:depth])
+                counts.setdefault(folder, Counter())[suffix or "other"] += 1
+        return [
+            f"{folder + '/' if folder else '(directly in it)'}  {_told(by_suffix)}"
+            for folder, by_suffix in sorted(counts.items())
+        ]
+
+
+def _told(by_suffix: Counter[str]) -> str:
+    parts = [f"{count} {suffix}" for suffix, count in by_suffix.most_common(4)]
+    return ", ".join([*parts, *(["..."] if len(by_suffix) > len(parts) else [])])
+
+
+def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...], depth: int) -> Iterator[str]:
+    """Files below ``folder``, each behind ``prefix``; a link to one of ``ancestors`` is not entered."""
+    here = os.path.realpath(folder)
+    if here in ancestors or depth == 0:
+        return
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name.lower() in JUNK:
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here), depth - 1)
+        else:
+            yield prefix + entry.name
+
+
+def split_of(path: str) -> str | None:
+    """ "train", "val" or "test", as the folder nearest to the file says; None: no folder says so."""
+    for folder in reversed(path.split("/")[:-1]):
+        name = re.sub(r"\d{4}$", "", folder.lower())
+        if name in _SPLITS:
+            return _SPLITS[name]
+    return None
+
+
+def split_in_name(name: str) -> str | None:
+    """The same as the words in a file's name say: "instances_train2017.json" is of "train"."""
+    found = _SPLIT_IN_NAME.search(name.lower())
+    return _SPLITS[found.group(1)] if found else None
+
+
+def as_train_and_val(splits: dict[str | None, list]) -> dict[str, list]:
+    """What was found by split, as a run uses it.
+
+    Files of no split are the training set where there is none of that name. "test" is for evaluation where there is no
+    "val"; otherwise it is left alone.
+    """
+    found = {"train": splits.get("train") or splits.get(None), "val": splits.get("val") or splits.get("test")}
+    return {split: content for split, content in found.items() if content}
+
+
+def plain(name: str) -> str:
+    """A file's name for comparing: systems differ in upper and lower case and in how they compose accents."""
+    return unicodedata.normalize("NFC", name).casefold()

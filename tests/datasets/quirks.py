@@ -1,0 +1,118 @@
+"""A quirk of public annotation files: what is changed in a data set as it should be, and what a user expects."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets import DATASETS, settle_format
+from datasets.records import DetectionRecords
+from tests.datasets.layouts import SMALL, Splits
+from util.errors import DataError
+
+FLAGS = dict.fromkeys("train_ann train_images val_ann val_images voc_train voc_val".split())
+WHOLE = {"a": 2, "b": 0, "c.1": 1}
+"""Stem of each training image of SMALL -> number of its boxes."""
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """What is unusual, and what is expected.
+
+    Attributes:
+        change: changes the data set in a folder.
+        boxes: stem of each training image -> number of boxes that are read.
+        told: is in what the user is told of the training set; None: nothing is told.
+        error: a regular expression that the error matches; the other expectations then do not count.
+        check: looks at the records more closely.
+    """
+
+    change: Callable[[Path], object]
+    boxes: dict[str, int] | None = None
+    told: str | None = None
+    error: str | None = None
+    check: Callable[[DetectionRecords], bool] = lambda records: True
+
+
+def read(root: Path, split: str = "train", *, damaged: str = "error") -> DetectionRecords:
+    """The records of a split, the format recognised."""
+    args = Namespace(**FLAGS, data_path=str(root), dataset_file="auto", damaged=damaged)
+    settle_format(args)
+    return DATASETS[args.dataset_file].read_labelled(args, split, None)
+
+
+def hold(root: Path, write: Callable[[Path, Splits], None], quirk: Quirk) -> None:
+    """See that a set, written and changed, is read as expected."""
+    write(root, SMALL)
+    quirk.change(root)
+    if quirk.error is not None:
+        with pytest.raises(DataError, match=quirk.error) as error:
+            read(root)
+        assert "\n" not in str(error.value)
+        return
+    records = read(root)
+    counts = np.diff(records.offsets).tolist()
+    assert {records.path(n).stem: counts[n] for n in range(len(records))} == (quirk.boxes or WHOLE)
+    assert all(records.path(n).is_file() for n in range(len(records)))
+    told = "; ".join([*records.notes, records.dropped.describe()])
+    if quirk.told is None:
+        assert told.startswith("none of")
+        assert told.endswith("dropped")
+    else:
+        assert quirk.told in told
+    assert quirk.check(records)
+
+
+def in_json(path: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """A change of the content of a JSON file."""
+
+    def apply(root: Path) -> None:
+        content = json.loads((root / path).read_text())
+        change(content)
+        (root / path).write_text(json.dumps(content))
+
+    return apply
+
+
+def in_text(path: str, *replacements: tuple[str, str]) -> Callable[[Path], None]:
+    """A change of parts of a text file, which must be there."""
+
+    def apply(root: Path) -> None:
+        text = (root / path).read_text()
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        (root / path).write_text(text)
+
+    return apply
+
+
+def renamed(old: str, new: str) -> Callable[[Path], object]:
+    """A file with another name."""
+    return lambda root: (root / old).rename(root / new)
+
+
+def written(path: str, content: str | bytes) -> Callable[[Path], object]:
+    """A file of this content."""
+
+    def apply(root: Path) -> None:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return apply
+
+
+def several(*changes: Callable[[Path], object]) -> Callable[[Path], None]:
+    """One change after the other."""
+
+    def apply(root: Path) -> None:
+        for change in changes:
+            change(root)
+
+    return apply
