@@ -79,17 +79,20 @@ def _pairs(tree: Tree, candidates: list[str]) -> list[Annotated]:
     by_stem: dict[str, list[str]] = {}
     for path in tree.images:
         by_stem.setdefault(_stem(path), []).append(path)
+    meant = {xml: _nearest(by_stem.get(_stem(xml), []), xml) for xml in candidates}
+    for xml, image in meant.items():
+        meant[xml] = image or _named_in(tree.root / xml, xml, by_stem)
     xml_of: dict[str, str] = {}
     alone = []
-    for xml in candidates:
-        image = _nearest(by_stem.get(_stem(xml), []), xml) or _named_in(tree.root / xml, xml, by_stem)
+    # of several files that mean one image, the one in its folder has it
+    for xml, image in sorted(meant.items(), key=lambda pair: -_likeness(*pair)):
         if image is not None and image not in xml_of:
             xml_of[image] = xml
         elif _is_annotation(tree.root / xml):
             alone.append(Annotated(None, xml))
     folders = {os.path.dirname(image) for image in xml_of}
     images = [Annotated(image, xml_of.get(image)) for image in tree.images if os.path.dirname(image) in folders]
-    return images + alone
+    return images + sorted(alone, key=lambda pair: str(pair.xml))
 
 
 def _stem(path: str) -> str:
@@ -97,13 +100,17 @@ def _stem(path: str) -> str:
 
 
 def _nearest(images: list[str], xml: str) -> str | None:
-    """The image whose path shares the most folders with that of the XML file, a folder's split counting most."""
+    """The image whose path is the most like that of the XML file; never one of another split."""
+    own = [image for image in images if None in (split_of(image), split_of(xml)) or split_of(image) == split_of(xml)]
+    return max(own, key=lambda image: _likeness(xml, image), default=None)
 
-    def likeness(image: str) -> tuple[bool, int]:
-        ours, theirs = image.split("/")[:-1], xml.split("/")[:-1]
-        return split_of(image) == split_of(xml), len(set(ours) & set(theirs))
 
-    return max(images, key=likeness, default=None)
+def _likeness(xml: str, image: str | None) -> int:
+    """How many folders the paths share, and one more if both files lie in the same one; -1: there is no image."""
+    if image is None:
+        return -1
+    ours, theirs = image.split("/")[:-1], xml.split("/")[:-1]
+    return len(set(ours) & set(theirs)) + (ours == theirs)
 
 
 def _named_in(path: Path, xml: str, by_stem: dict[str, list[str]]) -> str | None:
@@ -141,15 +148,22 @@ def read_loose_voc(
         pairs = [pair for pair in pairs if pair.xml is not None]
     trees = {pair.xml: read_xml(tree.root / pair.xml) for pair in pairs if pair.xml is not None}
     if categories is None:
-        names = set()
-        for pair in (pair for pairs in splits.values() for pair in pairs if pair.xml is not None):
-            names |= object_names(trees.get(pair.xml) or read_xml(tree.root / pair.xml), tree.root / pair.xml)
+        names = _names(tree, splits, trees)
         if not names:
             raise DataError(f"{tree.root}: no objects in any of {len(trees)} XML files")
         categories = categories_named(sorted(names))
     if check_files:
         _refuse_missing(tree, pairs)
     return _read(tree, split, pairs, trees, categories, unusual)
+
+
+def _names(tree: Tree, splits: dict[str, list[Annotated]], trees: dict[str, ElementTree.Element]) -> set[str]:
+    """The names of all objects in all splits; ``trees`` are those that are read already."""
+    names: set[str] = set()
+    for pairs in splits.values():
+        for xml in (pair.xml for pair in pairs if pair.xml is not None):
+            names |= object_names(trees[xml] if xml in trees else read_xml(tree.root / xml), tree.root / xml)
+    return names
 
 
 def _purpose(split: str) -> str:

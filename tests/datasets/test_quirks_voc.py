@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.datasets.layouts import SMALL, voc_xml, write_voc_beside, write_voc_folders
 from tests.datasets.quirks import WHOLE, Quirk, hold, in_text, read, renamed, several, written
+from util.errors import DataError
 
 A = "annots/train/a.xml"
 SIZE = "<size><width>40</width><height>30</height></size>"
@@ -138,3 +139,15 @@ def test_one_stem_in_several_folders(tmp_path):
         (tmp_path / "xml" / place).mkdir()
         shutil.move(tmp_path / place / "a.xml", tmp_path / "xml" / place / "a.xml")
     assert len(read(tmp_path).boxes) == 5
+
+
+def test_an_annotation_does_not_take_the_image_of_another(tmp_path):
+    """``a_day/a.png`` is missing: its XML file must not become that of ``night/a.png``."""
+    for place in ("a_day", "night"):
+        write_voc_beside(tmp_path / place, {"": SMALL["train"][:1]})
+    (tmp_path / "a_day" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 2 XML files have no image .*: a_day/a\.xml"):
+        read(tmp_path)
+    write_voc_folders(tmp_path / "splits", {"train": SMALL["train"], "test": SMALL["train"]})
+    (tmp_path / "splits/images/test/a.png").unlink()
+    assert read(tmp_path / "splits").relative_paths() == [f"images/train/{name}.png" for name in ("a", "b", "c.1")]
