@@ -23,6 +23,7 @@ from tests.util.test_args import finetune, pretrain
 from util.schedule import Schedule
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+DATA = ("imagefolder", "coco", "voc")  # what the papers train on; other formats are read by no published code
 DETRS, METHODS = ("vanilla", "conditional", "deformable", "dab"), ("siamese", "updetr", "detreg")
 
 # --- what all published recipes share
@@ -122,7 +123,7 @@ def published(method: str, data: str, detr: str) -> dict:
 
 
 @pytest.mark.parametrize("detr", DETRS)
-@pytest.mark.parametrize("data", DATASETS)
+@pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("method", PRETEXTS)
 def test_pretraining(method, data, detr):
     args = pretrain("--method", method, "--dataset_file", data, "--detr", detr)
@@ -135,7 +136,7 @@ def test_differences_are_real():
     """Each entry is used and says another value than the table."""
     for pattern, (value, reason) in DIFFERENT.items():
         *key, name = pattern
-        known = zip(key, (METHODS, DATASETS, DETRS), strict=True)
+        known = zip(key, (METHODS, DATA, DETRS), strict=True)
         theirs = [published(*one)[name] for one in product(*(all_ if part == "*" else (part,) for part, all_ in known))]
         assert any(other != value for other in theirs), pattern
         assert reason
@@ -155,7 +156,8 @@ def test_finetuning(start, data, detr):
 def test_the_table_is_whole():
     assert set(METHODS) == set(PRETEXTS)
     assert set(DETRS) <= set(DETECTORS)
-    assert set(PRETRAINING) == set(product(METHODS, DATASETS))
+    assert set(DATA) <= set(DATASETS)
+    assert set(PRETRAINING) == set(product(METHODS, DATA))
     assert {key[:2] for key in WITH_DETECTOR} <= set(PRETRAINING)
 
 
