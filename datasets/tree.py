@@ -18,9 +18,14 @@ DEEPEST = 12
 JUNK = ("__macosx", "thumbs.db", "desktop.ini")
 """What file managers and archives leave behind, beside names that begin with a dot."""
 
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+"""What the folder of the images is often called, in lower case, where other pictures (masks) may lie beside it."""
+
 _SPLITS = {"train": "train", "training": "train", "trainval": "train"}
 _SPLITS |= {"val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
-_SPLIT_IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z])")
+_WORDS = "|".join(sorted(_SPLITS, key=len, reverse=True))
+_SPLIT_IN_NAME = re.compile(rf"(?<![a-z])({_WORDS})(?![a-z])")
+_SPLIT_AT_AN_END = re.compile(rf"({_WORDS})(?![a-z])|.*(?<![a-z])({_WORDS})\d*$")
 _FOLDERS_SHOWN = 12
 _DEPTH_SHOWN = 3
 
@@ -107,11 +112,13 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...], depth: int) -> 
 
 
 def split_of(path: str) -> str | None:
-    """ "train", "val" or "test", as the folder nearest to the file says; None: no folder says so."""
+    """ "train", "val" or "test", as the folder nearest to the file says; None: no folder says so.
+
+    Its name begins or ends with that word: ``train2017``, ``valid``, ``test_images``, ``VisDrone2019-DET-train``.
+    """
     for folder in reversed(path.split("/")[:-1]):
-        name = re.sub(r"\d{4}$", "", folder.lower())
-        if name in _SPLITS:
-            return _SPLITS[name]
+        if found := _SPLIT_AT_AN_END.match(folder.lower()):
+            return _SPLITS[found.group(1) or found.group(2)]
     return None
 
 
@@ -129,6 +136,12 @@ def as_train_and_val(splits: dict[str | None, list]) -> dict[str, list]:
     """
     found = {"train": splits.get("train") or splits.get(None), "val": splits.get("val") or splits.get("test")}
     return {split: content for split, content in found.items() if content}
+
+
+def told_of_no_split(splits: dict[str | None, list]) -> list[str]:
+    """A note on files that :func:`as_train_and_val` leaves out, if there are some."""
+    count = len(splits.get(None, ())) if splits.get("train") else 0
+    return [f"{count} images are in no folder of a split (train, val, test) and are not used"] if count else []
 
 
 def plain(name: str) -> str:

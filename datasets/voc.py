@@ -26,7 +26,7 @@ _NAMES = (
 VOC_NAMES = _NAMES.split()
 _DEFAULT_SPECS = {True: ["2007:trainval", "2012:trainval"], False: ["2007:test"]}
 _PLACES = (".", "VOC2007", "VOC2012", "VOCdevkit/VOC2007", "VOCdevkit/VOC2012")
-_DEFAULT_SETS = {True: ("trainval", "train"), False: ("test", "val")}
+_YEARS = ("2007", "2012")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def voc_sets(data_path: str | Path, specs: list[str] | None, train: bool) -> lis
     Args:
         data_path: the devkit (``VOCdevkit``), the folder around it, or a single folder with JPEGImages.
         specs: each ``YEAR:SET`` (``2007:trainval``), or ``SET`` for a single folder. None: 2007 and 2012 trainval for
-            training, 2007 test for evaluation; in a single folder trainval and test, or else train and val.
+            training, 2007 test for evaluation; in a single folder, or a devkit of one year, trainval and test, or else
+            train and val.
         train: whether the defaults are those for training.
 
     Raises:
@@ -57,20 +58,36 @@ def voc_sets(data_path: str | Path, specs: list[str] | None, train: bool) -> lis
     if not data_path.is_dir():
         raise DataError(f"{data_path}: no such folder")
     if not (data_path / "JPEGImages").is_dir():
+        years = [folder for year in _YEARS if (folder := _devkit_folder(data_path, year)) is not None]
+        if specs is None and len(years) == 1:
+            return [_default_set(years[0], train)]
         return [_devkit_set(data_path, spec) for spec in specs or _DEFAULT_SPECS[train]]
     if specs is None:
-        wanted = [VocSet(data_path, name) for name in _DEFAULT_SETS[train]]
-        return [_existing(next((one for one in wanted if one.list_file.is_file()), wanted[0]))]
+        return [_default_set(data_path, train)]
     return [_single_folder_set(data_path, spec) for spec in specs]
+
+
+def _default_set(folder: Path, train: bool) -> VocSet:
+    """trainval and test, or, where there is no test, train and val: never val beside trainval, which contains it."""
+    sets = {name: VocSet(folder, name) for name in ("train", "val", "trainval", "test")}
+    there = {name for name, one in sets.items() if one.list_file.is_file()}
+    if {"train", "val"} <= there and "test" not in there:
+        return sets["train" if train else "val"]
+    names = ("trainval", "train") if train else ("test", "val") if "trainval" not in there else ("test",)
+    return _existing(sets[next((name for name in names if name in there), names[0])])
+
+
+def _devkit_folder(data_path: Path, year: str) -> Path | None:
+    places = (data_path / f"VOC{year}", data_path / "VOCdevkit" / f"VOC{year}")
+    return next((folder for folder in places if (folder / "JPEGImages").is_dir()), None)
 
 
 def _devkit_set(data_path: Path, spec: str) -> VocSet:
     year, colon, name = spec.partition(":")
     if not colon:
         raise DataError(f"{data_path}: the image set {spec!r} has no year; write, for example, 2007:{spec}")
-    for folder in (data_path / f"VOC{year}", data_path / "VOCdevkit" / f"VOC{year}"):
-        if (folder / "JPEGImages").is_dir():
-            return _existing(VocSet(folder, name))
+    if (folder := _devkit_folder(data_path, year)) is not None:
+        return _existing(VocSet(folder, name))
     raise DataError(
         f"{data_path}: no VOC data set for {spec} here (looked for JPEGImages in it, in VOC{year}/ and in "
         f"VOCdevkit/VOC{year}/); choose the sets with --voc_train and --voc_val"

@@ -12,7 +12,7 @@ from datasets.image_folder import UnlabelledImages
 from datasets.images import UNKNOWN_SIZE, upright_and_stored_size
 from datasets.layout import Layout, not_found
 from datasets.records import DetectionRecords, RecordBuilder, some
-from datasets.tree import Tree, as_train_and_val, plain, split_of
+from datasets.tree import IMAGE_FOLDERS, Tree, as_train_and_val, plain, split_of, told_of_no_split
 from datasets.voc_xml import add_object, categories_named, object_names, read_xml, size_of
 from util.errors import DataError
 from util.records import DataRecord
@@ -40,20 +40,30 @@ class Unusual:
     sizes: list[str] = field(default_factory=list)
     negatives: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def notes(self, total: int) -> list[str]:
+    def told(self, total: int) -> list[str]:
         """A phrase for each kind that occurs."""
-        told = {
+        kinds = {
             "have a <size> that is missing, 0 or not that of the file, which is taken": self.sizes,
             "have no XML file and count as images without objects": self.negatives,
             "have no XML file, as most, and are left out": self.left_out,
         }
-        found = {what: names for what, names in told.items() if names}
-        return [f"{len(names)} of {total} images {what} ({some(names, len(names))})" for what, names in found.items()]
+        found = {what: names for what, names in kinds.items() if names}
+        told = [f"{len(names)} of {total} images {what} ({some(names, len(names))})" for what, names in found.items()]
+        return [*self.notes, *told]
 
 
-def loose_voc(tree: Tree) -> dict[str, list[Annotated]] | None:
-    """The images of each split ("train" and perhaps "val") and their XML files; None: the folder is no such data set.
+@dataclass(frozen=True)
+class LooseVoc:
+    """The images of each split ("train" and perhaps "val") and their XML files, and what is unusual, a phrase each."""
+
+    splits: dict[str, list[Annotated]]
+    notes: list[str]
+
+
+def loose_voc(tree: Tree) -> LooseVoc | None:
+    """The data set that the XML files of a folder make; None: there is none.
 
     An XML file belongs to the image of its own name, else to the one that its ``<filename>`` names.
     """
@@ -64,7 +74,7 @@ def loose_voc(tree: Tree) -> dict[str, list[Annotated]] | None:
     splits: dict[str | None, list[Annotated]] = {}
     for pair in pairs:
         splits.setdefault(pair.split, []).append(pair)
-    return as_train_and_val(splits)
+    return LooseVoc(as_train_and_val(splits), told_of_no_split(splits))
 
 
 def _is_annotation(path: Path) -> bool:
@@ -102,7 +112,12 @@ def _stem(path: str) -> str:
 def _nearest(images: list[str], xml: str) -> str | None:
     """The image whose path is the most like that of the XML file; never one of another split."""
     own = [image for image in images if None in (split_of(image), split_of(xml)) or split_of(image) == split_of(xml)]
-    return max(own, key=lambda image: _likeness(xml, image), default=None)
+    return max(own, key=lambda image: (_is_in_image_folder(image), _likeness(xml, image)), default=None)
+
+
+def _is_in_image_folder(image: str) -> bool:
+    """Pictures of the same name elsewhere are masks or the like."""
+    return any(folder.lower() in IMAGE_FOLDERS for folder in image.split("/")[:-1])
 
 
 def _likeness(xml: str, image: str | None) -> int:
@@ -138,17 +153,17 @@ def read_loose_voc(
     Raises:
         DataError: no such split, missing or malformed files; the message names the file.
     """
-    splits = loose_voc(tree) or {}
-    if split not in splits:
+    found = loose_voc(tree)
+    if found is None or split not in found.splits:
         raise not_found(tree, [VOC_LOOSE], f"{tree.root}: no XML annotations here to {_purpose(split)} on")
-    pairs, unusual = splits[split], Unusual()
+    pairs, unusual = found.splits[split], Unusual(notes=found.notes)
     without = [pair for pair in pairs if pair.xml is None]
     if 2 * len(without) > len(pairs):
         unusual.left_out = [str(pair.image) for pair in without]
         pairs = [pair for pair in pairs if pair.xml is not None]
     trees = {pair.xml: read_xml(tree.root / pair.xml) for pair in pairs if pair.xml is not None}
     if categories is None:
-        names = _names(tree, splits, trees)
+        names = _names(tree, found.splits, trees)
         if not names:
             raise DataError(f"{tree.root}: no objects in any of {len(trees)} XML files")
         categories = categories_named(sorted(names))
@@ -209,7 +224,7 @@ def _read(
         metric="voc",
         categories=categories,
         place=lambda n, image: f"object {n - first_box[image] + 1} of {pairs[image].xml}",
-        notes=unusual.notes(len(pairs) + len(unusual.left_out)),
+        notes=unusual.told(len(pairs) + len(unusual.left_out)),
     )
 
 
@@ -237,17 +252,17 @@ def _read_labelled(args: argparse.Namespace, split: str, categories: list[dict] 
 
 def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:
     tree = Tree(args.data_path)
-    pairs = (loose_voc(tree) or {}).get(split)
-    if not pairs:
+    found = loose_voc(tree)
+    if found is None or split not in found.splits:
         raise not_found(tree, [VOC_LOOSE], f"{tree.root}: no images with XML annotations here to {_purpose(split)} on")
-    return UnlabelledImages(tree.root, [pair.image for pair in pairs if pair.image is not None])
+    return UnlabelledImages(tree.root, [pair.image for pair in found.splits[split] if pair.image is not None])
 
 
 def _find(args: argparse.Namespace, tree: Tree | None) -> Layout | None:
-    splits = None if tree is None else loose_voc(tree)
-    if not splits:
+    found = None if tree is None else loose_voc(tree)
+    if found is None:
         return None
-    return Layout(title="VOC's XML files", splits={split: _where(pairs) for split, pairs in splits.items()})
+    return Layout(title="VOC's XML files", splits={split: _where(pairs) for split, pairs in found.splits.items()})
 
 
 def _where(pairs: list[Annotated]) -> str:

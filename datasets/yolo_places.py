@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 from datasets.image_names import ImageNames
-from datasets.tree import Tree, as_train_and_val, plain, split_of
+from datasets.tree import IMAGE_FOLDERS, Tree, as_train_and_val, plain, split_of, told_of_no_split
 from datasets.yolo_config import YoloConfig, find_config, read_config
 from datasets.yolo_labels import read_labels
 from util.errors import DataError
@@ -21,7 +21,6 @@ LOOKS = (
     "images/train/ + labels/train/*.txt, images/val/ + labels/val/*.txt, or train/images/ + train/labels/",
     "images/ + labels/*.txt, classes.txt for the names",
 )
-_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _SNIFFED = 50
 
@@ -58,16 +57,24 @@ class Labels:
         paths = self._tree.with_suffix(".txt")
         return {plain(path[:-4]): path for path in paths if path.rpartition("/")[2].lower() not in _NAME_FILES}
 
+    @cached_property
+    def _with_image_folder(self) -> set[str]:
+        """The folders in which images lie in a folder of the usual name."""
+        folders = {PurePosixPath(image).parent for image in self._tree.images}
+        return {str(folder.parent) for folder in folders if folder.name.lower() in IMAGE_FOLDERS}
+
     def of(self, image: str) -> str | None:
         """The label file of an image: with ``labels`` for ``images`` in its path, beside it, or in ``labels``."""
         stem = PurePosixPath(os.path.splitext(image)[0])
         parts = list(stem.parts)
         for place in reversed(range(len(parts) - 1)):
-            if parts[place].lower() in _IMAGE_FOLDERS:
+            if parts[place].lower() in IMAGE_FOLDERS:
                 found = self._by_path.get(plain("/".join([*parts[:place], "labels", *parts[place + 1 :]])))
                 if found:
                     return found
-        beside = [str(stem), f"{stem.parent}/labels/{stem.name}", f"{stem.parent.parent}/labels/{stem.name}"]
+        beside = [str(stem), f"{stem.parent}/labels/{stem.name}"]
+        if str(stem.parent.parent) not in self._with_image_folder:  # else it is in masks/, depth/ or the like
+            beside.append(f"{stem.parent.parent}/labels/{stem.name}")
         return next((found for path in beside if (found := self._by_path.get(plain(path.removeprefix("./"))))), None)
 
     def in_use(self) -> list[str]:
@@ -108,7 +115,7 @@ def _by_folders(tree: Tree) -> YoloLayout | None:
             splits.setdefault(split_of(image), []).append(image)
     found = as_train_and_val(splits)
     where = {split: _folders_of(images) for split, images in found.items()}
-    return YoloLayout("YOLO", found, where, _names_in_a_file(tree))
+    return YoloLayout("YOLO", found, where, _names_in_a_file(tree), notes=told_of_no_split(splits))
 
 
 def _is_label_file(tree: Tree, path: str) -> bool:

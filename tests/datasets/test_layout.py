@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datasets import DATASETS, layout_of, settle_format
-from datasets.tree import Tree
+from datasets.tree import Tree, split_of
 from tests.datasets.layouts import LAYOUTS, NAMES, SMALL, Picture, coco_content
 from util.errors import DataError
 
@@ -149,6 +149,18 @@ def test_one_annotation_file_is_the_training_set(tmp_path, annotations, images):
     args = recognised(tmp_path)
     assert dict(layout_of(args).splits) == {"train": annotations}
     assert [records.path(n).is_file() for records in [read(args, "train")] for n in range(3)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        ("train2017", "train"), ("VALID", "val"), ("validation", "val"), ("test_images", "test"), ("s-train", "train"),
+        ("VisDrone2019-DET-val", "val"), ("train_zip/images", "train"), ("train/test", "test"), ("Training", "train"),
+        ("trainstation", None), ("contest", None), ("a latest one", None), ("obj_train_data", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_split_of_a_folder(folder, split):
+    assert split_of(f"{folder}/test.png") == split
 
 
 def test_links(tmp_path):

@@ -92,6 +92,10 @@ VOC = {
     "what macOS leaves": Quirk(
         several(written("annots/train/._a.xml", b"\0\5\x16\7"), written("__MACOSX/images/train/._a.png", b"\0"))
     ),
+    "images in no split": Quirk(
+        lambda root: write_voc_beside(root / "more", {"": SMALL["val"]}),
+        told="2 images are in no folder of a split (train, val, test) and are not used",
+    ),
     "XML of other kinds": Quirk(written("annots/export.xml", "<annotations><image/></annotations>")),
     "an image without XML": Quirk(
         lambda root: (root / "annots/train/b.xml").unlink(),
@@ -100,6 +104,11 @@ VOC = {
     "most images without XML": Quirk(
         several(*(written(f"images/train/{n}.png", b"never read") for n in range(9))),
         told="9 of 12 images have no XML file, as most, and are left out (images/train/0.png; images/train/1.png",
+    ),
+    # Oxford-IIIT Pet: annotations/xmls and annotations/trimaps
+    "masks nearer than the images": Quirk(
+        lambda root: shutil.copytree(root / "images/train", root / "annots/trimaps/train"),
+        check=lambda records: all(path.startswith("images/train/") for path in records.relative_paths()),
     ),
     "pictures in other folders": Quirk(written("preview/sheet.png", b"never read")),
     "an annotation without an image": Quirk(

@@ -142,6 +142,7 @@ FOLDERS = {
         boxes=WHOLE | {"classes": 0},
         told="1 of 4 images have no label file",
     ),
+    "masks beside the images": Quirk(lambda root: shutil.copytree(root / "images/train", root / "masks/train")),
     "no names": Quirk(
         lambda root: (root / "labels" / "classes.txt").unlink(),
         told="no data.yaml or classes.txt names the classes: their numbers are taken",

@@ -181,10 +181,23 @@ def test_single_folder_defaults(tmp_path):
     write(tmp_path, {}, train=["a"], val=["a"])
     assert [one.name for one in voc_sets(tmp_path, None, train=True)] == ["train"]
     assert [one.name for one in voc_sets(tmp_path, None, train=False)] == ["val"]
-    write(tmp_path, {}, trainval=["a"], test=["a"])
+    write(tmp_path, {}, trainval=["a"])
+    assert [one.name for one in voc_sets(tmp_path, None, train=True)] == ["train"], "as VOC2012 is published"
+    (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"test\.txt: no such image set"):
+        voc_sets(tmp_path, None, train=False)  # val is a part of trainval
+    write(tmp_path, {}, train=["a"], test=["a"])
     assert [one.name for one in voc_sets(tmp_path, None, train=True)] == ["trainval"]
     assert [one.name for one in voc_sets(tmp_path, None, train=False)] == ["test"]
     assert voc_sets(tmp_path, ["val", "train"], train=True) == [VocSet(tmp_path, "val"), VocSet(tmp_path, "train")]
+
+
+@pytest.mark.parametrize("inside", ["", "VOCdevkit"])
+def test_a_devkit_of_one_year(tmp_path, inside):
+    folder = tmp_path / inside / "VOC2012"
+    write(folder, {"a": xml(box("cat", 1, 1, 9, 9)), "b": xml()}, train=["a"], val=["b"], trainval=["a", "b"])
+    assert voc_sets(tmp_path, None, train=True) == [VocSet(folder, "train")]
+    assert voc_sets(tmp_path, None, train=False) == [VocSet(folder, "val")]
 
 
 def test_a_year_as_the_single_folder(tmp_path):
