@@ -80,7 +80,7 @@ def detection_dataset(
 ) -> DetectionDataset:
     """These images as :func:`build_detection` prepares those of ``split``; ``tell``: print what is unusual of them."""
     if split == "train":
-        transforms = detection_train_transforms(args.scales, args.max_size, mean, std)
+        transforms = detection_train_transforms(args.scales, args.max_size, mean, std, args.augment)
     else:
         transforms = detection_eval_transforms(args.eval_size, args.eval_max_size, mean, std)
     return DetectionDataset(records, transforms=transforms, seed=args.seed, reading=reading_of(args), tell=tell)

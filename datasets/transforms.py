@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
+from datasets.pixels.photometric import change, draw_photometric
+
 Target = dict[str, Any]
 Transform = Callable[[Image.Image, Target, np.random.Generator], tuple[Any, Target]]
 
@@ -22,6 +24,8 @@ Transform = Callable[[Image.Image, Target, np.random.Generator], tuple[Any, Targ
 _SHORT_SIDE_OF_DETR = 800
 _RESIZE_BEFORE_CROP = (400, 500, 600)
 _CROP_SIDES = (384, 600)
+
+_SHRINK = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of strong_augmentation
 
 
 class Compose:
@@ -118,6 +122,15 @@ class RandomSizeCrop:
         return int(rng.integers(min(self.min_size, side), min(self.max_size, side), endpoint=True))
 
 
+class RandomColours:
+    """Colours, grey and blur as the views of pretraining get them (``datasets/pixels/photometric.py``)."""
+
+    def __call__(self, image: Image.Image, target: Target, rng: np.random.Generator) -> tuple[Image.Image, Target]:
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
+        changed = change(pixels, [draw_photometric(rng)])[0]
+        return Image.fromarray(changed.permute(1, 2, 0).numpy()), target
+
+
 class ToTensor:
     """The image as float32 [3, H, W], normalised per channel; the target as tensors.
 
@@ -148,11 +161,38 @@ def detection_augmentation(scales: Sequence[int], max_size: int) -> Compose:
     return Compose([RandomHorizontalFlip(), RandomSelect(resize, cropped)])
 
 
+def strong_augmentation(scales: Sequence[int], max_size: int) -> Compose:
+    """More than DETR's, for small data sets: scales from half to twice the usual ones, and changed colours.
+
+    For half of the images the short side is one of ``scales`` times 0.5 to 1. For the others a piece of half of its
+    usual size or more is cut out, and enlarged to one of ``scales``.
+    """
+    smaller = sorted({max(1, round(side * share)) for side in scales for share in _SHRINK})
+    largest = max(scales)
+    piece = Compose(
+        [
+            RandomResize(scales, max_size),
+            RandomSizeCrop(max(1, largest // 2), largest),
+            RandomResize(scales, max_size),
+        ]
+    )
+    return Compose([RandomHorizontalFlip(), RandomSelect(RandomResize(smaller, max_size), piece), RandomColours()])
+
+
+def no_augmentation(scales: Sequence[int], max_size: int) -> Compose:
+    """The image at the largest of ``scales``, as in evaluation."""
+    return Compose([RandomResize([max(scales)], max_size)])
+
+
+AUGMENTATIONS = {"detr": detection_augmentation, "strong": strong_augmentation, "none": no_augmentation}
+"""The choices of ``--augment``."""
+
+
 def detection_train_transforms(
-    scales: Sequence[int], max_size: int, mean: Sequence[float], std: Sequence[float]
+    scales: Sequence[int], max_size: int, mean: Sequence[float], std: Sequence[float], augment: str = "detr"
 ) -> Compose:
-    """:func:`detection_augmentation`, then conversion to tensors."""
-    return Compose([*detection_augmentation(scales, max_size).transforms, ToTensor(mean, std)])
+    """One of :data:`AUGMENTATIONS`, then conversion to tensors."""
+    return Compose([*AUGMENTATIONS[augment](scales, max_size).transforms, ToTensor(mean, std)])
 
 
 def detection_eval_transforms(size: int, max_size: int, mean: Sequence[float], std: Sequence[float]) -> Compose:

@@ -310,6 +310,13 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
         help="where the data have no validation images: the share of the images to hold out for it, drawn by --seed "
         "with all classes alike; default: 0.2; 0: train without evaluation",
     )
+    data.add_argument(
+        "--augment",
+        choices=("detr", "strong", "none"),
+        default="detr",
+        help="of the training images: as DETR does; with a wider range of scales and with changed colours, for small "
+        "data sets; or nothing",
+    )
     data.add_argument("--eval_size", type=int, help="short side at evaluation; default: the largest of --scales")
     data.add_argument("--eval_max_size", type=int, help="long side at evaluation; default: --max_size")
     add_owned_arguments(parser, choices, "dataset_file")

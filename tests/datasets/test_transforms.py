@@ -9,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datasets import transforms
+from datasets.pixels.photometric import Photometric
 from datasets.transforms import (
+    AUGMENTATIONS,
     Compose,
+    RandomColours,
     RandomHorizontalFlip,
     RandomResize,
     RandomSelect,
@@ -20,6 +24,7 @@ from datasets.transforms import (
     detection_train_transforms,
     resized_size,
 )
+from tests.util.test_args import finetune
 
 PLANTED = (255, 0, 0)
 
@@ -192,11 +197,14 @@ def test_boxes_follow_the_pixels(name, scene, seed):
         np.testing.assert_allclose(found, box, atol=1.5)
 
 
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
 @settings(max_examples=50, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32))
-def test_training_transforms_end_to_end(scene, seed):
-    transform = detection_train_transforms([64, 80, 96], 140, [0.0] * 3, [1.0] * 3)
-    tensor, target = transform(*scene, rng(seed))
+def test_training_transforms_end_to_end(augment, scene, seed):
+    transform = detection_train_transforms([64, 80, 96], 140, [0.0] * 3, [1.0] * 3, augment)
+    with pytest.MonkeyPatch.context() as patch:  # the planted colour must be found again
+        patch.setattr(transforms, "draw_photometric", lambda rng: Photometric(jitter=(), grey=False, sigma=None))
+        tensor, target = transform(*scene, rng(seed))
     _, height, width = tensor.shape
     assert target["size"].tolist() == [height, width]
     assert max(height, width) <= 140
@@ -208,6 +216,30 @@ def test_training_transforms_end_to_end(scene, seed):
     cx, cy, w, h = (target["boxes"][0] * torch.tensor([width, height, width, height])).tolist()
     if min(w, h) > 4:
         np.testing.assert_allclose(found, [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], atol=1.5)
+
+
+def test_strong_changes_sizes_and_colours():
+    """Short sides go from half the smallest scale to the largest."""
+    image, target = planted_scene(100, 80, (10, 20, 30, 40))
+    transform = detection_train_transforms([64, 96], 140, [0.0] * 3, [1.0] * 3, "strong")
+    shorts = [min(transform(image, target, rng(seed))[0].shape[1:]) for seed in range(60)]
+    assert min(shorts) == 32
+    assert max(shorts) == 96
+    changed = [RandomColours()(image, target, rng(seed))[0] for seed in range(20)]
+    assert sum(np.array_equal(one, image) for one in changed) < 5
+    assert all(one.size == image.size for one in changed)
+
+
+def test_no_augmentation_is_the_evaluation():
+    image, target = planted_scene(100, 80, (10, 20, 30, 40))
+    trained, _ = detection_train_transforms([64, 96], 140, [0.5] * 3, [0.5] * 3, "none")(image, target, rng())
+    evaluated, _ = detection_eval_transforms(96, 140, [0.5] * 3, [0.5] * 3)(image, target, rng())
+    assert torch.equal(trained, evaluated)
+
+
+def test_the_command_line_knows_all_augmentations():
+    for name in AUGMENTATIONS:
+        assert finetune("--augment", name).augment == name
 
 
 def test_crop_branch_scales_along():
