@@ -129,11 +129,7 @@ class SetCriterion(nn.Module):
         }
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum over terms and layers, a scalar.
-
-        Raises:
-            KeyError: the criterion has no weight for a term.
-        """
+        """The weighted sum over terms and layers, a scalar; raises KeyError for a term without a weight."""
         weighted = [self.weights[name.removeprefix("enc_")] * values.sum() for name, values in losses.items()]
         return torch.stack(weighted).sum()
 

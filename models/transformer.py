@@ -204,11 +204,7 @@ def infer_norms(weights: dict[str, Any], sizes: Callable[[str], int], known: dic
 
 
 def only_post_norm(args: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of Hugging Face, unchanged.
-
-    Raises:
-        UserError: the detector has pre-norm; transformers has no option for it.
-    """
+    """The configuration of Hugging Face, unchanged; raises UserError for pre-norm, which transformers does not have."""
     if args.get(PRE_NORM.name):
         raise UserError(f"--to hf: transformers has no --pre_norm for --detr {args['detr']}; use --to detr")
     return config

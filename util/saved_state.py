@@ -35,11 +35,7 @@ def _are_numbers(state: dict[str, Tensor]) -> bool:
 
 
 def load_scheduler(scheduler: LRScheduler, saved: dict[str, Any]) -> None:
-    """Load the state of a scheduler of the same kind.
-
-    Raises:
-        ValueError: the state is invalid.
-    """
+    """Load the state of a scheduler of the same kind; raises ValueError for an invalid state."""
     own = scheduler.state_dict()
     if saved.keys() != own.keys() or any(type(saved[name]) is not type(value) for name, value in own.items()):
         raise ValueError("the state of the learning rate is invalid")
@@ -47,11 +43,7 @@ def load_scheduler(scheduler: LRScheduler, saved: dict[str, Any]) -> None:
 
 
 def load_scaler(scaler: torch.amp.GradScaler, saved: dict[str, Any]) -> None:
-    """Load the state of the scaler of fp16; it is empty if the stopped run did not use fp16.
-
-    Raises:
-        ValueError: the state is invalid.
-    """
+    """Load the state of fp16's scaler, empty if the stopped run had none; raises ValueError for an invalid state."""
     if not all(type(value) in (int, float) for value in saved.values()):
         raise ValueError("the state of the loss scale is invalid")
     if saved:

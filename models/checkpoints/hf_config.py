@@ -137,11 +137,7 @@ def eval_sizes(preprocessor: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def of_detector(detr: str) -> HuggingFace:
-    """The detector in transformers.
-
-    Raises:
-        UserError: transformers does not have it.
-    """
+    """The detector in transformers; raises UserError if transformers does not have it."""
     theirs = DETECTORS[detr].hugging_face
     if theirs is None:
         raise UserError(f"--to hf: transformers has no detector of --detr {detr}")

@@ -90,11 +90,7 @@ class PretextTask(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith(inherited)}
 
     def load_pretext_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`pretext_state_dict`.
-
-        Raises:
-            KeyError: other heads.
-        """
+        """Inverse of :meth:`pretext_state_dict`; raises KeyError for other heads."""
         own = self.pretext_state_dict()
         if own.keys() != state.keys():
             raise KeyError(f"pretext heads differ: {sorted(own.keys() ^ state.keys())}")

@@ -58,14 +58,14 @@ def small_detector(detr: str, *, train_backbone: bool = True, **changes: object)
 def build(
     args: argparse.Namespace, num_logits: int, *, classification: str | None = None, train_backbone: bool = True
 ) -> DETR:
-    """The detector of ``args`` as it is built; its classification is that of its record unless it is given."""
+    """The detector of ``args`` with initial weights; default classification: that of its record."""
     record = DETECTORS[args.detr]
     classification = classification or record.classification
     return record.build(args, num_logits, classification=classification, train_backbone=train_backbone)
 
 
 def queries_of_regions(learned: Tensor, content: Tensor) -> Tensor:
-    """Learned queries [N, Q, D] that ask for regions of these contents [N, Q, C], put together by hand.
+    """Learned queries [N, Q, D] that ask for regions with these contents [N, Q, C], by hand.
 
     DAB-DETR's decoder starts from the contents, the others' positions are the sum.
     """

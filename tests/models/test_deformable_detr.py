@@ -74,7 +74,7 @@ def test_new_weights_of_a_transformer_keep_the_attentions_own() -> None:
 
 
 def test_new_box_heads(variant: dict) -> None:
-    """Sizes start small, but for refined ones, which start small once, and proposals, which have a size."""
+    """Sizes start small; with refinement only in the first layer, and proposals already have a size."""
     refines, two_stage = "with_box_refine" in variant, "two_stage" in variant
     sizes = [0] * 4 if two_stage else [-2, 0, 0] if refines else [-2] * 3
     detector = new_detector(**variant)

@@ -31,7 +31,7 @@ def test_equals_transformers(classification, queries, num_logits):
 
 
 def test_softmax_by_hand():
-    """Query 0 is probably nothing, but its best real class is told; query 1 is surer and comes first."""
+    """Query 0 is probably nothing, but gives its best real class; query 1 has a higher score and comes first."""
     logits = torch.tensor([[1.0, 2.0, 5.0], [6.0, 2.0, 0.0]]).log().view(1, 1, 2, 3)  # exp(-inf) for the 0
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.2]]).view(1, 1, 2, 4)
     (result,) = PostProcess("softmax")({"pred_logits": logits, "pred_boxes": boxes}, torch.tensor([[100, 200]]))

@@ -1,4 +1,4 @@
-"""Detectors in Python: whatever form an image has, the same is found."""
+"""Detectors in Python: the detections do not depend on the form of an image."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, read without running code, and told apart."""
+"""Checkpoint files: written completely, read without running their code, and recognised."""
 
 import argparse
 import os
@@ -137,7 +137,7 @@ def test_the_newest_are_kept(tmp_path):
 def test_only_what_the_run_has_written_is_deleted(tmp_path):
     for step in (2, 4, 6):
         save_checkpoint(tmp_path, {"step": step}, keep=9)
-    # a run that goes on after step 4: 2 and 4 are its own, 6 is of an abandoned one or damaged
+    # a run that resumes after step 4: 2 and 4 are its own, 6 is damaged or of an abandoned run
     written = written_before(tmp_path, tmp_path / "checkpoint_00000004.pth", 4)
     save_checkpoint(tmp_path, {"step": 5}, keep=1, written=written)
     assert sorted(path.name for path in tmp_path.iterdir())[1:] == [

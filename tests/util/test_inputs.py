@@ -1,4 +1,4 @@
-"""Files of somebody else."""
+"""Files of others."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Length, learning-rate drop and place of a run, also where it goes on with other steps."""
+"""Length, learning-rate drop and progress of a run, also when it resumes with other steps."""
 
 import pytest
 

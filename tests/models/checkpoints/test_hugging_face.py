@@ -42,7 +42,7 @@ model_kinds = pytest.mark.parametrize("name", MODELS)
 
 
 def read(path: Path, **typed: object) -> tuple[DETR, dict, str]:
-    """The detector of a checkpoint as main_finetune.py builds it, the content, and what was told."""
+    """The detector of a checkpoint as main_finetune.py builds it, the content, and the report."""
     content, foreign = read_checkpoint(path, typed)
     args = small_args(**content["args"])
     detector = build(args, num_class_logits(content["model"]))
@@ -104,7 +104,7 @@ def test_a_folder_that_transformers_wrote(tmp_path, name, arranged):
 @pytest.mark.parametrize("name", ["refine", "two-stage"])
 @pytest.mark.parametrize("kept", [r"(?!model\.decoder\.)", r"model\.decoder\.", r"model\.decoder\.|\w+\.0\."])
 def test_heads_that_a_file_names_once(tmp_path, name, kept):
-    """Of two names for the same head, writers of safetensors leave one out, and not all the same one."""
+    """Writers of safetensors drop one of two names of the same head; which one differs between them."""
     detr, changes = MODELS[name]
     model = hf_model(small_args(detr, **changes))
     model.save_pretrained(tmp_path)

@@ -122,7 +122,7 @@ def sources_in(names: list[str], key: str) -> list[str]:
     if key == "query_embed.weight" and "refpoint_embed.weight" in names:
         return ["refpoint_embed.weight"]
     if key in names:
-        # layers without refinement share a head, of which the last layer's values count
+        # layers without refinement share a head: the values of the last layer count
         shared = re.fullmatch(r"((?:class|bbox)_embed)\.\d+\.(.+)", key)
         alone = shared and not any(name.startswith("transformer.decoder.bbox_embed") for name in names)
         return [f"{shared[1]}.5.{shared[2]}"] if alone else [final_name(names, key)]
@@ -133,7 +133,7 @@ def sources_in(names: list[str], key: str) -> list[str]:
 
 
 def final_name(names: list[str], key: str) -> str:
-    """What the decoder holds of the heads is told twice, under names of its own and of the heads."""
+    """The heads that the decoder uses have two names, the decoder's and their own."""
     plain = key.removeprefix("transformer.decoder.")
     return plain if plain.startswith(("class_embed", "bbox_embed")) and plain in names else key
 

@@ -55,7 +55,7 @@ def test_detector_loads_without_the_class_heads_of_its_layers():
     report = load_detector(detector, source.state_dict(), "f.pth", keep_class_head=False)
     names = [f"class_embed.{index}.{kind}" for index in range(2) for kind in ("weight", "bias")]
     assert set(report.new) == set(report.left_over) == {*names, *(f"transformer.decoder.{name}" for name in names)}
-    # a part is anew under all of its names
+    # a part is new under all its names
     again = load_detector(detector, source.state_dict(), "f.pth", keep_class_head=False, new_parts=["class_embed"])
     assert set(again.new) == set(report.new)
     assert (num_class_logits(source.state_dict()), num_class_logits(_Detector().state_dict())) == (7, 3)

@@ -8,7 +8,7 @@ from torch import Tensor
 from models.matcher import GroupMatcher
 from models.pretext.measure import class_confidence, measure_queries, measure_recall, measure_stay
 
-# Region 0 covers all; the others are disjoint quarters, but for the last, whose IoU with region 1 is 1/3.
+# Region 0 covers all; the others are disjoint quarters, except the last: its IoU with region 1 is 1/3.
 REGIONS = torch.tensor([
     [0.5, 0.5, 1.0, 1.0], [0.25, 0.25, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5], [0.25, 0.5, 0.5, 0.5],
 ])  # fmt: skip
@@ -25,7 +25,7 @@ def predictions(regions: Tensor, place: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def measure(confidence: Tensor, boxes: Tensor, **options) -> dict[str, float]:
-    """Means over the regions but for region 0."""
+    """Means over all regions except region 0."""
     matcher = GroupMatcher(cost_class=0, cost_bbox=5, cost_giou=2, classification="softmax")
     outputs = {"pred_logits": torch.zeros(1, 1, 12, 3), "pred_boxes": boxes}
     matching = matcher(outputs, [{"labels": torch.ones(4, dtype=torch.int64), "boxes": REGIONS}])
