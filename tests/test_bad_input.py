@@ -12,14 +12,9 @@ from PIL import Image
 
 import main_finetune
 import main_pretrain
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from util.checkpoint import load_file
 from util.script import run_script
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

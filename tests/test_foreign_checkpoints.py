@@ -16,7 +16,7 @@ import main_pretrain
 from datasets.coco import COCO_CATEGORIES
 from models.transformer import VANILLA
 from tests.models.public_layouts import PRE_NORM_PRETRAINING_LAYOUTS
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from tools import convert_checkpoint
 from util import recipes
 from util.checkpoint import load_file, save_file
@@ -25,12 +25,6 @@ from util.errors import CheckpointError, DataError, UserError
 pytest.importorskip("safetensors")
 
 DETECTORS = ["vanilla", "conditional", "deformable", "dab"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Two categories."""
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ import torch
 import engine
 import main_finetune
 import main_pretrain
+from tests.conftest import ROOT
 from tests.devices import needs_gpu
-from tests.test_scripts import ROOT, finetune, pretrain, read_log
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.runs import finetune, pretrain, read_log
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from util.checkpoint import load_file
 from util.script import start
 
@@ -34,11 +34,6 @@ DETECTORS = [
 PRETRAINED = DETECTORS[:-1]  # two stages are not pretrained
 METHODS = {"updetr": ["--num_regions", "5", "--patch_dropout", "0"], "detreg": ["--num_proposals", "4"]}
 ON_GPU = ("--device", "cuda")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

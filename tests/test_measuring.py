@@ -9,7 +9,7 @@ from PIL import Image
 
 import main_pretrain
 from datasets.proposals.store import write_proposals
-from tests.test_scripts import assert_equal, read_log
+from tests.runs import assert_equal, read_log
 from tests.tiny import COMMON, DETECTOR, write_data_set
 from tools import visualize
 from util.checkpoint import load_file

@@ -9,33 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import main_finetune
-import main_pretrain
-from tests.test_scripts import assert_equal, launch, read_log
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.gloo import run_script
+from tests.runs import assert_equal, finetune, pretrain, read_log
+from tests.tiny import DETECTOR, PRETRAIN, write_data_set
 from tests.util.test_run_lock import HOLD
 from util.checkpoint import load_file, save_file
 from util.errors import CheckpointError, DataError, UserError
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def sixteen(tmp_path_factory) -> Path:
     return write_data_set(tmp_path_factory.mktemp("sixteen"), num_images=16)
-
-
-def pretrain(data, out, *argv) -> dict:
-    main_pretrain.main(["--data_path", f"{data}/train", "--output_dir", str(out), *PRETRAIN, *DETECTOR, *argv])
-    return load_file(Path(out) / "checkpoint.pth")
-
-
-def finetune(data, out, *argv) -> dict:
-    main_finetune.main(["--data_path", str(data), "--output_dir", str(out), *COMMON, *argv])
-    return load_file(Path(out) / "checkpoint.pth")
 
 
 @pytest.mark.parametrize("eval_every", ["1", "0"])
@@ -92,8 +76,7 @@ def test_a_finished_epoch_is_finished_on_two_processes(sixteen, tmp_path):
     pretrain(sixteen, tmp_path / "a", *plan, "--batch_size", "4", "--epochs", "2", "--lr_drop", "2")
     argv = ["--data_path", sixteen / "train", *PRETRAIN, *plan, "--batch_size", "8"]
     resume = ["--resume", tmp_path / "a" / "checkpoint.pth", "--output_dir", tmp_path / "b"]
-    done = launch(2, "main_pretrain.py", *argv, *resume)
-    assert done.returncode == 0, done.stderr
+    run_script("main_pretrain", *argv, *resume)
     assert [line["step"] for line in read_log(tmp_path / "b", "train")] == [9, 10]
     assert load_file(tmp_path / "b" / "checkpoint.pth")["epoch"] == 4
 

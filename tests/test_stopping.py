@@ -6,26 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import ROOT
 from tests.processes import session, wait_until
-from tests.test_resuming import finetune, pretrain
-from tests.test_scripts import assert_equal, read_log
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.runs import assert_equal, finetune, pretrain, read_log
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from util.checkpoint import load_file
 
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1"]
 # As many threads as here: sums are split among them, and runs are compared bit for bit.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": str(torch.get_num_threads()), "GLOO_SOCKET_IFNAME": "lo"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 def begin(*argv) -> subprocess.Popen:

@@ -1,12 +1,12 @@
 """Trainings that work: minutes long, on real photographs with a really pretrained backbone."""
 
-import json
 import shutil
 
 import pytest
 
 import main_finetune
 import main_pretrain
+from tests.runs import read_log
 from util.plot_utils import plot_curves
 
 pytestmark = pytest.mark.slow
@@ -18,11 +18,6 @@ SMALL = (
 CONDITIONAL = "--detr conditional --feature_stride 16".split()
 DEFORMABLE = "--detr deformable --num_feature_levels 4".split()
 FEW_QUERIES = "--num_queries 50".split()
-
-
-def read_log(folder, kind) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.mark.parametrize(

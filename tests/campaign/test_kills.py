@@ -16,9 +16,9 @@ import pytest
 import main_finetune
 import main_pretrain
 from tests.conftest import ROOT
-from tests.test_scripts import assert_equal, read_log
+from tests.runs import assert_equal, read_log
 from tests.test_stopping import ENVIRONMENT, LAUNCHER
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from tools import make_proposals
 from tools.render_scenes import render_data_set
 from util.checkpoint import load_file
@@ -28,11 +28,6 @@ pytestmark = pytest.mark.slow
 SHARE = float(os.environ.get("CAMPAIGN_SHARE", "1"))
 KILLS = max(2, round(22 * SHARE))
 """Of each kind of run with one process; with two processes half as many."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 def begin(task: Callable[[], None]) -> int:

@@ -16,7 +16,7 @@ from datasets.loader import EpochBatchSampler, make_loader
 from datasets.pixels.photometric import Normalisation, Photometric
 from datasets.pretext import two_view
 from datasets.pretext.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
-from util.errors import DataError, one_line
+from tests.datasets.loading import error_of_first_batch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NONE = np.empty((0, 4), dtype=np.float32)
@@ -264,9 +264,7 @@ def test_broken_file_is_named_in_one_line_from_a_worker(files: Files) -> None:
     files.paths[2].write_bytes(b"not an image")
     dataset = TwoViewDataset(files, None, make_transform(), seed=0)
     loader = make_loader(dataset, EpochBatchSampler(4, 4, seed=0), collate_two_view, num_workers=1, pin_memory=False)
-    with pytest.raises(DataError) as caught:
-        next(iter(loader))
-    assert one_line(caught.value).startswith(f"{files.paths[2]}: ")
+    assert error_of_first_batch(loader).startswith(f"{files.paths[2]}: ")
 
 
 @pytest.mark.parametrize("view_iou", [0.3, 0.5, 0.7])

@@ -185,10 +185,10 @@ def test_check_accepts_its_own_images(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["b/1.jpg", "a/3.jpg", *PATHS[2:]], r"image 1, 'a/ü 2.jpg' there and 'a/3.jpg' in"),
-        (PATHS[:3], r"\(4, the data set has 3\).*image 3, 'last.webp' there and nothing in"),
-        ([*PATHS, "z.jpg"], r"\(4, the data set has 5\).*image 4, nothing there and 'z.jpg' in"),
-        (PATHS[::-1], "image 0, 'b/1.jpg' there and 'last.webp' in"),
+        (["b/1.jpg", "a/3.jpg", *PATHS[2:]], "image 1: 'a/ü 2.jpg' in the proposals, 'a/3.jpg' in the data set"),
+        (PATHS[:3], r"\(4, the data set has 3\).*image 3: 'last.webp' in the proposals, nothing in"),
+        ([*PATHS, "z.jpg"], r"\(4, the data set has 5\).*image 4: nothing in the proposals, 'z.jpg' in"),
+        (PATHS[::-1], "image 0: 'b/1.jpg' in the proposals, 'last.webp' in"),
     ],
 )
 def test_check_names_the_first_difference(folder: Path, paths: list[str], message: str) -> None:
@@ -269,9 +269,9 @@ def test_arrays_at_odds(folder: Path, name: str, array: np.ndarray) -> None:
     ("change", "message"),
     [
         ({"version": 99}, "format version 99, but this code reads 1"),
-        ({"method": None}, 'lacks "method"'),
-        ({"num_images": "4"}, 'lacks "num_images"'),
-        ({"num_images": -1}, "among -1 images"),
+        ({"method": None}, '"method" is missing or of the wrong type'),
+        ({"num_images": "4"}, '"num_images" is missing or of the wrong type'),
+        ({"num_images": -1}, "into -1 images"),
     ],
 )
 def test_meta_at_odds(folder: Path, change: dict, message: str) -> None:
