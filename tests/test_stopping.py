@@ -79,7 +79,7 @@ def test_all_processes_stop_after_the_same_step(data, tmp_path):
 
 def test_a_lost_process_costs_the_steps_since_the_last_save(data, tmp_path):
     """The same command, without --resume, is started anew by the launcher and goes on."""
-    plan = ["--max_steps", "60", "--save_every_steps", "5", "--save_every_epochs", "0", "--batch_size", "1"]
+    plan = ["--max_steps", "20", "--save_every_steps", "5", "--save_every_epochs", "0", "--batch_size", "1"]
     process = begin(*LAUNCHER, "--nproc_per_node=1", "--max_restarts=3", *pretraining(data, tmp_path, *plan,
                     "--no_global_loss"))  # fmt: skip
     wait_until(lambda: (tmp_path / "checkpoint_00000005.pth").exists())
@@ -87,8 +87,8 @@ def test_a_lost_process_costs_the_steps_since_the_last_save(data, tmp_path):
     output, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
     assert "resumed from" in output
-    assert load_file(tmp_path / "checkpoint.pth")["step"] == 60
-    assert [line["step"] for line in read_log(tmp_path, "train")] == list(range(1, 61))
+    assert load_file(tmp_path / "checkpoint.pth")["step"] == 20
+    assert [line["step"] for line in read_log(tmp_path, "train")] == list(range(1, 21))
 
 
 def test_no_process_trains_on_without_its_launcher(data, tmp_path):
