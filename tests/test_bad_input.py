@@ -1,4 +1,4 @@
-"""What a user can get wrong: one line on stderr, exit status 1, before any training starts."""
+"""Errors that a user can make: one line on stderr, exit status 1, before any training starts."""
 
 import json
 import pickle
@@ -32,7 +32,7 @@ def checkpoints(data, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def fails(capsys, tmp_path):
-    """Run a script that must fail; returns its one line."""
+    """Run a script that must fail; return its line on stderr."""
 
     def run(script, *argv):
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""A detector, a pretext task and a data format, each one file and one entry, in everything that the scripts do."""
+"""A new detector, pretext task and data format, each one file and one entry, work in everything that the scripts do."""
 
 import re
 from pathlib import Path

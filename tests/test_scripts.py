@@ -63,7 +63,7 @@ def test_eval_prints_what_training_printed(data, voc, tmp_path, detr, form, amp,
     schedule = ["--lr", "1e-3", "--eval_every", "0", "--dataset_file", form]
     finetune(root, tmp_path / "first", *DETECTOR, "--detr", detr, *schedule, "--max_steps", "29")
     capsys.readouterr()
-    # a step is enough for the checkpoint to be of this precision, which is slow on many CPUs
+    # one step is enough to get a checkpoint of this precision, which is slow on many CPUs
     last = ["--resume", f"{tmp_path}/first/checkpoint.pth", "--max_steps", "30", "--amp", amp]
     finetune(root, tmp_path / "fine", *last)
     trained = json.loads((tmp_path / "fine" / "eval.json").read_text())
@@ -84,7 +84,7 @@ def test_eval_prints_what_training_printed(data, voc, tmp_path, detr, form, amp,
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resumed_pretraining_continues_bit_for_bit(data, tmp_path, num_workers):
-    # 10 images in batches of 2: 5 batches an epoch, 2 steps of 2 batches each; the stop lies within the second epoch
+    # 10 images in batches of 2: 5 batches per epoch, 2 steps of 2 batches each; the stop is within the second epoch
     argv = ["--max_steps", "5", "--accum_steps", "2", "--lr_drop_step", "4", "--save_every_steps", "1"]
     argv += ["--num_workers", str(num_workers), "--keep_checkpoints", "9"]
     whole = pretrain(data, tmp_path / "whole", *argv)
@@ -129,7 +129,7 @@ def test_resume_auto_starts_and_goes_on(data, tmp_path):
 
 
 def test_two_processes_train_and_evaluate_as_one(data, tmp_path):
-    """Two processes with an image each do what one does that accumulates the gradients of two images."""
+    """Two processes with one image each train like one process that accumulates the gradients of two images."""
     common = "--batch_size 1 --no_global_loss --dropout 0 --query_jitter 0 --max_steps 3".split()
     argv = ["--data_path", f"{data}/train", *PRETRAIN, *DETECTOR, *common]
     run_script("main_pretrain", *argv, "--output_dir", tmp_path / "two")
@@ -166,7 +166,7 @@ def test_a_loss_that_explodes_ends_the_run(data, tmp_path):
 
 
 def test_a_diverged_run_with_next_to_no_boxes_is_noticed(data, tmp_path):
-    """Batches without a box have no costs that could be NaN."""
+    """Without boxes there are no matching costs that could be NaN."""
     root = tmp_path / "data"
     shutil.copytree(data, root)
     path = root / "annotations" / "instances_train.json"

@@ -1,4 +1,4 @@
-"""Trainings that work: minutes long, on real photographs with a really pretrained backbone."""
+"""Training works: runs of minutes, on real photographs with a pretrained backbone."""
 
 import shutil
 
@@ -26,7 +26,7 @@ FEW_QUERIES = "--num_queries 50".split()
     ids=["conditional", "deformable"],
 )
 def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path, detector, schedule):
-    """Cells of three classes, a dozen an image: AP50 of at least 0.90 on the images that were trained on."""
+    """Cells of three classes, a dozen per image: AP50 of at least 0.90 on the training images."""
     root = tmp_path / "cells"
     (root / "ImageSets" / "Main").mkdir(parents=True)
     names = (real_data / "bccd" / "ImageSets" / "Main" / "train.txt").read_text().split()[:8]
@@ -50,8 +50,8 @@ def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path, detector,
 def test_pretraining_losses_fall(real_data, tmp_path):
     """On 200 photographs every term of the pretext tasks falls by at least a fifth.
 
-    With the paper's ten queries a region: what the classification starts from, telling nothing but how many of them
-    match, is 0.69, of which a fifth can be gained; of five a region it is 0.60.
+    With the paper's ten queries per region: the classification loss starts at 0.69, where it only knows how many
+    queries match, and can fall by a fifth. With five queries per region it would start at 0.60.
     """
     photos = sorted((real_data / "photos" / "train").glob("*/*"))[::5]
     (tmp_path / "photos").mkdir()

@@ -24,7 +24,7 @@ PLAIN = ToTensor([0.0] * 3, [1.0] * 3)
 
 
 def records_of(folder, sizes, boxes):
-    """boxes: (image, xyxy, label, further arguments) each."""
+    """``boxes``: each (image, xyxy, label, further arguments)."""
     builder = RecordBuilder()
     for number, size in enumerate(sizes):
         image = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

@@ -63,7 +63,7 @@ def test_position_in_mid_epoch():
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (4, 1), (1, 2), (2, 2), (3, 1)])
 def test_an_epoch_goes_on_with_other_batches(batch_size, world_size):
-    """After three batches of two images: those that were not seen yet, each once."""
+    """After three batches of two images come those that were not seen yet, each once."""
     order = [index for batch in batches(batch_size=1)(1) for _, index in batch]
     ranks = [batches(batch_size=batch_size, world_size=world_size, rank=rank)(1, 6) for rank in range(world_size)]
     rest = [index for parts in zip(*ranks, strict=True) for part in parts for _, index in part]

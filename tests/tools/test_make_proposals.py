@@ -65,7 +65,7 @@ def test_every_method_serves_pretraining(images: Path, tmp_path: Path, method: s
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert len(boxes) <= 7
         assert (np.diff(scores) <= 0).all()
-    if method != "random":  # which main_pretrain.py draws itself
+    if method != "random":  # random boxes are drawn by main_pretrain.py itself
         flags = ["--proposals", method, "--proposal_dir", str(tmp_path / "out"), "--data_path", str(images)]
         dataset = main_pretrain.build_dataset(main_pretrain.parse([*flags, "--batch_size", "2"])[0])
         assert dataset.proposals.method == method
@@ -186,7 +186,7 @@ def test_failed_and_bare_images_are_recorded(tmp_path: Path, capsys: pytest.Capt
 
     argv = ["--data_path", str(data), "--proposals", "edgebox", "--proposal_dir", str(tmp_path / "out")]
     args, _ = main_pretrain.parse(argv)
-    Image.new("RGB", (64, 48)).save(data / "a_empty.jpg")  # replaced; the other still is no image
+    Image.new("RGB", (64, 48)).save(data / "a_empty.jpg")  # now an image; the other file still is not one
     with pytest.raises(DataError, match=r"c_text\.jpg: not an image"):
         main_pretrain.build_dataset(args)
     Image.new("RGB", (64, 48)).save(data / "c_text.jpg")

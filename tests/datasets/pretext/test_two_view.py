@@ -1,4 +1,4 @@
-"""Whole samples: pixels against the coordinates they must show, proposals of any kind, determinism, batches."""
+"""Whole samples: pixels against the coordinates that they must show, any proposals, determinism, batches."""
 
 import random
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def _true_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ramp(width: int, height: int) -> Image.Image:
-    """Red is the column, green the row: colours say where a pixel comes from."""
+    """Red is the column, green the row: the colour of a pixel says where it comes from."""
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([columns, rows, np.full_like(rows, 7)], axis=-1).astype(np.uint8))
 
@@ -87,7 +87,7 @@ def test_crops_of_proposals_show_their_colours_in_both_views() -> None:
     image = Image.new("RGB", (240, 180), (128, 128, 128))
     for box, colour in zip(proposals.astype(int).tolist(), colours, strict=True):
         image.paste(colour, tuple(box))
-    transform = make_transform(num_regions=4, view_iou=0.9)  # much in common, so that no rectangle is cut
+    transform = make_transform(num_regions=4, view_iou=0.9)  # large overlap, so that no rectangle is cut
     flips = []
     for seed in range(30):
         sample = transform(image, proposals, np.random.default_rng(seed))
@@ -163,7 +163,7 @@ def test_crops_are_cut_before_the_colours_of_the_view_change(monkeypatch: pytest
 
 @dataclass
 class Files:
-    """What the data set asks of images and of proposals, from lists."""
+    """Images and proposals for the data set, from lists."""
 
     paths: list[Path]
     regions: np.ndarray
