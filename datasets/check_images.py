@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datasets.images import Reading, load_image
+from datasets.records import ImageFiles
 from util import distributed
 from util.errors import DataError, one_line
 from util.files import write_json
@@ -70,15 +70,6 @@ class Checking(Dataset):
         except DataError:
             return False
         return True
-
-
-class ImageFiles(Protocol):
-    """Images of a data set: see :class:`DetectionRecords` and :class:`UnlabelledImages`."""
-
-    def __len__(self) -> int: ...
-
-    def path(self, index: int) -> Path:
-        """The file of image ``index``."""
 
 
 def usable_images(

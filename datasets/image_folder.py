@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from pathlib import Path
 
 import numpy as np
 
 from datasets.images import list_images
-from datasets.records import pack_paths
+from datasets.records import ImageFiles, pack_paths
 from util.records import DataRecord
 
 
-class UnlabelledImages:
+class UnlabelledImages(ImageFiles):
     """A root folder and the paths of n images relative to it, packed into one array.
 
     In this form ImageNet's 1.3 million paths take about 40 MB, which all workers share.
@@ -22,7 +21,7 @@ class UnlabelledImages:
 
     def __init__(self, root: str | Path, relative_paths: list[str]) -> None:
         self.root = Path(root)
-        self._paths = pack_paths(relative_paths)
+        self.paths = pack_paths(relative_paths)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> UnlabelledImages:
@@ -32,19 +31,8 @@ class UnlabelledImages:
     def select(self, indices: np.ndarray) -> UnlabelledImages:
         """Only the images ``indices`` [m] int64."""
         chosen = copy.copy(self)
-        chosen._paths = self._paths[indices]
+        chosen.paths = self.paths[indices]
         return chosen
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def path(self, index: int) -> Path:
-        """The file of image ``index``."""
-        return self.root / os.fsdecode(self._paths[index])
-
-    def relative_paths(self) -> list[str]:
-        """Paths of all images relative to the root, with forward slashes."""
-        return [os.fsdecode(path) for path in self._paths]
 
 
 def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:

@@ -166,6 +166,7 @@ def collate_inference(samples: list[tuple[int, Tensor, tuple[int, int]] | Failur
     )
 
 
+@dataclass(eq=False)
 class SortedBatchSampler(Sampler[list[int]]):
     """Batches of images of similar size, so that there is little padding. They depend on ``paths`` only.
 
@@ -177,19 +178,11 @@ class SortedBatchSampler(Sampler[list[int]]):
         reading: which files are accepted.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        wanted: set[int],
-        batch_size: int,
-        resized: Callable[[tuple[int, int]], tuple[int, int]],
-        reading: Reading = STRICTLY,
-    ) -> None:
-        self.paths = paths
-        self.wanted = wanted
-        self.batch_size = batch_size
-        self.resized = resized
-        self.reading = reading
+    paths: Sequence[str]
+    wanted: set[int]
+    batch_size: int
+    resized: Callable[[tuple[int, int]], tuple[int, int]]
+    reading: Reading = STRICTLY
 
     def __iter__(self) -> Iterator[list[int]]:
         window = self.batch_size * BATCHES_AT_ONCE

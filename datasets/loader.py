@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from util.signals import protect_worker
 Key = tuple[int, int]  # (epoch, index), what the data sets take
 
 
+@dataclass(eq=False)
 class EpochBatchSampler(Sampler[list[Key]]):
     """Training batches as lists of (epoch, index), beginning at a position that can be set.
 
@@ -37,26 +39,19 @@ class EpochBatchSampler(Sampler[list[Key]]):
         UserError: fewer samples than one global batch.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        *,
-        seed: int,
-        world_size: int = 1,
-        rank: int = 0,
-    ) -> None:
-        self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.world_size = world_size
-        self.rank = rank
-        self.epoch = 0
-        self.first_image = 0
+    length: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    world_size: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        self.set_position(0)
         if len(self) == 0:
             raise UserError(
-                f"the data set has {length} images, fewer than one batch of {world_size} process(es) x "
-                f"{batch_size} images; lower --batch_size"
+                f"the data set has {self.length} images, fewer than one batch of {self.world_size} process(es) x "
+                f"{self.batch_size} images; lower --batch_size"
             )
 
     def __len__(self) -> int:

@@ -48,8 +48,31 @@ def some(places: Sequence[str], count: int) -> str:
     return "; ".join(told) + ("; ..." if count > len(told) else "")
 
 
+class ImageFiles:
+    """The image files of a data set.
+
+    Attributes:
+        root: folder that ``paths`` are relative to.
+        paths: [n] bytes (see :func:`pack_paths`).
+    """
+
+    root: Path
+    paths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """The file of image ``index``."""
+        return self.root / os.fsdecode(self.paths[index])
+
+    def relative_paths(self) -> list[str]:
+        """Paths of all images relative to the root, with forward slashes."""
+        return [os.fsdecode(path) for path in self.paths]
+
+
 @dataclass(frozen=True, kw_only=True)
-class DetectionRecords:
+class DetectionRecords(ImageFiles):
     """n images and their N usable boxes; boxes of image i are rows offsets[i]:offsets[i+1].
 
     Attributes:
@@ -86,17 +109,6 @@ class DetectionRecords:
     difficult: np.ndarray
     dropped: DroppedBoxes
     notes: list[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def path(self, index: int) -> Path:
-        """The file of image ``index``."""
-        return self.root / os.fsdecode(self.paths[index])
-
-    def relative_paths(self) -> list[str]:
-        """Paths of all images relative to the root."""
-        return [os.fsdecode(path) for path in self.paths]
 
     def image_of_box(self) -> np.ndarray:
         """[N] int64, the index of each box's image."""

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiny import write_data_set
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -16,6 +18,12 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set SIAMESE_DETR_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten tiny labelled images of two categories."""
+    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

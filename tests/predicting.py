@@ -1,4 +1,4 @@
-"""Checkpoints of small detectors with random weights, for everything that predicts."""
+"""Checkpoints of small detectors with random weights, for tests of prediction."""
 
 from __future__ import annotations
 

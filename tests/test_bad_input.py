@@ -1,4 +1,4 @@
-"""What a user can get wrong: one line on stderr, exit status 1, before any training starts."""
+"""Errors that a user can make: one line on stderr, exit status 1, before any training starts."""
 
 import json
 import pickle
@@ -12,14 +12,9 @@ from PIL import Image
 
 import main_finetune
 import main_pretrain
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from util.checkpoint import load_file
 from util.script import run_script
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +32,7 @@ def checkpoints(data, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def fails(capsys, tmp_path):
-    """Run a script that must fail; returns its one line."""
+    """Run a script that must fail; return its line on stderr."""
 
     def run(script, *argv):
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""Images that cannot be used, found before training: told all at once, left out, or read as far as they go."""
+"""Images that cannot be used are found before training: all are listed, and skipped or read in part."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def data(whole, tmp_path) -> Path:
-    """Of ten images in train and val each, 2 is empty, 4 is missing and 6 is a text."""
+    """Ten images each in train and val: 2 is empty, 4 is missing and 6 is a text."""
     root = tmp_path / "data"
     shutil.copytree(whole, root)
     for split in ("train", "val"):

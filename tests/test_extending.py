@@ -1,4 +1,4 @@
-"""A detector, a pretext task and a data format, each one file and one entry, in everything that the scripts do."""
+"""A new detector, pretext task and data format, each one file and one entry, work in everything that the scripts do."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ import main_pretrain
 from datasets import DATASETS
 from models import DETECTORS, PRETEXTS
 from models.checkpoints.foreign import read_checkpoint
-from tests.test_scripts import assert_equal
+from tests.runs import assert_equal
 from tests.tiny import COMMON, DETECTOR, write_data_set
 from tests.toy_detector import TOY_DETECTOR
 from tests.toy_format import TOY_FORMAT

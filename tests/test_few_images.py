@@ -6,14 +6,9 @@ from pathlib import Path
 import pytest
 
 import main_finetune
-from tests.tiny import COMMON, DETECTOR, write_data_set
+from tests.tiny import COMMON, DETECTOR
 from util.checkpoint import load_file
 from util.errors import CheckpointError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 def finetune(data, out, *argv) -> list[str]:

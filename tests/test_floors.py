@@ -1,4 +1,4 @@
-"""The house has floors: a file imports nothing from a floor above its own, types included, and no circle exists."""
+"""The code has floors: no file imports from a floor above its own, not even types, and imports are never circular."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -22,7 +22,7 @@ def _modules() -> dict[str, Path]:
 
 
 def _imports(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
-    """The modules of this project that ``path`` imports anywhere: in functions and under ``TYPE_CHECKING``, too."""
+    """The modules of this project that ``path`` imports anywhere, also in functions and under ``TYPE_CHECKING``."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

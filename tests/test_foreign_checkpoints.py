@@ -1,4 +1,4 @@
-"""Both scripts start from, and evaluate, what other projects wrote."""
+"""Both scripts start from checkpoints of other projects, and evaluate them."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ import main_pretrain
 from datasets.coco import COCO_CATEGORIES
 from models.transformer import VANILLA
 from tests.models.public_layouts import PRE_NORM_PRETRAINING_LAYOUTS
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from tools import convert_checkpoint
 from util import recipes
 from util.checkpoint import load_file, save_file
@@ -28,14 +28,8 @@ DETECTORS = ["vanilla", "conditional", "deformable", "dab"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Two categories."""
-    return write_data_set(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def coco(data, tmp_path_factory) -> Path:
-    """The same with COCO's 80 categories; 10 and 20 are ids there as well."""
+    """The same with COCO's 80 categories, which also have the ids 10 and 20."""
     root = tmp_path_factory.mktemp("coco") / "data"
     shutil.copytree(data, root)
     categories = [{"id": number, "name": name} for number, name in COCO_CATEGORIES.items()]
@@ -58,7 +52,7 @@ def evaluate(root: Path, out: Path, checkpoint: Path, *argv: str) -> dict:
 
 
 def find_something(checkpoint: Path, labels: list[int]) -> Path:
-    """Change a new checkpoint so that it is likely to hit: these labels, boxes of the usual size and place."""
+    """Change a new checkpoint so that it detects something: these labels, boxes of the usual size and place."""
     content = load_file(checkpoint)
     for name, value in content["model"].items():
         if re.fullmatch(r"bbox_embed\.(\d+\.)?layers\.2\.bias", name):
@@ -213,7 +207,7 @@ TINY = {"backbone": "resnet18", "enc_layers": 1, "dec_layers": 2, "hidden_dim": 
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("published", marks=pytest.mark.slow)])
 def up_detr_file(request, tmp_path_factory) -> Path:
-    """What UP-DETR's published command writes, random: DETR with pre-norm, of the paper's size or tiny."""
+    """A file like those of UP-DETR's published command, with random weights: pre-norm DETR, full-sized or tiny."""
     changes = {"pre_norm": True, "dropout": 0.0} | (TINY if request.param == "tiny" else {})
     args = argparse.Namespace(**recipes.architecture_defaults(VANILLA) | changes)
     torch.manual_seed(0)

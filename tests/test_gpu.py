@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ import torch
 import engine
 import main_finetune
 import main_pretrain
+from tests.conftest import ROOT
 from tests.devices import needs_gpu
-from tests.test_scripts import ROOT, finetune, pretrain, read_log
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.runs import finetune, pretrain, read_log
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from util.checkpoint import load_file
 from util.script import start
 
@@ -34,11 +34,6 @@ DETECTORS = [
 PRETRAINED = DETECTORS[:-1]  # two stages are not pretrained
 METHODS = {"updetr": ["--num_regions", "5", "--patch_dropout", "0"], "detreg": ["--num_proposals", "4"]}
 ON_GPU = ("--device", "cuda")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
@@ -97,21 +92,21 @@ def test_views_changed_on_the_gpu_are_those_of_the_workers(data, tmp_path, full_
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 @pytest.mark.parametrize("detector", DETECTORS[1:4:2], ids=" ".join)
 def test_mixed_precision(data, tmp_path, detector, amp):
-    # not the global loss: its batch norm over four views that are almost equal makes per cents of any rounding
+    # without the global loss: its batch norm over four almost equal views turns rounding into per cents
     argv = [*ON_GPU, *detector, "--no_global_loss", "--dropout", "0", "--max_steps", "20"]
     for kind in ("none", amp):
         saved = pretrain(data, tmp_path / kind, *argv, "--amp", kind)
     losses = {kind: [line["loss"] for line in read_log(tmp_path / kind, "train")] for kind in ("none", amp)}
     assert losses[amp][0] == pytest.approx(losses["none"][0], rel=0.01)
     assert all(map(math.isfinite, losses[amp]))
-    # zeros before training; fp16 leaves out the first steps, until the scale of the loss suits
+    # zeros before training; fp16 skips the first steps until the scale of the loss fits
     last = [name for name in saved["model"] if name.startswith("bbox_embed") and name.endswith("layers.2.weight")]
     assert all(saved["model"][name].any() for name in last)
 
 
 @pytest.mark.parametrize("detector", DETECTORS[:2], ids=" ".join)
 def test_a_checkpoint_moves_to_a_cpu(data, tmp_path, full_precision, detector):
-    """It scores the same there, and its training goes on there and back here."""
+    """It scores the same on the other device, and its training continues there and then here again."""
     finetune(data, tmp_path / "run", *DETECTOR, *detector, "--lr", "1e-3", "--max_steps", "30", *ON_GPU)
     for device in ("cpu", "cuda"):
         argv = ["--resume", f"{tmp_path}/run/checkpoint.pth", "--eval", "--data_path", str(data), "--num_workers", "0"]
@@ -145,7 +140,7 @@ def test_a_process_of_its_own_group(data, tmp_path):
 
 
 def waits_of_a_step(module, argv) -> list[str]:
-    """What made the host wait for the GPU in the third training step of a script."""
+    """The calls that made the host wait for the GPU in the third training step of a script."""
     args, origin = module.parse(argv)
     device = start(args)
     training, loader, *_ = module.build(args, origin, device)

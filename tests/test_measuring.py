@@ -1,4 +1,4 @@
-"""Measuring pretraining as a user does: while training, and a checkpoint alone."""
+"""Measuring pretraining as a user does: during training, and for a checkpoint."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 import main_pretrain
 from datasets.proposals.store import write_proposals
-from tests.test_scripts import assert_equal, read_log
+from tests.runs import assert_equal, read_log
 from tests.tiny import COMMON, DETECTOR, write_data_set
 from tools import visualize
 from util.checkpoint import load_file
@@ -52,7 +52,7 @@ def test_every_method_is_measured_while_it_trains_and_alone(data, tmp_path, meth
     assert names <= set(lines[0])
     assert names & set(curves(lines)), "the curves show it"
     plain = pretrain(data, tmp_path / "b", *argv)
-    assert_equal(plain["model"], measured["model"])  # to measure changes nothing
+    assert_equal(plain["model"], measured["model"])  # measuring changes nothing
     assert_equal(plain["rng"], measured["rng"])
 
     alone = measure(tmp_path / "a" / "checkpoint.pth", data / "val", tmp_path / "c")
@@ -68,7 +68,7 @@ def test_images_held_out_stay_held_out(data, tmp_path):
     held = json.loads((tmp_path / "a" / "val_images.json").read_text())
     assert len(held) == 2
     assert whole["val_images"] == held
-    assert len(read_log(tmp_path / "a", "eval")) == 2  # three batches of six images an epoch
+    assert len(read_log(tmp_path / "a", "eval")) == 2  # three batches of six images per epoch
     resumed = pretrain(data, tmp_path / "b", "--resume", f"{tmp_path}/a/checkpoint_00000002.pth", "--seed", "9")
     assert resumed["val_images"] == held
     with pytest.raises(CheckpointError, match=r"--val_fraction 0\.5 does not fit"):

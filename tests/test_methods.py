@@ -7,7 +7,7 @@ import torch
 
 import main_finetune
 import main_pretrain
-from tests.test_scripts import assert_equal, read_log
+from tests.runs import assert_equal, read_log
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
 from util.checkpoint import load_file
 from util.errors import CheckpointError

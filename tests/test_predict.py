@@ -103,12 +103,12 @@ def test_images_are_named_in_many_ways(checkpoint, images, tmp_path, monkeypatch
     shutil.copy(images / "1.png", other / "0.png")
     predict(tmp_path / "b", checkpoint, images / "0.png", other / "0.png")
     pictures = sorted(path for path in (tmp_path / "b" / "pictures").rglob("*.png"))
-    assert len(pictures) == 2  # of one name, hence under their whole paths
+    assert len(pictures) == 2  # both have one name, so they are named by their paths
     assert pictures[1].parts[-2:] == ("other", "0.png")
 
 
 def test_sorted_batches_equal_single_images_where_no_padding_is_needed(checkpoint, tmp_path):
-    """Sizes alternate; sorted by size, every batch is of one."""
+    """Sizes alternate; after sorting, every batch has a single size."""
     write_images(tmp_path / "in", [(96, 64), (200, 100)] * 4)
     alone = predict(tmp_path / "alone", checkpoint, tmp_path / "in", "--no_pictures")
     sorted_ = predict(tmp_path / "sorted", checkpoint, tmp_path / "in", "--no_pictures", "--batch_size", 4)
@@ -242,7 +242,7 @@ def _moved(box: list[float], by: int) -> list[float]:
 
 
 def test_scores_are_those_of_the_evaluation(checkpoint, tmp_path):
-    """pycocotools on predictions.json says what ``main_finetune.py --eval`` does; the truth lies near what is found."""
+    """pycocotools and ``main_finetune.py --eval`` agree on predictions.json; the truth is close to the detections."""
     from pycocotools.cocoeval import COCOeval
 
     root = write_data_set(tmp_path / "data")
@@ -276,7 +276,7 @@ def test_scores_are_those_of_the_evaluation(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("detr", DETECTORS)
 def test_hugging_face_finds_the_same(detr, tmp_path):
-    """Images that are not resized, for its own resizing rounds otherwise."""
+    """The images are not resized, because transformers' resizing rounds differently."""
     pytest.importorskip("safetensors")
     transformers = pytest.importorskip("transformers", minversion="5.0")
     checkpoint = save_predicting(detr, tmp_path / "c.pth", eval_size=64, eval_max_size=160)
@@ -312,7 +312,7 @@ def test_pretraining_by_detreg_finds_regions(detr, tmp_path, images):
     assert found["categories"] == [{"id": 1, "name": "region"}]
     for image in found["images"]:
         scores = [entry["score"] for entry in found["annotations"] if entry["image_id"] == image["id"]]
-        assert len(scores) == 10  # one a query
+        assert len(scores) == 10  # one per query
         assert scores == sorted(scores, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""What a run that was stopped goes on with: nothing done is lost, nothing is done twice."""
+"""A stopped run continues: nothing is lost, nothing is done twice."""
 
 import json
 import shutil
@@ -9,33 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import main_finetune
-import main_pretrain
-from tests.test_scripts import assert_equal, launch, read_log
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.gloo import run_script
+from tests.runs import assert_equal, finetune, pretrain, read_log
+from tests.tiny import DETECTOR, PRETRAIN, write_data_set
 from tests.util.test_run_lock import HOLD
 from util.checkpoint import load_file, save_file
 from util.errors import CheckpointError, DataError, UserError
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def sixteen(tmp_path_factory) -> Path:
     return write_data_set(tmp_path_factory.mktemp("sixteen"), num_images=16)
-
-
-def pretrain(data, out, *argv) -> dict:
-    main_pretrain.main(["--data_path", f"{data}/train", "--output_dir", str(out), *PRETRAIN, *DETECTOR, *argv])
-    return load_file(Path(out) / "checkpoint.pth")
-
-
-def finetune(data, out, *argv) -> dict:
-    main_finetune.main(["--data_path", str(data), "--output_dir", str(out), *COMMON, *argv])
-    return load_file(Path(out) / "checkpoint.pth")
 
 
 @pytest.mark.parametrize("eval_every", ["1", "0"])
@@ -46,7 +30,7 @@ def test_an_evaluation_that_failed_costs_nothing_and_is_made_up(data, tmp_path, 
     whole = image.read_bytes()
     image.write_bytes(whole[:300])
     argv = [*DETECTOR, "--epochs", "1", "--eval_every", eval_every, "--check_images", "none", "--resume", "auto"]
-    for _ in range(2):  # it is tried again at every start
+    for _ in range(2):  # every start tries it again
         with pytest.raises(DataError, match=r"3\.png"):
             finetune(root, out, *argv)
         assert load_file(out / "checkpoint.pth")["step"] == 5
@@ -57,7 +41,7 @@ def test_an_evaluation_that_failed_costs_nothing_and_is_made_up(data, tmp_path, 
     assert scores["step"] == 5
     assert scores["AP"] == json.loads((out / "eval.json").read_text())["AP"]
     before = (out / "eval.json").stat().st_mtime_ns
-    # what is evaluated is not evaluated again, here or elsewhere, and training goes on from there as it would have
+    # a finished evaluation is not repeated, here or in another folder, and training continues as if never stopped
     rest = finetune(root, out, *argv[:-2], "--resume", "auto", "--epochs", "2", "--lr_drop", "1", "--eval_every", "0")
     assert [line["step"] for line in read_log(out, "eval")] == [5, 10]
     assert (out / "eval.json").stat().st_mtime_ns > before
@@ -67,7 +51,7 @@ def test_an_evaluation_that_failed_costs_nothing_and_is_made_up(data, tmp_path, 
 
 
 def test_four_epochs_stay_four_with_other_batches(sixteen, tmp_path):
-    """Stopped after 2.5 epochs with 4 images a step; lr drops after 3 epochs."""
+    """Stopped after 2.5 epochs with 4 images per step; lr drops after 3 epochs."""
     plan = ["--epochs", "4", "--lr_drop", "3", "--lr", "1e-3", "--save_every_steps", "10", "--keep_checkpoints", "9"]
     pretrain(sixteen, tmp_path / "a", *plan, "--batch_size", "4")
     stopped = tmp_path / "a" / "checkpoint_00000010.pth"
@@ -80,7 +64,9 @@ def test_four_epochs_stay_four_with_other_batches(sixteen, tmp_path):
         lines = read_log(out, "train")
         assert len(lines) == (8 + 16) // batch_size
         assert done["epoch"] == 4
-        rates = [line["lr"] for line in lines]  # after the step, so the last one before the drop has the new rate
+        rates = [
+            line["lr"] for line in lines
+        ]  # logged after the step, so the last one before the drop has the new rate
         before = 8 // batch_size - 1
         assert rates == pytest.approx([1e-3] * before + [1e-4] * (len(lines) - before))
         assert lines[-1]["epoch"] == 4
@@ -92,8 +78,7 @@ def test_a_finished_epoch_is_finished_on_two_processes(sixteen, tmp_path):
     pretrain(sixteen, tmp_path / "a", *plan, "--batch_size", "4", "--epochs", "2", "--lr_drop", "2")
     argv = ["--data_path", sixteen / "train", *PRETRAIN, *plan, "--batch_size", "8"]
     resume = ["--resume", tmp_path / "a" / "checkpoint.pth", "--output_dir", tmp_path / "b"]
-    done = launch(2, "main_pretrain.py", *argv, *resume)
-    assert done.returncode == 0, done.stderr
+    run_script("main_pretrain", *argv, *resume)
     assert [line["step"] for line in read_log(tmp_path / "b", "train")] == [9, 10]
     assert load_file(tmp_path / "b" / "checkpoint.pth")["epoch"] == 4
 
@@ -143,7 +128,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun(data, tmp_path):
     with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged: .*checkpoint\.pth"):
         pretrain(data, tmp_path, "--max_steps", "1", "--resume", "auto")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    (tmp_path / "checkpoint.pth").unlink()  # the others are a run, too
+    (tmp_path / "checkpoint.pth").unlink()  # the others are a run too
     with pytest.raises(UserError, match="already holds a run"):
         pretrain(data, tmp_path, "--max_steps", "1")
 

@@ -11,57 +11,18 @@ import pytest
 import torch
 
 import main_finetune
-import main_pretrain
 from datasets.proposals.store import write_proposals
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set, write_voc
+from tests.conftest import ROOT
+from tests.gloo import run_script
+from tests.runs import assert_equal, finetune, pretrain, read_log
+from tests.tiny import DETECTOR, PRETRAIN, write_voc
 from util.checkpoint import load_file
 from util.errors import CheckpointError, DataError
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def voc(data, tmp_path_factory) -> Path:
     return write_voc(tmp_path_factory.mktemp("voc") / "data", data)
-
-
-def pretrain(data, out, *argv) -> dict:
-    """Run main_pretrain.py; returns the last checkpoint."""
-    main_pretrain.main(["--data_path", f"{data}/train", "--output_dir", str(out), *PRETRAIN, *DETECTOR, *argv])
-    return load_file(Path(out) / "checkpoint.pth")
-
-
-def finetune(data, out, *argv) -> dict:
-    """Run main_finetune.py; returns the last checkpoint."""
-    main_finetune.main(["--data_path", str(data), "--output_dir", str(out), *COMMON, *argv])
-    return load_file(Path(out) / "checkpoint.pth")
-
-
-def read_log(out, kind) -> list[dict]:
-    lines = [json.loads(line) for line in (Path(out) / "log.txt").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
-
-
-def assert_equal(a, b, where="checkpoint"):
-    """Nested containers are equal bit for bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{index}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
 
 
 @pytest.mark.parametrize("detr", ["vanilla", "conditional", "deformable", "dab"])
@@ -102,7 +63,7 @@ def test_eval_prints_what_training_printed(data, voc, tmp_path, detr, form, amp,
     schedule = ["--lr", "1e-3", "--eval_every", "0", "--dataset_file", form]
     finetune(root, tmp_path / "first", *DETECTOR, "--detr", detr, *schedule, "--max_steps", "29")
     capsys.readouterr()
-    # a step is enough for the checkpoint to be of this precision, which is slow on many CPUs
+    # one step is enough to get a checkpoint of this precision, which is slow on many CPUs
     last = ["--resume", f"{tmp_path}/first/checkpoint.pth", "--max_steps", "30", "--amp", amp]
     finetune(root, tmp_path / "fine", *last)
     trained = json.loads((tmp_path / "fine" / "eval.json").read_text())
@@ -123,7 +84,7 @@ def test_eval_prints_what_training_printed(data, voc, tmp_path, detr, form, amp,
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resumed_pretraining_continues_bit_for_bit(data, tmp_path, num_workers):
-    # 10 images in batches of 2: 5 batches an epoch, 2 steps of 2 batches each; the stop lies within the second epoch
+    # 10 images in batches of 2: 5 batches per epoch, 2 steps of 2 batches each; the stop is within the second epoch
     argv = ["--max_steps", "5", "--accum_steps", "2", "--lr_drop_step", "4", "--save_every_steps", "1"]
     argv += ["--num_workers", str(num_workers), "--keep_checkpoints", "9"]
     whole = pretrain(data, tmp_path / "whole", *argv)
@@ -167,27 +128,11 @@ def test_resume_auto_starts_and_goes_on(data, tmp_path):
     assert [line["step"] for line in read_log(tmp_path, "train")] == [1, 2, 3]
 
 
-def launch(num_processes: int, script: str, *argv) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local_addr=127.0.0.1",
-        f"--nproc_per_node={num_processes}",
-    ]
-    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(
-        [*command, script, *map(str, argv)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 def test_two_processes_train_and_evaluate_as_one(data, tmp_path):
-    """Two processes with an image each do what one does that accumulates the gradients of two images."""
+    """Two processes with one image each train like one process that accumulates the gradients of two images."""
     common = "--batch_size 1 --no_global_loss --dropout 0 --query_jitter 0 --max_steps 3".split()
     argv = ["--data_path", f"{data}/train", *PRETRAIN, *DETECTOR, *common]
-    done = launch(2, "main_pretrain.py", *argv, "--output_dir", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
+    run_script("main_pretrain", *argv, "--output_dir", tmp_path / "two")
     one = pretrain(data, tmp_path / "one", *common, "--accum_steps", "2")
     two = load_file(tmp_path / "two" / "checkpoint.pth")
     assert len(two["rng"]) == 2
@@ -201,11 +146,8 @@ def test_two_processes_train_and_evaluate_as_one(data, tmp_path):
     finetune(data, tmp_path / "fine", *DETECTOR, "--epochs", "1")
     resume = ["--resume", tmp_path / "fine" / "checkpoint.pth", "--eval", "--batch_size", "1", "--data_path", data]
     for processes in (1, 2):
-        out = tmp_path / f"eval{processes}"
-        done = launch(
-            processes, "main_finetune.py", *resume, "--device", "cpu", "--num_workers", "0", "--output_dir", out
-        )
-        assert done.returncode == 0, done.stderr
+        argv = [*resume, "--device", "cpu", "--num_workers", "0", "--output_dir", tmp_path / f"eval{processes}"]
+        run_script("main_finetune", *argv, world_size=processes)
     scores = [json.loads((tmp_path / f"eval{n}" / "eval.json").read_text()) for n in (1, 2)]
     assert scores[0]["AP50"] == pytest.approx(scores[1]["AP50"], abs=1e-6)
     assert scores[0]["AR100"] == pytest.approx(scores[1]["AR100"], abs=1e-6)
@@ -224,7 +166,7 @@ def test_a_loss_that_explodes_ends_the_run(data, tmp_path):
 
 
 def test_a_diverged_run_with_next_to_no_boxes_is_noticed(data, tmp_path):
-    """Batches without a box have no costs that could be NaN."""
+    """Without boxes there are no matching costs that could be NaN."""
     root = tmp_path / "data"
     shutil.copytree(data, root)
     path = root / "annotations" / "instances_train.json"
@@ -300,7 +242,12 @@ def test_an_error_on_one_of_two_processes_is_one_line(data, tmp_path):
     for path in sorted(images.iterdir())[::2]:
         path.write_bytes(path.read_bytes()[:200])
     argv = ["--data_path", images, *PRETRAIN, *DETECTOR, "--batch_size", "1", "--max_steps", "5"]
-    done = launch(2, "main_pretrain.py", *argv, "--output_dir", tmp_path / "out")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1"]
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, "--nproc_per_node=2", "main_pretrain.py", *argv, "--output_dir", tmp_path / "out"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert told
@@ -316,8 +263,8 @@ def test_a_finished_run_says_so(data, tmp_path, capsys):
 
 def test_one_decoder_layer_trains_on_two_processes(data, tmp_path):
     argv = ["--data_path", f"{data}/train", *PRETRAIN, *DETECTOR, "--dec_layers", "1", "--batch_size", "1"]
-    done = launch(2, "main_pretrain.py", *argv, "--max_steps", "2", "--output_dir", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    run_script("main_pretrain", *argv, "--max_steps", "2", "--output_dir", tmp_path / "out")
+    assert load_file(tmp_path / "out" / "checkpoint.pth")["step"] == 2
 
 
 def test_the_progress_bar_is_for_terminals(data, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Signals, and lost processes, in the middle of training: as job managers send them to a script."""
+"""Signals during training, as job managers send them, and lost processes."""
 
 import json
 import os
@@ -6,26 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import ROOT
 from tests.processes import session, wait_until
-from tests.test_resuming import finetune, pretrain
-from tests.test_scripts import assert_equal, read_log
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.runs import assert_equal, finetune, pretrain, read_log
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from util.checkpoint import load_file
 
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1"]
-# As many threads as here: sums are split among them, and runs are compared bit for bit.
+# As many threads as in this process: they split sums, and runs are compared bit for bit.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": str(torch.get_num_threads()), "GLOO_SOCKET_IFNAME": "lo"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
 
 
 def begin(*argv) -> subprocess.Popen:
@@ -85,8 +78,8 @@ def test_all_processes_stop_after_the_same_step(data, tmp_path):
 
 
 def test_a_lost_process_costs_the_steps_since_the_last_save(data, tmp_path):
-    """The same command, without --resume, is started anew by the launcher and goes on."""
-    plan = ["--max_steps", "60", "--save_every_steps", "5", "--save_every_epochs", "0", "--batch_size", "1"]
+    """The launcher starts the same command again, without --resume, and it continues."""
+    plan = ["--max_steps", "20", "--save_every_steps", "5", "--save_every_epochs", "0", "--batch_size", "1"]
     process = begin(*LAUNCHER, "--nproc_per_node=1", "--max_restarts=3", *pretraining(data, tmp_path, *plan,
                     "--no_global_loss"))  # fmt: skip
     wait_until(lambda: (tmp_path / "checkpoint_00000005.pth").exists())
@@ -94,8 +87,8 @@ def test_a_lost_process_costs_the_steps_since_the_last_save(data, tmp_path):
     output, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
     assert "resumed from" in output
-    assert load_file(tmp_path / "checkpoint.pth")["step"] == 60
-    assert [line["step"] for line in read_log(tmp_path, "train")] == list(range(1, 61))
+    assert load_file(tmp_path / "checkpoint.pth")["step"] == 20
+    assert [line["step"] for line in read_log(tmp_path, "train")] == list(range(1, 21))
 
 
 def test_no_process_trains_on_without_its_launcher(data, tmp_path):
@@ -103,7 +96,7 @@ def test_no_process_trains_on_without_its_launcher(data, tmp_path):
     process = begin(*LAUNCHER, "--nproc_per_node=1", *pretraining(data, tmp_path, *plan))
     wait_until(lambda: steps_logged(tmp_path) >= 3)
     process.kill()
-    _, told = process.communicate(timeout=60)  # which ends when all that write there have ended
+    _, told = process.communicate(timeout=60)  # returns when all processes that write there have ended
     assert "stopped by SIGTERM after step" in told
     assert load_file(tmp_path / "checkpoint.pth")["step"] == steps_logged(tmp_path)
 

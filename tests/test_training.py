@@ -1,12 +1,12 @@
-"""Trainings that work: minutes long, on real photographs with a really pretrained backbone."""
+"""Training works: runs of minutes, on real photographs with a pretrained backbone."""
 
-import json
 import shutil
 
 import pytest
 
 import main_finetune
 import main_pretrain
+from tests.runs import read_log
 from util.plot_utils import plot_curves
 
 pytestmark = pytest.mark.slow
@@ -20,18 +20,13 @@ DEFORMABLE = "--detr deformable --num_feature_levels 4".split()
 FEW_QUERIES = "--num_queries 50".split()
 
 
-def read_log(folder, kind) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
-
-
 @pytest.mark.parametrize(
     ("detector", "schedule"),
     [(CONDITIONAL, "--max_steps 2000 --lr_drop_step 1600"), (DEFORMABLE, "--max_steps 1000 --lr_drop_step 800")],
     ids=["conditional", "deformable"],
 )
 def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path, detector, schedule):
-    """Cells of three classes, a dozen an image: AP50 of at least 0.90 on the images that were trained on."""
+    """Cells of three classes, a dozen per image: AP50 of at least 0.90 on the training images."""
     root = tmp_path / "cells"
     (root / "ImageSets" / "Main").mkdir(parents=True)
     names = (real_data / "bccd" / "ImageSets" / "Main" / "train.txt").read_text().split()[:8]
@@ -55,8 +50,8 @@ def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path, detector,
 def test_pretraining_losses_fall(real_data, tmp_path):
     """On 200 photographs every term of the pretext tasks falls by at least a fifth.
 
-    With the paper's ten queries a region: what the classification starts from, telling nothing but how many of them
-    match, is 0.69, of which a fifth can be gained; of five a region it is 0.60.
+    With the paper's ten queries per region: the classification loss starts at 0.69, where it only knows how many
+    queries match, and can fall by a fifth. With five queries per region it would start at 0.60.
     """
     photos = sorted((real_data / "photos" / "train").glob("*/*"))[::5]
     (tmp_path / "photos").mkdir()

@@ -1,4 +1,4 @@
-"""A data set and a command line so small that whole runs of the scripts are tests."""
+"""A data set and flags so small that tests can run whole scripts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRETRAIN = [*COMMON, *"--num_regions 5 --crop_size 32".split()]
 
 
 def write_data_set(root: Path, num_images: int = 10) -> Path:
-    """Noise images with coloured rectangles in COCO form, train = val; returns ``root``."""
+    """Noise images with coloured rectangles in COCO's format, train = val; returns ``root``."""
     rng = np.random.default_rng(0)
     annotations, images = [], []
     for index in range(num_images):
@@ -43,7 +43,7 @@ def write_data_set(root: Path, num_images: int = 10) -> Path:
 
 
 def write_voc(root: Path, coco_root: Path) -> Path:
-    """The training images of :func:`write_data_set` as a folder in VOC form, every third object difficult."""
+    """The training images of :func:`write_data_set` as a folder in VOC's format, every third object difficult."""
     content = json.loads((coco_root / "annotations" / "instances_train.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):

@@ -27,13 +27,13 @@ class ToyTransformer(Transformer):
         self.query_proj = nn.Linear(4, config.d_model)
 
     def decode(self, memory: Memory, queries: Tensor, query_mask: Tensor | None = None) -> Decoded:
-        """As the others; ``queries`` [B, Q, 4], or what :meth:`with_content` returns."""
+        """See ``models/interface.py``; ``queries`` are [B, Q, 4], or the result of :meth:`with_content`."""
         placed = self.query_gain * self.query_proj(queries[..., :4])
         content = queries[..., 4:]
         return super().decode(memory, placed + content if content.shape[-1] else placed, query_mask)
 
     def with_content(self, queries: Tensor, content: Tensor, into: ContentPlace = "query_pos") -> Tensor:
-        """Both side by side, for their sum."""
+        """Queries and content side by side, [B, Q, 4 + C]."""
         if into != "query_pos":
             raise ValueError("the toy's decoder always starts with zeros")
         check_widths(queries, content, 4, self.d_model)
@@ -73,7 +73,7 @@ TOY_DETECTOR = DetectorRecord(
     pretraining={"toy": {"toy_weight": 4.0}},
     check=_check,
     rates={"query_": "lr_query_mult"},
-    # vanilla DETR's decoder, and what only this one has
+    # vanilla DETR's decoder, and a parameter that only this detector has
     signs=("transformer.decoder.layers.0.multihead_attn.in_proj_weight", "transformer.query_proj.weight"),
     public_names=[("refpoint_embed.", "query_embed.")],
 )

@@ -24,7 +24,7 @@ class ToyTask(PretextTask):
         self.weight = torch.nn.Parameter(torch.tensor(weight))
 
     def forward(self, batch: OneViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """As that of the other tasks."""
+        """See :class:`models.pretext.base.PretextTask`."""
         images = batch.images
         memory = self.detector.encode(self.frozen_backbone(images), images.mask)
         outputs = self.detector.predict(self.detector.decode(memory, self.detector.queries(len(images))))

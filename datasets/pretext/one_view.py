@@ -79,14 +79,7 @@ class PatchTransform(OneViewTransform):
         finish: crop_size, mean, std of :class:`OneViewTransform`.
     """
 
-    def __init__(
-        self,
-        *,
-        scales: Sequence[int],
-        max_size: int,
-        num_regions: int,
-        **finish: Any,
-    ) -> None:
+    def __init__(self, *, scales: Sequence[int], max_size: int, num_regions: int, **finish: Any) -> None:
         super().__init__(**finish)
         self.resize = RandomResize(scales, max_size)
         self.num_regions = num_regions
@@ -112,13 +105,7 @@ class ProposalTransform(OneViewTransform):
     """
 
     def __init__(
-        self,
-        *,
-        scales: Sequence[int],
-        max_size: int,
-        num_proposals: int,
-        random: bool,
-        **finish: Any,
+        self, *, scales: Sequence[int], max_size: int, num_proposals: int, random: bool, **finish: Any
     ) -> None:
         super().__init__(**finish)
         self.augment = detection_augmentation(scales, max_size)

@@ -1,4 +1,4 @@
-"""Changes of files, drawn by seed: of their bytes, and of the values in JSON files and checkpoints."""
+"""Random changes of files, drawn by seed: of bytes, and of values in JSON files and checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def change_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_json(content: bytes, rng: random.Random) -> bytes:
-    """A JSON text with one of its values, or keys, replaced by something else."""
+    """A JSON text with one value or key replaced."""
     if rng.random() < 0.05:
         depth = rng.choice([500, 900, 10**5])
         return b"[" * depth + b"]" * depth
@@ -63,9 +63,9 @@ def change_text(content: bytes, rng: random.Random) -> bytes:
 
 
 def odd_json(rng: random.Random) -> Any:
-    """A value that is seldom met."""
+    """A value that is rare in real files."""
     deep: Any = {}
-    for _ in range(rng.choice([5, 150])):  # pickle recurses, too
+    for _ in range(rng.choice([5, 150])):  # pickle recurses too
         deep = {"a": [deep]}
     return rng.choice([None, rng.choice(ODD_TEXTS), rng.choice(ODD_NUMBERS), [], {}, [[]], deep, [None], {"a": 1}])
 
@@ -75,7 +75,7 @@ def change_value(value: Any, rng: random.Random, by: Any) -> None:
     places = list(_places(value))
     if not places:
         return
-    # A container first: hundreds of weights would leave the few other values untouched.
+    # Choose the container first: else the hundreds of weights would be chosen almost always.
     container = rng.choice(list({id(container): container for container, _ in places}.values()))
     key = rng.choice([key for inside, key in places if inside is container])
     kind = rng.choice(["replace", "replace", "replace", "remove", "rename", "repeat"])
@@ -93,7 +93,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     places, waiting, seen = [], [value], set()
     while waiting:
         container = waiting.pop()
-        if id(container) in seen:  # containers may be shared, so that there are 2^60 ways to one
+        if id(container) in seen:  # containers may be shared: there may be 2^60 paths to one of them
             continue
         seen.add(id(container))
         entries = container.items() if isinstance(container, dict) else enumerate(container)
@@ -115,7 +115,7 @@ class Evil:
 
 
 def odd_value(rng: random.Random, proof: Path) -> Any:
-    """What nobody expects in a checkpoint."""
+    """A value that nobody expects in a checkpoint."""
     shared: Any = []
     for _ in range(60):
         shared = [shared, shared]
@@ -130,7 +130,7 @@ def odd_value(rng: random.Random, proof: Path) -> Any:
 
 
 def change_checkpoint(path: Path, rng: random.Random, proof: Path) -> None:
-    """Change a value in a file of ``torch.save``; its checksums are right afterwards."""
+    """Change a value in a file of ``torch.save`` and correct its checksums."""
     content = torch.load(path, weights_only=False)
     for by in [odd_value(rng, proof) for _ in range(rng.choice([1, 1, 3]))]:
         change_value(content, rng, by)

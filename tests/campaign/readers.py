@@ -1,4 +1,4 @@
-"""Every reader of the project with a whole input of its kind; the campaign changes one of its files."""
+"""Every reader of the project with a complete input; the campaign changes one file of it."""
 
 from __future__ import annotations
 
@@ -219,6 +219,6 @@ READERS: dict[str, tuple[Callable[[Path], None], int]] = {
 
 
 def copy_of(whole: Path, kind: str, place: Path) -> Path:
-    """A copy of the input ``kind``, to be changed."""
+    """A copy of the input ``kind``, which may be changed."""
     shutil.copytree(whole / kind, place / kind)
     return place / kind

@@ -1,4 +1,4 @@
-"""A child process for each input: forked from one that has imported everything, so that thousands take minutes."""
+"""One child process per input, forked from a process that has imported everything, so that thousands take minutes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from util.script import run_script
 
 SECONDS = 20  # of computing
-PATIENCE = 10 * SECONDS  # of waiting, on a machine that has other things to do
+PATIENCE = 10 * SECONDS  # of waiting, for busy machines
 BYTES = 4 << 30
 
 
@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with this outcome: success, or one line, is right."""
+        """What is wrong with this outcome, or None; success and an error of one line are right."""
         if self.status in (-signal.SIGALRM, -signal.SIGPROF):
             return "hangs"
         if self.status < 0:
@@ -72,7 +72,7 @@ def _child(task: Callable[[], None], told: int) -> None:
         os.dup2(told, 2)
         # pytest's capture has replaced both by files of its own
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        # Above what the parent has mapped: PyTorch with CUDA reserves many gigabytes that it never touches.
+        # On top of what the parent has mapped: PyTorch with CUDA reserves many gigabytes that it never uses.
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + BYTES, mapped + BYTES))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

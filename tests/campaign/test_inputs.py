@@ -29,9 +29,9 @@ def whole(tmp_path_factory) -> Path:
 
 
 def change_a_file(folder: Path, rng: random.Random, proof: Path) -> str:
-    """Change one file of an input; returns which."""
+    """Change one file of an input and return it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    suffix = rng.choice(sorted({path.suffix for path in files}))  # lest the many images be all that is changed
+    suffix = rng.choice(sorted({path.suffix for path in files}))  # else almost only images would be changed
     path = rng.choice([path for path in files if path.suffix == suffix])
     if path.suffix == ".pth" and rng.random() < 0.7:
         change_checkpoint(path, rng, proof)
@@ -48,7 +48,7 @@ def change_a_file(folder: Path, rng: random.Random, proof: Path) -> str:
 
 
 def half_files(folder: Path) -> list[str]:
-    """What a write that failed has left."""
+    """Files that a failed write has left behind."""
     return [path.name for path in folder.rglob(".*") if path.name != ".lock"]
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again: what they end with is what an undisturbed run ends with, bit for bit."""
+"""Runs that are killed again and again end with the same bits as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 import main_finetune
 import main_pretrain
 from tests.conftest import ROOT
-from tests.test_scripts import assert_equal, read_log
+from tests.runs import assert_equal, read_log
 from tests.test_stopping import ENVIRONMENT, LAUNCHER
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from tools import make_proposals
 from tools.render_scenes import render_data_set
 from util.checkpoint import load_file
@@ -27,12 +27,7 @@ from util.script import run_script
 pytestmark = pytest.mark.slow
 SHARE = float(os.environ.get("CAMPAIGN_SHARE", "1"))
 KILLS = max(2, round(22 * SHARE))
-"""Of each kind of run with one process; with two processes half as many."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data"))
+"""Kills per kind of run with one process; half as many with two processes."""
 
 
 def begin(task: Callable[[], None]) -> int:
@@ -53,14 +48,14 @@ def begin(task: Callable[[], None]) -> int:
 
 
 def finish(task: Callable[[], None]) -> None:
-    """Let it come to its end."""
+    """Run ``task`` to its end."""
     assert os.waitstatus_to_exitcode(os.waitpid(begin(task), 0)[1]) == 0
 
 
 def kill_at_random(task: Callable[[], None], rng: random.Random, number: int, longest: float) -> bool:
-    """Begin ``task`` and kill it by signal ``number``, the whole group or itself; returns whether it was at work.
+    """Begin ``task`` and send signal ``number`` to it or to its whole group; return whether it was still running.
 
-    A run that is asked to end says by its exit status why, and one that is killed leaves no process behind.
+    A run that is asked to stop tells the signal by its exit status; a killed one leaves no process behind.
     """
     child = begin(task)
     time.sleep(rng.uniform(0.1, longest))
@@ -85,7 +80,7 @@ def _lives(group: int) -> bool:
 
 
 def disturbed(task: Callable[[], None], rng: random.Random, is_done: Callable[[], bool], longest: float = 1.5) -> int:
-    """Kill the run until it is done or has been killed often enough, and let it finish; returns the number of kills."""
+    """Kill the run until it has finished or was killed often enough, then let it finish; return the number of kills."""
     kills = 0
     while kills < KILLS and not is_done():
         kills += kill_at_random(task, rng, (signal.SIGKILL, signal.SIGTERM)[kills % 2], longest)

@@ -20,7 +20,7 @@ IMAGE_IDS = [31, 5, 8, 100, 2, 77]
 
 @dataclass
 class LabelledSet:
-    """What an evaluator asks of a data set."""
+    """The data set that an evaluator needs."""
 
     coco: COCO
     metric: str = "coco"
@@ -68,9 +68,9 @@ def as_result(detections):
 
 
 def random_case(seed, flag="difficult"):
-    """Ground truths, a fifth of them with ``flag``, and detections of {image id: result}: near, double and false ones.
+    """Ground truths, a fifth of them with ``flag``, and detections {image id: result}: near, double and false ones.
 
-    Small, medium and large boxes; rounded scores, so that some are equal.
+    Boxes are small, medium and large. Scores are rounded, so that some are equal.
     """
     rng = np.random.default_rng(seed)
     label_of_id = {category["id"]: category["label"] for category in CATEGORIES}
@@ -94,7 +94,7 @@ def random_case(seed, flag="difficult"):
 
 
 def perfect_results(coco):
-    """Every annotation found with score 1, {image id: result}."""
+    """A perfect result: every annotation with score 1, {image id: result}."""
     label_of_id = {category["id"]: category["label"] for category in CATEGORIES}
     found = {image_id: [] for image_id in coco.imgs}
     for annotation in coco.dataset["annotations"]:

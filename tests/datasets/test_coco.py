@@ -1,4 +1,4 @@
-"""Reading annotations in COCO's form."""
+"""Reading annotations in COCO's format."""
 
 import copy
 import json
@@ -254,7 +254,7 @@ def test_boxes_that_look_normalised_are_told(tmp_path):
 
 
 def test_many_categories_need_boxes(tmp_path):
-    """A small file must not ask for a class head of gigabytes."""
+    """A small file must not lead to a class head of gigabytes."""
     many = [{"id": number, "name": str(number)} for number in range(1001)]
     with pytest.raises(DataError, match=r"ann\.json: 1001 categories for 3 boxes"):
         read_coco(*write(tmp_path, CONTENT | {"categories": many}))

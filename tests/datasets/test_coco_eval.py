@@ -1,4 +1,4 @@
-"""The evaluator against pycocotools used directly, and what it must not do."""
+"""The evaluator against direct calls of pycocotools, and what it must not do."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def evaluate(dataset, results):
 
 
 def pycocotools_statistics(coco, results, category_ids=None):
-    """The twelve numbers of COCOeval by pycocotools' own way of reading results."""
+    """The twelve numbers of COCOeval, with pycocotools' own reader of results."""
     id_of_label = {category["label"]: category["id"] for category in CATEGORIES}
     found = [
         {
@@ -58,7 +58,7 @@ def test_equals_pycocotools(seed):
     coco, results = random_case(seed, flag="iscrowd")
     summary = evaluate(LabelledSet(coco), results)
     expected = pycocotools_statistics(coco, results)
-    assert 0.05 < expected[0] < 0.95  # neither trivial end
+    assert 0.05 < expected[0] < 0.95  # far from 0 and 1
     assert [summary[name] for name in COCO_STATISTICS] == pytest.approx(expected[:9], abs=1e-9)
     for category in CATEGORIES:
         expected = pycocotools_statistics(coco, results, [category["id"]])

@@ -16,14 +16,15 @@ from datasets.images import MAX_PIXELS
 from datasets.loader import EpochBatchSampler, EvalSampler, collate_detection, make_loader
 from datasets.records import RecordBuilder
 from datasets.transforms import ToTensor, detection_train_transforms
-from util.errors import DataError, UserError, one_line
+from tests.datasets.loading import error_of_first_batch
+from util.errors import DataError, UserError
 
 CATEGORIES = [{"label": 0, "id": 3, "name": "cat"}, {"label": 2, "id": 5, "name": "dog"}]
 PLAIN = ToTensor([0.0] * 3, [1.0] * 3)
 
 
 def records_of(folder, sizes, boxes):
-    """boxes: (image, xyxy, label, further arguments) each."""
+    """``boxes``: each (image, xyxy, label, further arguments)."""
     builder = RecordBuilder()
     for number, size in enumerate(sizes):
         image = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -220,10 +221,9 @@ def test_a_broken_image_is_one_line_from_a_worker_too(records, tmp_path, num_wor
     path.write_bytes(path.read_bytes()[:-500])
     dataset = DetectionDataset(records, transforms=PLAIN, seed=0)
     loader = make_loader(dataset, EvalSampler(3, 3), collate_detection, num_workers=num_workers, pin_memory=False)
-    with pytest.raises(DataError) as caught:
-        next(iter(loader))
-    assert one_line(caught.value).startswith(f"{path}: not an image, or damaged (")
-    assert "\n" not in one_line(caught.value)
+    told = error_of_first_batch(loader)
+    assert told.startswith(f"{path}: not an image, or damaged (")
+    assert "\n" not in told
 
 
 def test_an_image_of_another_size(records, tmp_path):

@@ -13,7 +13,7 @@ CATEGORIES = [{"label": label, "id": label, "name": f"c{label}"} for label in (0
 
 
 def make_records(labels_of_images: list[list[int]], crowd_label: int | None = None) -> DetectionRecords:
-    """One image for each list of labels; the n-th box of the data set is n pixels wide."""
+    """One image per list of labels; the n-th box of the data set is n pixels wide."""
     builder, width = RecordBuilder(), 1
     for number, labels in enumerate(labels_of_images):
         index = builder.add_image(f"{number}.jpg", number + 100, (500, 200 + number))

@@ -175,7 +175,7 @@ def test_not_an_image(tmp_path):
 
 
 def test_too_large(tmp_path):
-    """The header alone claims it: nothing is decoded."""
+    """The size is in the header: nothing is decoded."""
     Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")
     told = r"bomb\.png: too large: 14000x14000 is 196,000,000 pixels.*limit is 178,956,970.*raise --max_image_pixels"
     with pytest.raises(DataError, match=told):

@@ -103,7 +103,7 @@ def test_resized_size_is_that_of_detr(width, height, short_side, max_size):
     size = resized_size((width, height), short_side, max_size)
     assert min(size) >= 1
     assert max(size) <= max_size
-    if max(width, height) <= 10 * min(width, height):  # at greater ones DETR may come to a side of 0
+    if max(width, height) <= 10 * min(width, height):  # for larger ratios, a side may become 0 in DETR
         assert size == tuple(min(side, max_size) for side in sizes_of_detr((width, height), short_side, max_size))
 
 

@@ -1,4 +1,4 @@
-"""Reading annotations in PASCAL VOC's form."""
+"""Reading annotations in PASCAL VOC's format."""
 
 from collections import Counter
 

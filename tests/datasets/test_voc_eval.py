@@ -1,4 +1,4 @@
-"""The VOC metric by hand, against the devkit's loops, and on real annotations."""
+"""The VOC metric: worked by hand, against the devkit's loops, and on real annotations."""
 
 from xml.etree import ElementTree
 
@@ -42,7 +42,7 @@ def test_the_highest_overlap_decides_even_if_it_is_difficult():
 
 
 def test_the_highest_overlap_decides_even_if_it_is_taken():
-    """The second detection is not handed on to the free box that it overlaps by 0.8."""
+    """The second detection does not get the free box, although their IoU is 0.8."""
     area, _ = voc_scores([(A, 0), ((0, 0, 100, 80), 0)], [(0.9, A), (0.8, A)])
     assert area == pytest.approx(1 / 2)
 
@@ -176,7 +176,7 @@ def test_equals_the_devkit(seed):
 
 
 def test_real_annotations_as_detections_score_one(real_data):
-    """The boxes of bccd's XML files, read here on their own, as detections of its test set."""
+    """The boxes of bccd's XML files, read here by other code, as detections of its test set."""
     root = real_data / "bccd"
     sets = voc_sets(root, None, train=False)
     dataset = DetectionDataset(read_voc(root, sets), transforms=None, seed=0)

@@ -55,8 +55,17 @@ def test_what_lies_around_is_not_loaded(tmp_path, monkeypatch):
         compiled.load.cache_clear()
 
 
+@pytest.fixture
+def quick_compiler(tmp_path, monkeypatch):
+    """Copies what was compiled before, in place of compiling it once more."""
+    script = tmp_path / "compiler"
+    script.write_text(f'#!/bin/sh\nfor output; do :; done\ncp "{compiled._compiled()}" "$output"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
 @pytest.mark.parametrize("content", [b"", b"\x7fELF and no more"])
-def test_a_library_that_cannot_be_loaded_is_made_again(tmp_path, monkeypatch, content):
+def test_a_library_that_cannot_be_loaded_is_made_again(tmp_path, monkeypatch, quick_compiler, content):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     path = compiled._compiled()
     path.write_bytes(content)

@@ -42,7 +42,7 @@ def test_samples_are_timed_against_the_plain_arrangement(tmp_path, capsys):
 
 
 def test_parts_of_the_benchmark_make_the_sample(tmp_path):
-    """What is timed is what the data set does, and the plain arrangement makes the same."""
+    """The benchmark times what the data set does, and the plain code gives the same samples."""
     data = write_data_set(tmp_path / "data")
     args, _ = main_pretrain.parse([*PRETRAIN, "--data_path", f"{data}/train", *DETECTOR])
     dataset = main_pretrain.build_dataset(args)

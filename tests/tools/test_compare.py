@@ -1,4 +1,4 @@
-"""Comparisons: what a specification asks for, a whole tiny one, going on, failing."""
+"""Comparisons: the runs of a specification, a whole tiny comparison, continuing, failing."""
 
 import json
 import math
@@ -52,8 +52,8 @@ def test_pretrainings_are_shared_and_budgets_equal(tmp_path):
     content = specification(tmp_path, finetune=sets, data=[["noise", "a"], ["noise", "b"]])
     runs = {run.name: run for run in make_runs(read_specification(write(tmp_path, content)))}
     pretrainings = [run for run in runs.values() if run.script == "main_pretrain.py"]
-    assert len(pretrainings) == 2 * 2  # methods but scratch, seeds
-    assert len(runs) == 4 + 2 * 3 * 2  # and sets, methods, seeds
+    assert len(pretrainings) == 2 * 2  # methods without scratch, seeds
+    assert len(runs) == 4 + 2 * 3 * 2  # plus data sets, methods, seeds
     finetuning = runs["finetune/b/conditional/detreg_noise/seed2"]
     assert finetuning.needs == "pretrain/noise/conditional/detreg/seed2"
     assert "--backbone_weights" not in finetuning.flags
@@ -176,7 +176,7 @@ def test_a_whole_comparison_fails_is_mended_and_goes_on(data, tmp_path, capsys):
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert len((out / "commands.sh").read_text().splitlines()) == 3
 
-    # a run that was cut off goes on; finished ones are left alone
+    # an interrupted run continues; finished ones are not touched
     cut = out / "finetune/shapes/conditional/scratch/seed1"
     record = json.loads((cut / "compare.json").read_text())
     (cut / "compare.json").write_text(json.dumps({**record, "finished": False}))
@@ -189,7 +189,9 @@ def test_a_whole_comparison_fails_is_mended_and_goes_on(data, tmp_path, capsys):
     other = {**content, "common": content["common"] + " --weight_decay 0.1"}
     with pytest.raises(UserError, match="other flags"):
         compare.main([write(tmp_path, other), "--output_dir", str(out)])
-    shutil.rmtree(out / "pretrain")  # a finetuning belongs to its pretraining, though its own flags are the same
+    shutil.rmtree(
+        out / "pretrain"
+    )  # a finetuning run belongs to its pretraining run, even if its own flags are the same
     other = {**content, "pretrain": {"noise": content["pretrain"]["noise"] + " --lr 1e-5"}}
     with pytest.raises(UserError, match="detreg_noise/seed1: was run with other flags"):
         compare.main([write(tmp_path, other), "--output_dir", str(out)])

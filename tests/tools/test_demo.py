@@ -1,4 +1,4 @@
-"""The demo: its backbone file is the right one, its commands are understood by the scripts."""
+"""The demo: its backbone file is the right one, and the scripts accept its commands."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_backbone_weights_fit_timm_and_survive_the_file(weights: dict, tmp_path:
     save_file(weights, tmp_path / "backbone.pth")
     model = timm.create_model(demo.BACKBONE, pretrained=False)
     model.load_state_dict(load_file(tmp_path / "backbone.pth"))
-    # batch norms keep the running variances of what they see: right statistics leave deep features at unit scale
+    # with the right running variances in the batch norms, deep features have unit scale
     model.eval()
     with torch.no_grad():
         features = model.forward_features(torch.rand(2, 3, 96, 96) * 2 - 1)

@@ -17,7 +17,7 @@ from util.errors import DataError
 
 
 def scene(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A COCO data set of 15 images with crowds and rivals for one box, and proposals around its objects."""
+    """A COCO data set of 15 images with crowds and almost equal objects, and proposals around its objects."""
     rng = np.random.default_rng(0)
     images, annotations, boxes, scores = [], [], [], []
     (folder / "val").mkdir(parents=True)

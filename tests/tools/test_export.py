@@ -1,4 +1,4 @@
-"""Exported detectors run elsewhere and find the same."""
+"""Exported detectors run without this project and give the same detections."""
 
 import json
 import subprocess
@@ -62,7 +62,7 @@ def test_the_example_needs_no_torch(conditional, exported, tmp_path):
 
 
 LARGE = {"eval_size": 128, "eval_max_size": 200}
-"""Of four levels of maps none has a single row or column then."""
+"""With these sizes none of four feature levels has only one row or column."""
 
 
 def operators(path: Path) -> int:
@@ -99,7 +99,7 @@ def test_onnx_of_every_detector(tmp_path, detr, changes):
     target = run(tmp_path / "d.onnx", checkpoint, "--dynamic", "--check", *images)
     import onnx
 
-    assert {entry.domain for entry in onnx.load(target).opset_import} <= {"", "ai.onnx"}  # standard nodes alone
+    assert {entry.domain for entry in onnx.load(target).opset_import} <= {"", "ai.onnx"}  # only standard nodes
 
 
 def test_one_size_and_half_weights(conditional, exported, tmp_path):
@@ -143,4 +143,4 @@ def test_differences_by_hand():
     assert check.difference(same, found((0, 0.9, 0.13), (1, 0.5, 0.2), (1, 0.5, 0.7))) == pytest.approx(0.03)
     assert check.difference(same, found((0, 0.8, 0.1), (1, 0.5, 0.2), (1, 0.5, 0.7))) == pytest.approx(0.1)
     assert check.difference(same, found((1, 0.9, 0.1), (1, 0.5, 0.2), (1, 0.5, 0.7))) > 0.3  # another class
-    assert check.difference(same, found((0, 0.9, 0.1), (1, 0.5, 0.2), (0, 0.5, 0.4))) < 1e-4  # the last may be another
+    assert check.difference(same, found((0, 0.9, 0.1), (1, 0.5, 0.2), (0, 0.5, 0.4))) < 1e-4  # the last one may differ

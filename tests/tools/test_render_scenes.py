@@ -1,4 +1,4 @@
-"""Rendered scenes: repeatable, valid for pycocotools, and with boxes and masks that tell the truth."""
+"""Rendered scenes: repeatable, valid for pycocotools, with correct boxes and masks."""
 
 import hashlib
 from collections import Counter
@@ -86,7 +86,7 @@ def test_visible_masks_of_one_picture_do_not_overlap(train: COCO) -> None:
 
 
 def test_masks_show_where_the_object_changes_the_picture() -> None:
-    """Repainting one object in a glowing colour changes exactly the pixels of its mask (but for soft edges)."""
+    """Painting one object in a bright colour changes exactly the pixels of its mask (except soft edges)."""
     rng, shape = np.random.default_rng(2), (120, 160)
     things = compose.remove_hidden(compose._draw_things(rng, shape), shape)
     lamp = compose._draw_lamp(rng)
@@ -106,7 +106,7 @@ def test_masks_show_where_the_object_changes_the_picture() -> None:
 
 
 def partly_covered(things: list[compose.Thing], shape: tuple[int, int]) -> np.ndarray:
-    """Pixels [h, w] that some thing covers in part."""
+    """Pixels [h, w] that any object covers, at least in part."""
     edge = np.zeros(shape, bool)
     for thing in things:
         picture, grid = thing.window(shape)
@@ -115,7 +115,7 @@ def partly_covered(things: list[compose.Thing], shape: tuple[int, int]) -> np.nd
 
 
 def block(name: str | None, left: int, top: int, wide: int, tall: int) -> compose.Thing:
-    """A thing that covers a rectangle wholly; what its surface looks like does not matter."""
+    """An object that covers a whole rectangle; its texture does not matter."""
     return compose.Thing(name, surface=None, cover=np.ones((tall, wide), np.float32), left=left, top=top, radius=1.0)
 
 

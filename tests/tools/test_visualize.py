@@ -60,7 +60,7 @@ def test_proposals_on_the_images_they_belong_to(data: Path, tmp_path: Path) -> N
     drawn = [visualize.draw_proposals(flags.split(), count=2, num_boxes=num_boxes) for num_boxes in (1, 2)]
     assert drawn[0].size == drawn[1].size
     share = (np.asarray(drawn[0]) != np.asarray(drawn[1])).any(-1).mean()
-    assert 0.001 < share < 0.2  # the second box alone, and a figure of the caption
+    assert 0.001 < share < 0.2  # only the second box, and a digit of the caption
     visualize.main(["proposals", "--out", str(out), "--count", "2", *flags.split()])
     with Image.open(out) as picture:
         assert (np.asarray(picture) == np.asarray(drawn[1])).all()
@@ -79,7 +79,7 @@ def test_a_method_without_two_views_is_one_clear_error(data: Path, tmp_path: Pat
 
 
 def test_a_sample_is_drawn_in_the_colours_of_the_image() -> None:
-    """A plain image stays plain in its views and crops, less the photometric part that is switched off here."""
+    """The views and crops of a plain image are plain; the photometric part is switched off here."""
     transform = TwoViewTransform(
         scales=[96], max_size=200, num_regions=1, crop_size=16, view_iou=0.5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
     )
@@ -93,7 +93,7 @@ def test_a_sample_is_drawn_in_the_colours_of_the_image() -> None:
 
 
 class Detector(torch.nn.Module):
-    """Finds one thing: of label 2, in the lower right quarter of every image."""
+    """Finds one object, of label 2, in the lower right quarter of every image."""
 
     def forward(self, images: NestedTensor) -> dict[str, torch.Tensor]:
         logits = torch.full((1, len(images), 1, 3), -9.0)

@@ -1,4 +1,4 @@
-"""What is drawn has the distribution asked for, and what is applied agrees with independent formulas."""
+"""Draws have the wanted distribution, and the changes of pixels agree with independent formulas."""
 
 import colorsys
 import itertools
@@ -121,7 +121,7 @@ def test_blur_spreads_a_line_by_sigma_and_keeps_its_mass(sigma: float) -> None:
 @pytest.mark.parametrize("sigma", [1.0, 2.0])
 def test_blur_is_nearly_gaussian(picture: Image.Image, sigma: float) -> None:
     expected = gaussian_filter(np.asarray(picture).astype(float), (sigma, sigma, 0))
-    inner = (slice(8, -8),) * 2  # away from the border, which both extend in their own way
+    inner = (slice(8, -8),) * 2  # without the border, which the two extend differently
     # Pillow approximates the bell by repeated boxes; the noise itself has a standard deviation of 74.
     np.testing.assert_allclose(changed(picture, sigma=sigma)[inner], expected[inner], atol=4)
 

@@ -1,7 +1,6 @@
-"""A plain arrangement of the pixels' part of a two-view sample, picture by picture with Pillow and torchvision.
+"""The pixels of a two-view sample in plain code, picture by picture with Pillow and torchvision.
 
-It does what :meth:`datasets.pretext.two_view.TwoViewTransform.render` does and is its oracle: with one plan both must
-agree.
+The reference for :meth:`datasets.pretext.two_view.TwoViewTransform.render`: for one plan, both must agree.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def cut(image: Image.Image, box: np.ndarray, size: tuple[int, int]) -> Image.Ima
 
 
 def change_plainly(image: Image.Image, photometric: Photometric) -> Image.Image:
-    """The photometric part, a function of torchvision or Pillow after the other."""
+    """The photometric part, by functions of torchvision and Pillow."""
     for name, strength in photometric.jitter:
         image = ADJUST[name](image, strength)
     if photometric.grey:

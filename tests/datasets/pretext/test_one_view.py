@@ -70,7 +70,7 @@ def test_the_view_of_patches_is_not_changed_but_its_crops_are(monkeypatch):
     torch.testing.assert_close(unchanged.boxes, sample.boxes)
     torch.testing.assert_close(unchanged.crops, plain, rtol=0, atol=0.02)
     changed = (sample.crops - unchanged.crops).abs().amax((1, 2, 3)) > 0.02
-    assert changed.sum() >= 3  # at most one in ten stays as it is
+    assert changed.sum() >= 3  # at most one in ten is unchanged
 
 
 def plain_crops(sample) -> torch.Tensor:
@@ -95,7 +95,7 @@ COLOURS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20]]
 
 
 def planted() -> Image.Image:
-    """Black, with a rectangle of a colour of its own in each box; the left halves are at half brightness."""
+    """Black, with each box in a different colour; the left half of each box has half the brightness."""
     pixels = np.zeros((90, 120, 3), dtype=np.uint8)
     for (left, top, right, bottom), colour in zip(PLANTED.astype(int), COLOURS, strict=True):
         pixels[top:bottom, left:right] = colour
@@ -104,14 +104,14 @@ def planted() -> Image.Image:
 
 
 def colour_number(colour: torch.Tensor) -> int:
-    """Which of the planted colours [3] in 0..1 this is, at whatever brightness; they differ by what channels shine."""
+    """Which of the planted colours [3] in 0..1 this is, at any brightness: they differ in which channels are not 0."""
     shines = (colour > 0.5 * colour.max()).tolist()
     return [[True, False, False], [False, True, False], [False, False, True], [True, True, False]].index(shines)
 
 
 def test_crops_of_proposals_are_whole_regions_of_the_original(colours_kept):
-    """Each crop shows its box's colour, and all of the region: dark left and bright right half, however the view is
-    flipped and wherever it ends.
+    """Each crop shows its box's colour and the whole region, dark left and bright right half, even if the view is
+    flipped or ends inside the region.
     """
     transform, seen, flipped, cut_off = proposals(), set(), 0, 0
     for seed in range(60):
@@ -123,7 +123,7 @@ def test_crops_of_proposals_are_whole_regions_of_the_original(colours_kept):
             for colour, columns in ((COLOURS[number] // 2, slice(2, 6)), (COLOURS[number], slice(10, 14))):
                 expected = torch.from_numpy(colour / 255).float()[:, None, None].expand(3, 12, 4)
                 torch.testing.assert_close(crop[:, 2:14, columns], expected, rtol=0, atol=0.01)
-            assert (crop[:, :, 0] - crop[:, :, 2]).abs().max() < 0.5  # nothing of another region at the edges
+            assert (crop[:, :, 0] - crop[:, :, 2]).abs().max() < 0.5  # no other region at the edges
             left, top, right, bottom = (box * torch.tensor([width, height, width, height])).tolist()
             if min(right - left, bottom - top) < 6:
                 continue

@@ -1,4 +1,4 @@
-"""Whole samples: pixels against the coordinates they must show, proposals of any kind, determinism, batches."""
+"""Whole samples: pixels against the coordinates that they must show, any proposals, determinism, batches."""
 
 import random
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from datasets.loader import EpochBatchSampler, make_loader
 from datasets.pixels.photometric import Normalisation, Photometric
 from datasets.pretext import two_view
 from datasets.pretext.two_view import TwoViewDataset, TwoViewTransform, collate_two_view
-from util.errors import DataError, one_line
+from tests.datasets.loading import error_of_first_batch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NONE = np.empty((0, 4), dtype=np.float32)
@@ -38,7 +38,7 @@ def _true_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ramp(width: int, height: int) -> Image.Image:
-    """Red is the column, green the row: colours say where a pixel comes from."""
+    """Red is the column, green the row: the colour of a pixel says where it comes from."""
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([columns, rows, np.full_like(rows, 7)], axis=-1).astype(np.uint8))
 
@@ -87,7 +87,7 @@ def test_crops_of_proposals_show_their_colours_in_both_views() -> None:
     image = Image.new("RGB", (240, 180), (128, 128, 128))
     for box, colour in zip(proposals.astype(int).tolist(), colours, strict=True):
         image.paste(colour, tuple(box))
-    transform = make_transform(num_regions=4, view_iou=0.9)  # much in common, so that no rectangle is cut
+    transform = make_transform(num_regions=4, view_iou=0.9)  # large overlap, so that no rectangle is cut
     flips = []
     for seed in range(30):
         sample = transform(image, proposals, np.random.default_rng(seed))
@@ -163,7 +163,7 @@ def test_crops_are_cut_before_the_colours_of_the_view_change(monkeypatch: pytest
 
 @dataclass
 class Files:
-    """What the data set asks of images and of proposals, from lists."""
+    """Images and proposals for the data set, from lists."""
 
     paths: list[Path]
     regions: np.ndarray
@@ -264,9 +264,7 @@ def test_broken_file_is_named_in_one_line_from_a_worker(files: Files) -> None:
     files.paths[2].write_bytes(b"not an image")
     dataset = TwoViewDataset(files, None, make_transform(), seed=0)
     loader = make_loader(dataset, EpochBatchSampler(4, 4, seed=0), collate_two_view, num_workers=1, pin_memory=False)
-    with pytest.raises(DataError) as caught:
-        next(iter(loader))
-    assert one_line(caught.value).startswith(f"{files.paths[2]}: ")
+    assert error_of_first_batch(loader).startswith(f"{files.paths[2]}: ")
 
 
 @pytest.mark.parametrize("view_iou", [0.3, 0.5, 0.7])

@@ -1,4 +1,4 @@
-"""The same 64 samples, byte for byte, however they are loaded; memory of the workers over an epoch."""
+"""Any way of loading gives the same 64 samples, byte for byte; memory of the workers over an epoch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_dataset(folder: Path, *, change_later: bool = False) -> TwoViewDataset:
 
 
 def digests(loader: DataLoader, epoch: int = 1, first_batch: int = 0) -> list[str]:
-    """One of each sample in order; padding, which depends on the batch, left out."""
+    """One per sample, in order, without the padding, which depends on the batch."""
     loader.batch_sampler.set_position(epoch, first_batch * BATCH)
     found = []
     for batch in loader:
@@ -61,14 +61,14 @@ def digests(loader: DataLoader, epoch: int = 1, first_batch: int = 0) -> list[st
 
 
 def load(folder: Path, num_workers: int, **options) -> list[str]:
-    """Of one process."""
+    """The digests of one process."""
     sampler = EpochBatchSampler(SAMPLES, BATCH, seed=SEED)
     loader = make_loader(make_dataset(folder), sampler, collate_two_view, num_workers=num_workers, pin_memory=False)
     return digests(loader, **options)
 
 
 def load_on_rank(rank: int, folder: Path) -> list[str]:
-    """Of one of two processes, as main_pretrain.py loads."""
+    """The digests of one of two processes, loaded as main_pretrain.py does."""
     args = argparse.Namespace(batch_size=BATCH // 2, seed=SEED, num_workers=1, device="cpu")
     return digests(make_train_loader(make_dataset(folder), collate_two_view, args))
 
@@ -109,7 +109,7 @@ def test_colours_left_to_the_device_are_the_same(folder: Path, alone: list[str])
 
 @pytest.mark.slow
 def test_memory_of_the_workers_is_flat(folder: Path) -> None:
-    from tools.benchmark_data import private_megabytes  # imports all of training, which two ranks need not wait for
+    from tools.benchmark_data import private_megabytes  # imports all of training, which the two ranks do not need
 
     sampler = EpochBatchSampler(SAMPLES, BATCH, seed=SEED)
     loader = make_loader(make_dataset(folder), sampler, collate_two_view, num_workers=1, pin_memory=False)

@@ -1,4 +1,4 @@
-"""The pixels of samples against a plain arrangement of Pillow and torchvision, with the same drawn plan."""
+"""The pixels of samples against plain code with Pillow and torchvision, for the same plan."""
 
 import subprocess
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ OPTIONS = {
 
 @pytest.fixture(params=["compiled", "plain"])
 def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both forms of the code: compiled, and that for machines without a compiler."""
+    """Both forms of the code: the compiled one, and the one for machines without a compiler."""
     if request.param == "plain":
         monkeypatch.setattr(compiled, "load", lambda: None)
     elif compiled.load() is None:
@@ -62,7 +62,7 @@ def test_views_and_crops_agree_with_the_plain_arrangement(photos: list[Image.Ima
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
 def test_compiled_colours_are_those_of_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two differ by rounding alone, whatever the colours; a value just below a whole number may fall by one."""
+    """The two differ only by rounding, for any colours: a value just below a whole number may become one less."""
     if compiled.load() is None:
         pytest.skip("no C++ compiler")
     pictures = torch.randint(256, (4, 3, 40, 50), dtype=torch.uint8)
@@ -89,7 +89,9 @@ def test_compiled_changes_are_those_of_pytorch_at_any_size(
     in_cpp = change(pictures, photometrics).float()
     monkeypatch.setattr(compiled, "load", lambda: None)
     differences = (in_cpp - change(pictures, photometrics)).abs()
-    assert differences.max() < 8  # a value that falls by one may do so several times, and be stretched after that
+    assert (
+        differences.max() < 8
+    )  # a value may become one less several times, and contrast may then increase the difference
     assert differences.mean() < 0.05
 
 
@@ -105,7 +107,7 @@ def test_rectangles_are_resized_as_by_pillow(size: tuple[int, int]) -> None:
 
 
 def full_size(folder: Path, photo: Image.Image, orientation: int = 1, more: tuple[int, int] = (1, 3)) -> Path:
-    """The photograph four times as large and ``more``, as a JPEG file that is to be turned by ``orientation``."""
+    """The photograph, enlarged four times plus ``more`` pixels, as a JPEG file with the EXIF ``orientation``."""
     exif = Image.Exif()
     exif[274] = orientation
     path = folder / "large.jpg"
@@ -151,7 +153,7 @@ def test_no_detail_that_a_view_shows_is_left_out(tmp_path: Path, photos: list[Im
 
 @pytest.fixture
 def samples(photos: list[Image.Image]) -> Iterator[list[list[TwoViewSample]]]:
-    """The same samples, their colours changed in the worker and left to the device."""
+    """The same samples, with colours changed in the worker or on the device."""
     transforms = [
         TwoViewTransform(**OPTIONS | {"scales": [96, 128], "crop_size": 32, "num_regions": 3, "change_later": later})
         for later in (False, True)

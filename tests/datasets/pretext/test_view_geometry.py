@@ -105,7 +105,7 @@ def test_outer_crop_has_integer_corners_inside_and_the_area_and_aspect_allowed(s
     crop_width, crop_height = outer[2:] - outer[:2]
     assert crop_width >= 1
     assert crop_height >= 1
-    # Sides are rounded to pixels, which moves the ratio by that much.
+    # Sides are rounded to pixels, which changes the ratio by up to this much.
     assert (crop_width + 0.5) / (crop_height - 0.5) >= 3 / 4
     assert (crop_width - 0.5) / (crop_height + 0.5) <= 4 / 3
     if max(width, height) <= 1.5 * min(width, height) and min(width, height) > 20:
@@ -156,7 +156,7 @@ def test_crops_move_by_uniform_fractions_and_swap() -> None:
 def test_flip_scale_and_short_sides_are_drawn() -> None:
     drawn = [random_geometry(seed) for seed in range(400)]
     assert {min(geometry.image_size) for geometry in drawn} == set(range(320, 481, 16)) - {464, 480} | {450}
-    assert max(geometry.image_size[0] for geometry in drawn) == 600  # 464 and 480 would pass it
+    assert max(geometry.image_size[0] for geometry in drawn) == 600  # with 464 and 480 it would exceed 600
     assert np.mean([geometry.flip for geometry in drawn]) == pytest.approx(0.5, abs=0.1)
 
 
@@ -194,7 +194,7 @@ def test_regions_of_both_views_are_one_rectangle_of_the_image(
         in_image = np.empty_like(regions)
         in_image[:, [0, 2]] = crop[0] + view_boxes[:, [0, 2]] / view_width * (crop[2] - crop[0])
         in_image[:, [1, 3]] = crop[1] + view_boxes[:, [1, 3]] / view_height * (crop[3] - crop[1])
-        np.testing.assert_allclose(in_image, regions, atol=1e-3)  # far below the half pixel that would do
+        np.testing.assert_allclose(in_image, regions, atol=1e-3)  # half a pixel would be enough
 
 
 WITHIN = np.array([10.0, 20, 110, 70])  # 100 x 50: boxes need an area of 250

@@ -1,4 +1,4 @@
-"""Edges by shapes whose outlines are known; methods by scenes with one obvious object, and by what repeats."""
+"""Edges on shapes with known outlines; methods on scenes with one obvious object; repeated runs."""
 
 from pathlib import Path
 
@@ -103,8 +103,8 @@ FOREST_OPTIONS = {
 def write_forest(path: Path) -> None:
     """A structured forest of one tree with one question: is the gradient steep in the middle of a 32 x 32 patch?
 
-    If so the four pixels there are edges. Features lie channel by channel on a 16 x 16 grid, the gradient's magnitude
-    after the three of the colour; each entry of ``edgeBins`` counts 1 / 32.
+    If it is, the four pixels there are edges. The features are on a 16 x 16 grid, channel by channel: three of the
+    colour, then the magnitude of the gradient. Each entry of ``edgeBins`` counts 1 / 32.
     """
     cv2 = pytest.importorskip("cv2")
     middle = [7 * 16 + 7, 7 * 16 + 8, 8 * 16 + 7, 8 * 16 + 8]

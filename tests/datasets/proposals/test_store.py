@@ -1,4 +1,4 @@
-"""Random boxes by their distribution; the store by what goes in, what comes out, and every kind of damage."""
+"""Random boxes: their distribution. The store: what is written is read back, and every kind of damage is an error."""
 
 import json
 import pickle
@@ -65,14 +65,14 @@ def areas_in(width: float, height: float, count: int = 40_000) -> np.ndarray:
 
 @pytest.mark.parametrize(("size", "mean", "median"), [((1, 1), 0.131, 0.094), ((4, 3), 0.133, 0.096)])
 def test_areas_of_random_boxes(size, mean: float, median: float) -> None:
-    """Figures of the authors' rule, rounded, by :func:`plain_boxes` with a million boxes."""
+    """Statistics of the authors' rule, rounded, from a million boxes of :func:`plain_boxes`."""
     areas = areas_in(*size)
     assert abs(areas.mean() - mean) < 0.0005 + 3 * areas.std() / 200
     assert abs(np.median(areas) - median) < 0.0005 + 0.0015
 
 
 def plain_boxes(width: float, height: float, tries: int) -> np.ndarray:
-    """The authors' rule a box at a time, in a rectangle at the origin: (left, top, width, height) of those kept."""
+    """The authors' rule, box by box, in a rectangle at the origin: (left, top, width, height) of those kept."""
     rng, kept = Random(5), []
     for _ in range(tries):
         left, top = rng.uniform(0, width), rng.uniform(0, height)
@@ -95,10 +95,10 @@ def test_random_boxes_are_distributed_as_the_authors(size) -> None:
 
 
 def test_areas_of_random_boxes_without_a_limit_of_the_aspect(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the integral over the law of drawing.
+    """Compare the mean area with the integral over the distribution.
 
-    What is left to the right and below is uniform, and so is the share of it that the height takes. With t the product
-    of the three (density ln(t)^2 / 2) a box exists if t is at least 0.05, and its area is uniform between 0.05 and t.
+    The space to the right, the space below, and the fraction of it that the height takes are uniform. Let t be their
+    product (density ln(t)^2 / 2): a box exists if t is at least 0.05, and its area is uniform between 0.05 and t.
     """
     monkeypatch.setattr(store, "MAX_ASPECT", np.inf)
     areas = areas_in(1, 1)
@@ -113,7 +113,7 @@ def test_areas_of_random_boxes_without_a_limit_of_the_aspect(monkeypatch: pytest
 
 @pytest.mark.parametrize("size", [(400.0, 2.0), (2.0, 400.0)])
 def test_random_boxes_in_strips(size) -> None:
-    """A strip of aspect 200 has hardly a box within 1/8..8: its own aspect is the limit."""
+    """In a strip of aspect 200 almost no box has an aspect within 1/8..8; the strip's own aspect is the limit."""
     boxes = random_boxes(np.random.default_rng(0), np.array([0.0, 0, *size]), 2000)
     sides = boxes[:, 2:] - boxes[:, :2]
     long, short = np.sort(sides / size, axis=1).T[::-1]
@@ -185,10 +185,10 @@ def test_check_accepts_its_own_images(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["b/1.jpg", "a/3.jpg", *PATHS[2:]], r"image 1, 'a/ü 2.jpg' there and 'a/3.jpg' in"),
-        (PATHS[:3], r"\(4, the data set has 3\).*image 3, 'last.webp' there and nothing in"),
-        ([*PATHS, "z.jpg"], r"\(4, the data set has 5\).*image 4, nothing there and 'z.jpg' in"),
-        (PATHS[::-1], "image 0, 'b/1.jpg' there and 'last.webp' in"),
+        (["b/1.jpg", "a/3.jpg", *PATHS[2:]], "image 1: 'a/ü 2.jpg' in the proposals, 'a/3.jpg' in the data set"),
+        (PATHS[:3], r"\(4, the data set has 3\).*image 3: 'last.webp' in the proposals, nothing in"),
+        ([*PATHS, "z.jpg"], r"\(4, the data set has 5\).*image 4: nothing in the proposals, 'z.jpg' in"),
+        (PATHS[::-1], "image 0: 'b/1.jpg' in the proposals, 'last.webp' in"),
     ],
 )
 def test_check_names_the_first_difference(folder: Path, paths: list[str], message: str) -> None:
@@ -269,9 +269,9 @@ def test_arrays_at_odds(folder: Path, name: str, array: np.ndarray) -> None:
     ("change", "message"),
     [
         ({"version": 99}, "format version 99, but this code reads 1"),
-        ({"method": None}, 'lacks "method"'),
-        ({"num_images": "4"}, 'lacks "num_images"'),
-        ({"num_images": -1}, "among -1 images"),
+        ({"method": None}, '"method" is missing or of the wrong type'),
+        ({"num_images": "4"}, '"num_images" is missing or of the wrong type'),
+        ({"num_images": -1}, "into -1 images"),
     ],
 )
 def test_meta_at_odds(folder: Path, change: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Hand-made cases, and pycocotools."""
+"""Matching and curves: cases worked by hand, and pycocotools."""
 
 import contextlib
 import io
