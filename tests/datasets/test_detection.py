@@ -131,6 +131,7 @@ def arguments(**changes):
         "max_size": 160,
         "eval_size": 96,
         "eval_max_size": 160,
+        "augment": "detr",
         "seed": 0,
     }
     return Namespace(**values | {"dataset_file": "coco"} | READING | changes)
