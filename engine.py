@@ -131,7 +131,7 @@ def make_training(
     device: torch.device,
     num_images: int,
 ) -> Training:
-    """Optimizer (AdamW) and schedule (warm-up, lr x 0.1 at one step) for ``method``.
+    """Optimizer (AdamW) and schedule (warm-up, then a drop or a cosine) for ``method``.
 
     Args:
         param_groups: of the optimizer; those without ``lr`` learn at ``--lr``.
@@ -144,7 +144,8 @@ def make_training(
     if num_images < batch * args.accum_steps:
         raise UserError(f"--accum_steps {args.accum_steps}: an epoch has only {num_images // batch} batches")
     plan = {name: getattr(args, name) for name in SCHEDULE}
-    schedule = Schedule(num_images, batch * args.accum_steps, warmup_steps=args.warmup_steps, **plan)
+    plan |= {"warmup_steps": args.warmup_steps, "lr_schedule": args.lr_schedule}
+    schedule = Schedule(num_images, batch * args.accum_steps, **plan)
     param_groups = [{"lr": args.lr, **group} for group in param_groups]
     # fused: each parameter is read and written once; a third of the time of the default on a CPU
     optimizer = torch.optim.AdamW(param_groups, lr=args.lr, weight_decay=args.weight_decay, fused=True)

@@ -219,6 +219,12 @@ def add_optimizer_arguments(
         "--lr_drop_step", type=int, help="step after which lr is multiplied by 0.1; default: after the same share"
     )
     group.add_argument(
+        "--lr_schedule",
+        choices=["step", "cosine"],
+        default="step",
+        help="step: lr drops once, as in the paper; cosine: it falls to 0 along a cosine, without a drop",
+    )
+    group.add_argument(
         "--warmup_steps", type=int, default=0, help="steps in which lr rises linearly at the beginning; default: 0"
     )
     group.add_argument("--amp", choices=["none", "bf16", "fp16"], help="mixed precision; default: none")

@@ -120,6 +120,8 @@ def _check_schedule(args: argparse.Namespace) -> None:
         raise UserError("--lr_drop counts epochs and goes with --epochs; with --max_steps use --lr_drop_step")
     if args.lr_drop_step is not None and args.max_steps is None:
         raise UserError("--lr_drop_step counts steps and goes with --max_steps; with --epochs use --lr_drop")
+    if args.lr_schedule == "cosine" and (args.lr_drop, args.lr_drop_step) != (None, None):
+        raise UserError("--lr_schedule cosine has no drop: leave --lr_drop and --lr_drop_step out")
 
 
 def check_class_weights(args: argparse.Namespace, classification: Classification) -> None:

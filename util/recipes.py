@@ -29,6 +29,7 @@ DEFAULT_WHERE_NONE = {"feature_stride": 32}
 """The value that None stands for. Only timm backbones have this flag, and only where one map is used."""
 
 SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
+DROPS = ("lr_drop", "lr_drop_step")
 
 # Where things lie, and how a run starts: no part of what it computes when it is resumed.
 PLACES = ("data_path", "proposal_dir", "backbone_weights", "pretrain", "new_parts", "resume", "output_dir", "device")
@@ -197,13 +198,15 @@ def _class_weights(classification: Classification) -> dict[str, float]:
 def _schedule_of(
     args: argparse.Namespace, default: dict[str, int], *, drop_at: float, lr_drop: int | None = None
 ) -> dict[str, int]:
-    """The length that was typed, else the default one, and where lr drops.
+    """The length that was typed, else the default one, and where lr drops, if it does (``--lr_schedule step``).
 
     That is the share ``drop_at`` of the length, or after ``lr_drop`` epochs, however many there are.
     """
     length = {name: getattr(args, name) for name in ("epochs", "max_steps") if getattr(args, name) is not None}
     drops = {"epochs": "lr_drop", "max_steps": "lr_drop_step"}
     length = length or default
+    if args.lr_schedule == "cosine":
+        return length
     shares = {drops[name]: round(drop_at * value) for name, value in length.items()}
     if "lr_drop" in shares and lr_drop is not None:
         shares["lr_drop"] = lr_drop
@@ -249,13 +252,15 @@ def adopt(
 def continue_run(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapping[str, DataRecord]) -> None:
     """A resumed run goes on as it was: what is not typed again is what it was, but for places.
 
-    A length that is typed anew replaces the saved schedule as a whole, for where lr drops is a share of it. Another
-    data format leaves behind the flags of the saved one.
+    A length that is typed anew replaces the saved schedule as a whole, for where lr drops is a share of it, and another
+    ``--lr_schedule`` leaves the drop behind. Another data format leaves behind the flags of the saved one.
     """
     known = places(datasets)
     kept = {name: value for name, value in saved.items() if hasattr(args, name) and name not in known}
     if args.epochs is not None or args.max_steps is not None:
         kept = {name: value for name, value in kept.items() if name not in SCHEDULE}
+    if args.lr_schedule not in (None, saved.get("lr_schedule", "step")):
+        kept = {name: value for name, value in kept.items() if name not in DROPS}
     if args.dataset_file not in (None, saved.get("dataset_file")):
         of_data = {flag.name for record in datasets.values() for flags in record.flags.values() for flag in flags}
         kept = {name: value for name, value in kept.items() if name not in of_data}

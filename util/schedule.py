@@ -1,8 +1,13 @@
-"""The length of a run, when its learning rate drops, and its progress in steps, epochs and images."""
+"""The length of a run, how its learning rate falls, and its progress in steps, epochs and images."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal
+
+LRSchedule = Literal["step", "cosine"]
+"""step: a tenth from one point on; cosine: along half a cosine from the full rate to 0 at the end (SGDR, 1608.03983)."""
 
 
 @dataclass
@@ -16,6 +21,7 @@ class Schedule:
         epochs, lr_drop: for a schedule in epochs: its length, and after how many epochs lr drops (None: never).
         max_steps, lr_drop_step: the same for a schedule in steps; ``epochs`` is then None.
         warmup_steps: first steps, in which the learning rate rises linearly.
+        lr_schedule: how the learning rate falls; with "cosine" there is no drop.
         step: optimizer steps done.
         epoch: epochs done.
         images: images done of the current epoch.
@@ -30,6 +36,7 @@ class Schedule:
     max_steps: int | None = None
     lr_drop_step: int | None = None
     warmup_steps: int = 0
+    lr_schedule: LRSchedule = "step"
     step: int = 0
     epoch: int = 0
     images: int = 0
@@ -76,9 +83,31 @@ class Schedule:
         self._plan()
 
     def learning_rate_factor(self, step: int) -> float:
-        """It rises linearly to 1 in the first ``warmup_steps`` and is 0.1 from ``drop_step`` on; steps count from 0."""
-        drop = 0.1 if self.drop_step is not None and step >= self.drop_step else 1.0
-        return drop * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        """What the learning rates are multiplied by in ``step``, counted from 0 and not before the present one.
+
+        It rises linearly to 1 in the first ``warmup_steps``. With "step" it is a tenth of that from ``drop_step`` on,
+        with "cosine" it is multiplied by (1 + cos(pi * share)) / 2, where share is that of the run that is done: of its
+        steps or, where the schedule counts epochs, of its images.
+        """
+        warmed = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        if self.lr_schedule == "cosine":
+            return warmed * (1 + math.cos(math.pi * self._share_done(step))) / 2
+        return warmed * (0.1 if self.drop_step is not None and step >= self.drop_step else 1.0)
+
+    def _share_done(self, step: int) -> float:
+        """The share of the run that is done before ``step``.
+
+        In epochs it follows from the place of ``step`` alone, so a run that goes on with other batches goes on along
+        the same curve.
+        """
+        if self.epochs is None:
+            return min(1.0, step / self.max_steps)
+        ahead, left = step - self.step, self.steps_left_in_epoch
+        epoch, images = self.epoch, self.images + ahead * self.images_per_step
+        if ahead >= left:
+            more, steps = divmod(ahead - left, self.steps_per_epoch)
+            epoch, images = epoch + 1 + more, steps * self.images_per_step
+        return min(1.0, (epoch + images / self.num_images) / self.epochs)
 
     def _finish_epoch(self) -> None:
         if self.images and not self.steps_left_in_epoch:

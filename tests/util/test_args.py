@@ -290,6 +290,21 @@ def test_a_resumed_run_keeps_what_is_not_typed_again():
     assert (args.epochs, args.lr_drop) == (9, 7)
 
 
+def test_a_cosine_has_no_drop_and_may_begin_later():
+    args = finetune("--lr_schedule", "cosine")
+    assert (args.epochs, args.lr_drop, args.lr_drop_step) == (50, None, None)
+    check_finetune(args, FINETUNE)
+    saved = vars(finetune("--epochs", "9"))
+    args = finetune("--resume", "f", "--lr_schedule", "cosine", saved=saved, resumes=True)
+    assert (args.epochs, args.lr_drop) == (9, None)
+    args = finetune("--resume", "f", saved=vars(args), resumes=True)
+    assert (args.lr_schedule, args.lr_drop) == ("cosine", None)
+    args = finetune("--resume", "f", "--lr_schedule", "step", saved=vars(args), resumes=True)
+    assert (args.lr_schedule, args.epochs, args.lr_drop) == ("step", 9, 7)
+    del saved["lr_schedule"]  # a run of before there were two
+    assert finetune("--resume", "f", saved=saved, resumes=True).lr_schedule == "step"
+
+
 def test_a_resumed_run_keeps_its_image_sets():
     saved = vars(finetune("--dataset_file", "voc", "--voc_train", "2007:train", "--voc_val", "2007:val"))
     for argv, expected in ([], ["2007:train"]), (["--voc_train", "2012:train"], ["2012:train"]):
@@ -327,6 +342,7 @@ def test_the_fast_recipe_fills_what_is_not_typed():
         (["--val_path", "x", "--proposals", "edgebox", "--proposal_dir", "p"], "needs --val_proposal_dir"),
         (["--val_proposal_dir", "x"], "--val_proposal_dir goes with --val_path"),
         (["--warmup_steps", "-1"], "--warmup_steps -1: must be at least 0"),
+        (["--lr_schedule", "cosine", "--lr_drop_step", "5", "--max_steps", "9"], "cosine has no drop"),
     ],
 )
 def test_what_measuring_and_the_recipe_cannot_work_with(argv, match):

@@ -1,5 +1,7 @@
 """Length, learning-rate drop and progress of a run, also when it resumes with other steps."""
 
+import math
+
 import pytest
 
 from util.schedule import Schedule
@@ -69,3 +71,36 @@ def test_the_warm_up_is_linear_and_ends_at_the_full_rate():
     schedule = Schedule(8, 2, max_steps=8, lr_drop_step=6, warmup_steps=4)
     factors = [round(schedule.learning_rate_factor(step), 3) for step in range(8)]
     assert factors == [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 12}, {"epochs": 3}])
+def test_the_cosine_is_the_closed_form(length):
+    """(1 + cos(pi t / T)) / 2, Loshchilov and Hutter, 1608.03983, equation 5 with eta_min = 0, and the warm-up on it."""
+    schedule = Schedule(8, 2, lr_schedule="cosine", warmup_steps=2, **length)
+    expected = [min(1, (t + 1) / 2) * (1 + math.cos(math.pi * t / 12)) / 2 for t in range(12)]
+    assert [factor for *_, factor in run(schedule)] == pytest.approx(expected, rel=1e-12)
+    assert schedule.learning_rate_factor(12) == pytest.approx(0, abs=1e-12)
+    assert schedule.learning_rate_factor(13) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("after", [2, 4, 8])
+def test_the_cosine_goes_on_along_one_curve_with_other_batches(after):
+    first = Schedule(16, 4, epochs=4, lr_schedule="cosine")
+    run(first, 6)  # an epoch and a half
+    rest = Schedule(16, after, epochs=4, lr_schedule="cosine")
+    rest.go_on_at(first.step, first.epoch, first.images)
+    for epoch, images, factor in run(rest):
+        assert factor == pytest.approx((1 + math.cos(math.pi * (16 * epoch + images) / 64)) / 2)
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 9}, {"epochs": 3}])
+def test_a_resumed_cosine_has_the_very_same_rates(length):
+    """Bit for bit, wherever it stops; what is left of an epoch after the last whole step is not trained on."""
+    whole = [factor for *_, factor in run(Schedule(11, 3, lr_schedule="cosine", **length))]
+    for stop in range(len(whole)):
+        first, rest = (Schedule(11, 3, lr_schedule="cosine", **length) for _ in range(2))
+        run(first, stop)
+        rest.go_on_at(first.step, first.epoch, first.images)
+        assert [factor for *_, factor in run(rest)] == whole[stop:]
+        ahead = first.learning_rate_factor(first.step + 2)  # as the scheduler of torch asks before a step is counted
+        assert stop + 2 >= len(whole) or ahead == whole[stop + 2]
