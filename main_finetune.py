@@ -32,6 +32,7 @@ from models.criterion import build_criterion
 from models.detr import DETR
 from models.postprocess import PostProcess
 from models.supervised import SupervisedDETR
+from training import Training, group_parameters, make_training, resume
 from util import recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
@@ -106,7 +107,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
 
 def build(
     args: argparse.Namespace, origin: Origin | None, device: torch.device
-) -> tuple[engine.Training, DataLoader, DataLoader | None]:
+) -> tuple[Training, DataLoader, DataLoader | None]:
     """The run, new or as the checkpoint left it, and its training and validation data (None: it is not evaluated)."""
     normalization = backbone_normalization(args.backbone)
     kept = {name: kept_images(origin, name) for name in ("train_images", "val_images")}
@@ -115,8 +116,8 @@ def build(
     detector = build_detector(args, origin, train_set)
     train_loader = make_train_loader(train_set, collate_detection, args)
     method = SupervisedDETR(detector=detector, criterion=make_criterion(args, detector)).to(device)
-    training = engine.make_training(args, method, param_groups(args, detector), device, len(train_set))
-    engine.resume(training, origin, args)
+    training = make_training(args, method, param_groups(args, detector), device, len(train_set))
+    resume(training, origin, args)
     return training, train_loader, val_loader
 
 
@@ -188,7 +189,7 @@ def param_groups(args: argparse.Namespace, detector: DETR) -> list[dict[str, Any
     multipliers = DETECTORS[args.detr].rates
     rates = {"rest": args.lr, "backbone": args.lr_backbone}
     rates |= {flag: args.lr * getattr(args, flag) for flag in multipliers.values()}
-    return engine.param_groups(detector, rates, {"backbone.": "backbone", **multipliers})
+    return group_parameters(detector, rates, {"backbone.": "backbone", **multipliers})
 
 
 def build_val_set(args: argparse.Namespace, categories: list[dict], split: str = "val") -> DetectionDataset:

@@ -31,6 +31,7 @@ from models.checkpoints.origin import Origin
 from models.detr import DETR
 from models.pretext.base import PretextTask
 from models.pretext.evaluate import evaluate, table
+from training import Training, group_parameters, make_training, resume
 from util import distributed, recipes
 from util.args import pretrain_parser
 from util.check_args import check_pretrain
@@ -105,7 +106,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
 
 def build(
     args: argparse.Namespace, origin: Origin | None, device: torch.device
-) -> tuple[engine.Training, DataLoader, DataLoader | None]:
+) -> tuple[Training, DataLoader, DataLoader | None]:
     """The run, new or as the checkpoint left it, its data, and samples to measure on (None: it is not measured)."""
     task = PRETEXTS[args.method]
     dataset, val_set = build_datasets(args, origin)
@@ -119,8 +120,8 @@ def build(
         say(f"warning: {warning}")
     detector = build_detector(args, origin)
     method = task.build(args, detector).to(device)
-    training = engine.make_training(args, method, param_groups(args, method), device, len(dataset))
-    engine.resume(training, origin, args)
+    training = make_training(args, method, param_groups(args, method), device, len(dataset))
+    resume(training, origin, args)
     return training, loader, val_loader
 
 
@@ -132,7 +133,7 @@ def param_groups(args: argparse.Namespace, method: nn.Module) -> list[dict[str, 
     shares = {flag: getattr(args, flag, 1) for flag in DETECTORS[args.detr].rates.values()}
     group_of = {part: flag for part, flag in DETECTORS[args.detr].rates.items() if shares[flag] != 1}
     rates = {"rest": args.lr} | {flag: args.lr * shares[flag] for flag in group_of.values()}
-    return engine.param_groups(method, rates, group_of)
+    return group_parameters(method, rates, group_of)
 
 
 def build_dataset(args: argparse.Namespace) -> PretextDataset:

@@ -35,6 +35,7 @@ from tools.benchmark_data import benchmark_data
 from tools.benchmark_detector import benchmark_detector
 from tools.benchmark_msda import benchmark_msda
 from tools.clock import milliseconds
+from training import Training
 from util.check_args import at_least
 from util.script import run_script, select_device, start
 
@@ -97,7 +98,7 @@ def benchmark_step(stage: str, num_steps: int, argv: list[str]) -> None:
 
 
 def measure_steps(
-    training: engine.Training, loader: DataLoader, args: argparse.Namespace, device: torch.device, num_steps: int
+    training: Training, loader: DataLoader, args: argparse.Namespace, device: torch.device, num_steps: int
 ) -> list[dict[str, float]]:
     """Milliseconds of each part in each of ``num_steps`` training steps, after a warm-up.
 

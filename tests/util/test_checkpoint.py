@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import engine
+from training import resume
 from models.checkpoints.origin import Origin
 from tests.gloo import run_processes
 from util.checkpoint import (
@@ -178,7 +178,7 @@ def test_output_dir_that_is_a_file_or_holds_a_run(tmp_path):
 def _resume(rank, steps):
     origin = None if steps[rank] is None else Origin("f.pth", {"step": steps[rank]}, resumes=True)
     try:
-        engine.resume(None, origin, argparse.Namespace(resume="auto"))
+        resume(None, origin, argparse.Namespace(resume="auto"))
     except UserError as error:
         return str(error)
 

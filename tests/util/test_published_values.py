@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine
+from training import make_training
 import main_finetune
 import main_pretrain
 from datasets import DATASETS
@@ -248,7 +248,7 @@ def test_the_optimizer_is_adamw_and_rates_drop_to_a_tenth():
     args = finetune("--detr", "conditional", "--device", "cpu")
     module = torch.nn.Linear(2, 2)
     groups = [{"params": list(module.parameters())}]
-    training = engine.make_training(args, module, groups, torch.device("cpu"), num_images=4)
+    training = make_training(args, module, groups, torch.device("cpu"), num_images=4)
     assert type(training.optimizer) is torch.optim.AdamW
     assert training.optimizer.defaults["betas"] == (0.9, 0.999)
     assert (training.optimizer.defaults["weight_decay"], training.optimizer.defaults["eps"]) == (1e-4, 1e-8)
