@@ -31,6 +31,7 @@ from util.check_args import at_least
 from util.checkpoint import make_writable
 from util.errors import DataError, UserError
 from util.logger import say, shows_progress
+from util.parser import Parser
 from util.plot_utils import save_picture
 from util.precision import AMP_TYPES
 from util.prediction_files import RESULTS, ImageRecord, PredictionJournal, write_results
@@ -62,11 +63,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "main_predict.py",
         description="Detect objects in images; the same command goes on after it was stopped. Videos: extract their "
         "frames first (ffmpeg -i VIDEO frames/%%06d.jpg).",
-        allow_abbrev=False,
+        usage="%(prog)s IMAGES [IMAGES ...] --resume FILE|FOLDER [--FLAG VALUE ...]",
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGES", help="files, folders, patterns ('photos/**/*.jpg'), @list.txt"
@@ -89,7 +90,9 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=1, help="images at once, sorted by size; default: 1")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that read images; default: 2")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one"
+    )
     parser.add_argument("--amp", choices=list(AMP_TYPES), default="none", help="mixed precision; default: none")
     parser.add_argument("--eval_size", type=int, help="short side of resized images; default: the checkpoint's")
     parser.add_argument("--eval_max_size", type=int, help="their longest side; default: the checkpoint's")

@@ -37,6 +37,7 @@ from tools.benchmark_msda import benchmark_msda
 from tools.clock import milliseconds
 from training import Training
 from util.check_args import at_least
+from util.parser import DocFormatter, Parser
 from util.script import run_script, select_device, start
 
 PARTS = ("data", "backbone", "transformer", "matching", "losses", "backward", "optimizer")
@@ -45,9 +46,7 @@ WARM_UP_STEPS = 2
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the benchmark's own arguments and hand the rest to the script that is measured."""
-    parser = argparse.ArgumentParser(
-        "benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("benchmark.py", description=__doc__, formatter_class=DocFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="milliseconds for each part of a training step")
     step.add_argument("stage", choices=["pretrain", "finetune"])

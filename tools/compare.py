@@ -20,7 +20,6 @@ those under the name of a data set, detector or method only with it. $NAME is re
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from pathlib import Path
@@ -34,14 +33,13 @@ from util.check_args import at_least
 from util.checkpoint import make_writable
 from util.errors import UserError
 from util.optional import require
+from util.parser import DocFormatter, Parser
 from util.script import run_script
 
 
 def main(argv: list[str] | None = None) -> None:
     """Specification -> runs -> table and plot."""
-    parser = argparse.ArgumentParser(
-        "compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("compare.py", description=__doc__, formatter_class=DocFormatter)
     parser.add_argument("specification", help="JSON file")
     parser.add_argument("--output_dir", required=True, help="receives the folders of all runs, and the report")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at once; they share the cores equally")

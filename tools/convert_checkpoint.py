@@ -19,6 +19,7 @@ from models.checkpoints.open import UNTOLD
 from models.checkpoints.origin import Origin
 from models.checkpoints.write import write_hugging_face, write_public
 from util.errors import CheckpointError, UserError
+from util.parser import DocFormatter, Parser
 from util.recipes import adopt, architecture_defaults, architecture_names
 from util.script import run_script
 from util.untold_args import add_untold_arguments
@@ -58,9 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "convert_checkpoint.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("convert_checkpoint.py", description=__doc__, formatter_class=DocFormatter)
     parser.add_argument("source", metavar="IN", help="a checkpoint of any project, or a Hugging Face model folder")
     parser.add_argument("target", metavar="OUT", help="the file (detr) or folder (hf) to write")
     parser.add_argument(

@@ -6,7 +6,6 @@ with and without that pretraining on equal terms, and shows both scores. A secon
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -22,6 +21,7 @@ from tools.render_scenes import render_data_set
 from util.checkpoint import load_file, save_file
 from util.errors import CheckpointError, UserError
 from util.optional import require
+from util.parser import DocFormatter, Parser
 from util.script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # f
 
 def main(argv: list[str] | None = None) -> None:
     """Data -> pretraining -> finetuning twice -> table and pictures, each step's command printed before it runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=DocFormatter)
     parser.add_argument("--output_dir", default="demo", help="receives everything; go on there by the same command")
     out = Path(parser.parse_args(argv).output_dir)
 

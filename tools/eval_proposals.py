@@ -31,6 +31,7 @@ from util.check_args import check_data, check_owned_flags
 from util.errors import DataError, UserError
 from util.files import write_json
 from util.optional import require
+from util.parser import DocFormatter, Parser
 from util.plot_utils import save_figure
 from util.recipes import format_of_typed_flags
 from util.records import Choices
@@ -61,9 +62,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags; those of the data set are main_finetune.py's."""
-    parser = argparse.ArgumentParser(
-        "eval_proposals.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("eval_proposals.py", description=__doc__, formatter_class=DocFormatter)
     parser.add_argument("--proposal_dir", nargs="+", required=True, metavar="DIR", help="folders to compare")
     choices = labelled_choices()
     add_choice(parser, "dataset_file", choices.datasets)

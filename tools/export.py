@@ -29,6 +29,7 @@ from tools.exporting.write import INSTALL, program_of, write_onnx, write_pt2
 from util.check_args import at_least
 from util.errors import UserError
 from util.optional import require
+from util.parser import DocFormatter, Parser
 from util.script import run_script
 from util.untold_args import add_untold_arguments
 
@@ -82,9 +83,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser("export.py", description=__doc__, formatter_class=DocFormatter, allow_abbrev=False)
     parser.add_argument("target", metavar="OUT", help="the .onnx or .pt2 file to write")
     parser.add_argument("--resume", required=True, metavar="FILE|FOLDER", help="any checkpoint that can predict")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="one image of this size, no mask")

@@ -38,6 +38,7 @@ from util.check_args import check_owned_flags
 from util.checkpoint import make_writable
 from util.errors import DataError, UserError, one_line
 from util.inputs import Unreadable, read_bytes
+from util.parser import DocFormatter, Parser
 from util.records import Choices
 from util.script import run_script
 from util.signals import protect_worker
@@ -102,9 +103,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        "make_proposals.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("make_proposals.py", description=__doc__, formatter_class=DocFormatter)
     parser.add_argument("--method", choices=list(METHODS), default="edgebox")
     parser.add_argument("--output_dir", required=True, help="the folder to write, for --proposal_dir; must not exist")
     parser.add_argument("--dataset_file", choices=list(DATASETS), default=next(iter(DATASETS)))

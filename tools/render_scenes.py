@@ -9,7 +9,6 @@ not only from the annotations: see :func:`tools.scenes.compose.render_scene`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools.scenes.compose import Scene, render_scene, visible_box
 from tools.scenes.objects import CATEGORIES
 from util.errors import UserError
+from util.parser import Parser
 from util.script import run_script
 
 ASPECT_RATIOS = (1.0, 4 / 3, 3 / 2)  # of the long to the short side
@@ -121,7 +121,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--num_train", type=int, default=120)
     parser.add_argument("--num_val", type=int, default=80)
