@@ -6,15 +6,34 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.backbone import Backbone
+from models.backbone import TIMM, Backbone
 from models.checkpoints.files import find_state_dict, read_content, read_folder
 from models.checkpoints.hf_names import is_hugging_face, to_public
 from models.checkpoints.renaming import Renaming
-from util.errors import CheckpointError
+from models.published_weights import NAMES, fetch, fetch_timm
+from util.errors import CheckpointError, UserError
 from util.load_report import LoadReport
 
 PLACES = ("", "backbone.0.body.", "backbone.", "encoder_q.")
 """Prefixes of a body's names: in a file of its own, in a detector, in the authors' Siamese DETR, in MoCo."""
+
+
+def start_backbone(backbone: Backbone, weights: str, name: str) -> LoadReport:
+    """Load what ``--backbone_weights`` says into a backbone. Collective.
+
+    Args:
+        weights: a file, or one of :data:`models.published_weights.NAMES`.
+        name: ``--backbone``.
+
+    Raises:
+        CheckpointError: as :func:`load_backbone_weights`.
+        UserError: published weights cannot be had.
+    """
+    if weights in NAMES and name.startswith(TIMM):
+        if weights != "imagenet":
+            raise UserError(f"--backbone_weights {weights}: there are none for --backbone {name}; use imagenet")
+        return load_body(backbone, fetch_timm(name), f"timm's weights of {name.removeprefix(TIMM)}")
+    return load_backbone_weights(backbone, fetch(weights, name) if weights in NAMES else weights)
 
 
 def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
@@ -39,6 +58,13 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
         weights, others = read_folder(path), {}
     else:
         weights, others = find_state_dict(read_content(path), path)
+    report = load_body(backbone, weights, path)
+    report.left_over += others
+    return report
+
+
+def load_body(backbone: Backbone, weights: dict[str, Tensor], path: str | Path) -> LoadReport:
+    """Load tensors by name, however wrapped; ``path`` is where they come from. See :func:`load_backbone_weights`."""
     renaming = Renaming(weights)
     renaming.unwrap()
     if is_hugging_face(renaming.weights.keys()):
@@ -70,7 +96,7 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> LoadReport:
     return LoadReport(
         loaded=[f"body.{name}" for name in own],
         new=[],
-        left_over=renaming.in_file(name for name in weights if name not in used) + list(others),
+        left_over=renaming.in_file(name for name in weights if name not in used),
     )
 
 

@@ -1,0 +1,99 @@
+"""Weights of backbones by name: from a server of the test, from the cache, and without either."""
+
+import hashlib
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from models import published_weights
+from models.backbone_weights import start_backbone
+from tests.models.test_backbone_weights import LITE0, build, resnet18_state
+from util.errors import UserError
+
+CLOSED = "http://127.0.0.1:9/resnet18-00000000.pth"  # the discard port: nobody listens
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves the folder tmp_path/web; returns its address."""
+    (tmp_path / "web").mkdir()
+    handler = partial(Quiet, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def publish(folder, digits=None):
+    """A ResNet-18 whose name ends in the digits of its SHA-256, or in those given."""
+    state = resnet18_state()
+    torch.save(state, folder / "new.pth")
+    digits = digits or hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()[:8]
+    return (folder / "new.pth").rename(folder / f"resnet18-{digits}.pth").name, state
+
+
+def test_they_are_downloaded_once_and_loaded(tmp_path, cache, server, monkeypatch, capsys):
+    name, state = publish(tmp_path / "web")
+    monkeypatch.setattr(published_weights, "url_of", lambda *_: f"{server}/{name}")
+    backbone = build("resnet18")
+    start_backbone(backbone, "imagenet", "resnet18")
+    assert torch.equal(backbone.body.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+    assert f"downloading {server}/{name} to {cache / name}" in capsys.readouterr().out
+    (tmp_path / "web" / name).unlink()
+    start_backbone(build("resnet18"), "imagenet", "resnet18")  # from the cache
+    assert "downloading" not in capsys.readouterr().out
+
+
+def test_a_file_with_another_content_is_not_taken(tmp_path, cache, server, monkeypatch):
+    name, _ = publish(tmp_path / "web", digits="01234567")
+    monkeypatch.setattr(published_weights, "url_of", lambda *_: f"{server}/{name}")
+    with pytest.raises(UserError, match="invalid hash value"):
+        start_backbone(build("resnet18"), "imagenet", "resnet18")
+    assert list(cache.iterdir()) == []
+
+
+def test_offline_it_is_said_which_file_to_put_where(cache, monkeypatch):
+    monkeypatch.setattr(published_weights, "url_of", lambda *_: CLOSED)
+    with pytest.raises(UserError) as error:
+        start_backbone(build("resnet18"), "imagenet", "resnet18")
+    told = str(error.value)
+    assert "\n" not in told
+    assert f"cannot download {CLOSED} (" in told
+    assert f"put it to {cache}/resnet18-00000000.pth, or name the file by --backbone_weights FILE" in told
+
+
+def test_offline_timm_says_what_to_download(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        start_backbone(build(LITE0), "imagenet", LITE0)
+    told = str(error.value)
+    assert "\n" not in told
+    assert "cannot get https://huggingface.co/timm/tf_efficientnet_lite0.in1k" in told
+    assert "--backbone_weights FILE" in told
+
+
+def test_what_is_published():
+    assert published_weights.url_of("imagenet", "resnet50").endswith("/resnet50-0676ba61.pth")  # DETR's
+    assert published_weights.url_of("swav", "resnet50").endswith("/swav_800ep_pretrain.pth.tar")
+    for name, backbone in (("swav", "resnet18"), ("imagenet", "resnet51")):
+        with pytest.raises(UserError, match=f"--backbone_weights {name}: there are none for --backbone {backbone}"):
+            published_weights.url_of(name, backbone)
+    with pytest.raises(UserError, match="swav: there are none for --backbone timm:"):
+        start_backbone(build(LITE0), "swav", LITE0)
