@@ -21,6 +21,13 @@ DIFFICULT = "counted in AP, AP50, ... and per_class; ignored in voc"
 
 COCO_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
+COCO_DETECTIONS = (1, 10, 100)
+"""How many detections of an image count: 1, 10 and 100 in AR1, AR10 and AR100, 100 in all others."""
+
+
+UNIT = "from 0 to 1, as in log.txt and eval.json"
+"""Of the scores, wherever they are printed or written."""
+
 
 class LabelledDataset(Protocol):
     """What an evaluator needs to know about a data set.
@@ -42,12 +49,17 @@ class DetectionEvaluator:
 
     All objects of an image without detections count as missed. Scores are fractions; as in pycocotools, -1 means that
     there is no ground truth to score (a category or size that does not occur).
+
+    Args:
+        dataset: the ground truth.
+        max_detections: N; above 100 there are further scores, in which the best N detections of an image count.
     """
 
-    def __init__(self, dataset: LabelledDataset) -> None:
+    def __init__(self, dataset: LabelledDataset, *, max_detections: int = COCO_DETECTIONS[-1]) -> None:
         self._coco = dataset.coco
         self._categories = dataset.categories
         self._metric = dataset.metric
+        self._max_detections = max_detections
         self._category_ids = {category["label"]: category["id"] for category in dataset.categories}
         self._detections: dict[int, np.ndarray] = {}  # image id -> [N, 6]: xyxy, score, label
 
@@ -93,9 +105,10 @@ class DetectionEvaluator:
         """Score the detections of this process (with several processes, call :meth:`synchronize` first).
 
         Returns:
-            COCO's AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 and ``per_class: {name: {AP, AP50}}``. For VOC
-            data sets also the devkit's ``voc: {mAP50, mAP50_11point, per_class: {name: {AP50, AP50_11point}}}`` and
-            ``difficult`` (:data:`DIFFICULT`).
+            COCO's AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 and ``per_class: {name: {AP, AP50}}``. With
+            ``max_detections`` N above 100 also ``AP@N``, ``AP50@N`` and ``AR@N``. For VOC data sets also the devkit's
+            ``voc: {mAP50, mAP50_11point, per_class: {name: {AP50, AP50_11point}}}`` and ``difficult``
+            (:data:`DIFFICULT`).
         """
         detections = self._detection_table()
         summary = self._coco_summary(detections)
@@ -106,18 +119,19 @@ class DetectionEvaluator:
 
     @staticmethod
     def table(summary: dict[str, Any]) -> str:
-        """The numbers of :meth:`summarize` in percent, one line per class; a dash if there is nothing to score."""
-        headline = "  ".join(f"{name} {_percent(summary[name])}" for name in COCO_STATISTICS)
+        """The numbers of :meth:`summarize`, from 0 to 1, one line per class; a dash if there is nothing to score."""
+        names = [name for name in summary if name in COCO_STATISTICS or "@" in name]
+        headline = "  ".join(f"{name} {_score(summary[name])}" for name in names) + f"  ({UNIT})"
         rows = [["class", "AP", "AP50"]]
-        rows += [[name, *map(_percent, scores.values())] for name, scores in summary["per_class"].items()]
+        rows += [[name, *map(_score, scores.values())] for name, scores in summary["per_class"].items()]
         if "voc" in summary:
             voc = summary["voc"]
-            headline += "  (difficult objects count)"
-            headline += f"\nVOC mAP50 {_percent(voc['mAP50'])}  11-point {_percent(voc['mAP50_11point'])}"
+            headline = headline.removesuffix(")") + "; difficult objects count)"
+            headline += f"\nVOC mAP50 {_score(voc['mAP50'])}  11-point {_score(voc['mAP50_11point'])}"
             headline += "  (difficult objects are ignored)"
             rows[0] += ["VOC AP50", "11-point"]
             for row in rows[1:]:
-                row += map(_percent, voc["per_class"][row[0]].values())
+                row += map(_score, voc["per_class"][row[0]].values())
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)])
@@ -141,13 +155,17 @@ class DetectionEvaluator:
     def _coco_summary(self, detections: BoxTable) -> dict[str, Any]:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
             evaluation = COCOeval(self._coco, _as_coco(self._coco, detections), iouType="bbox")
+            more = self._max_detections > COCO_DETECTIONS[-1]
+            evaluation.params.maxDets = [*COCO_DETECTIONS, *([self._max_detections] if more else [])]
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         summary: dict[str, Any] = dict(zip(COCO_STATISTICS, map(float, evaluation.stats), strict=False))
 
         # [IoU threshold (the first is 0.5), recall, category, area (the first is all), detections per image]
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        precision = evaluation.eval["precision"][:, :, :, 0, len(COCO_DETECTIONS) - 1]
+        if more:
+            summary |= _summary_at(self._max_detections, evaluation.eval)
         place = {int(category_id): k for k, category_id in enumerate(evaluation.params.catIds)}
         summary["per_class"] = {
             category["name"]: {
@@ -203,10 +221,20 @@ def _as_coco(ground_truths: COCO, detections: BoxTable) -> COCO:
     return coco
 
 
+def _summary_at(max_detections: int, accumulated: dict[str, np.ndarray]) -> dict[str, float]:
+    """The scores of all areas with the largest number of detections an image, which is ``max_detections``."""
+    precision, recall = accumulated["precision"][:, :, :, 0, -1], accumulated["recall"][:, :, 0, -1]
+    return {
+        f"AP@{max_detections}": _mean_of_valid(precision.ravel()),
+        f"AP50@{max_detections}": _mean_of_valid(precision[0].ravel()),
+        f"AR@{max_detections}": _mean_of_valid(recall.ravel()),
+    }
+
+
 def _mean_of_valid(values: Iterable[float]) -> float:
     valid = [value for value in values if value > -1]
     return float(np.mean(valid)) if valid else -1.0
 
 
-def _percent(score: float) -> str:
-    return "-" if score < 0 else f"{100 * score:.1f}"
+def _score(score: float) -> str:
+    return "-" if score < 0 else f"{score:.3f}"

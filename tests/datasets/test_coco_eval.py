@@ -21,8 +21,8 @@ from tests.datasets.evaluation_case import (
 from tests.gloo import run_processes
 
 
-def evaluate(dataset, results):
-    evaluator = DetectionEvaluator(dataset)
+def evaluate(dataset, results, **options):
+    evaluator = DetectionEvaluator(dataset, **options)
     evaluator.update(list(results), list(results.values()))
     evaluator.synchronize()
     return evaluator.summarize()
@@ -172,16 +172,31 @@ def test_table():
     results = {5: as_result([(0, 0.9, [0.0, 0, 100, 80])])}
     text = DetectionEvaluator.table(evaluate(LabelledSet(coco, metric="voc"), results))
     lines = text.splitlines()
-    assert lines[0].startswith("AP 35.0  AP50 50.0")
-    assert lines[0].endswith("(difficult objects count)")
-    assert lines[1] == "VOC mAP50 50.0  11-point 50.0  (difficult objects are ignored)"
+    assert lines[0].startswith("AP 0.350  AP50 0.500")
+    assert lines[0].endswith("(from 0 to 1, as in log.txt and eval.json; difficult objects count)")
+    assert lines[1] == "VOC mAP50 0.500  11-point 0.500  (difficult objects are ignored)"
     assert [line.split("  ")[0].strip() for line in lines[3:]] == ["class", "cat", "dog", "traffic light"]
-    assert lines[4].split() == ["cat", "70.0", "100.0", "100.0", "100.0"]
+    assert lines[4].split() == ["cat", "0.700", "1.000", "1.000", "1.000"]
     assert lines[5].split() == ["dog", "-", "-", "-", "-"]
     assert len({len(line) for line in lines[3:]}) == 1  # aligned
     coco_only = DetectionEvaluator.table(evaluate(LabelledSet(coco), results))
     assert "VOC" not in coco_only
+    assert "from 0 to 1" in coco_only.splitlines()[0]
     assert "difficult" not in coco_only
+
+
+def test_more_than_a_hundred_detections_count_in_scores_of_their_own():
+    """150 objects in a row, each found once: COCO's scores see the 100 best of them, the others all."""
+    boxes = [(5.0 * n, 0, 5.0 * n + 4, 4) for n in range(150)]
+    coco = make_coco([(5, 7, box) for box in boxes])
+    found = [(0, 1 - n / 1000, box) for n, box in enumerate(boxes)]
+    usual = evaluate(LabelledSet(coco), {5: as_result(found)})
+    assert usual["AR100"] == pytest.approx(100 / 150)
+    more = evaluate(LabelledSet(coco), {5: as_result(found)}, max_detections=300)
+    own = {name: more.pop(name) for name in ("AP@300", "AP50@300", "AR@300")}
+    assert own == pytest.approx({"AP@300": 1, "AP50@300": 1, "AR@300": 1})
+    assert more == usual  # what COCO defines stays as it is
+    assert "AP@300 1.000" in DetectionEvaluator.table(more | own)
 
 
 # Images of each of two processes; one image comes twice, the second time with other detections.
