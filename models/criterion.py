@@ -105,14 +105,38 @@ class SetCriterion(nn.Module):
             with record_function("matching"):
                 matching = self.matcher(outputs, targets)
         with record_function("losses"):
-            losses = self._losses(outputs, targets, matching)
+            sums = self._sums(outputs, targets, matching)
+            num_boxes, num_classified = self._divisors(
+                *self._counts(outputs, targets, matching), outputs["pred_logits"].device
+            )
+            losses = {name: value / (num_classified if name == "ce" else num_boxes) for name, value in sums.items()}
         if "enc_outputs" in outputs:
-            objects = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
-            of_proposals, _ = self(outputs["enc_outputs"], objects)
+            of_proposals, _ = self(outputs["enc_outputs"], _as_regions(targets))
             losses |= {f"enc_{name}": value for name, value in of_proposals.items()}
         return losses, matching
 
-    def _losses(
+    def sums(
+        self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The losses of this process's batch before they are divided, and what each is to be divided by.
+
+        For whoever adds up many batches (:class:`models.validation_loss.ValidationLoss`). Arguments as in
+        :meth:`forward`.
+
+        Returns:
+            Name -> sums [L], and name -> divisor.
+        """
+        matching = self.matcher(outputs, targets)
+        sums = self._sums(outputs, targets, matching)
+        num_boxes, num_classified = self._counts(outputs, targets, matching)
+        counts = {name: num_classified if name == "ce" else num_boxes for name in sums}
+        if "enc_outputs" in outputs:
+            of_proposals, their_counts = self.sums(outputs["enc_outputs"], _as_regions(targets))
+            sums |= {f"enc_{name}": value for name, value in of_proposals.items()}
+            counts |= {f"enc_{name}": count for name, count in their_counts.items()}
+        return sums, counts
+
+    def _sums(
         self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], matching: Matching
     ) -> dict[str, Tensor]:
         labels, boxes = pad_targets(targets)
@@ -120,12 +144,11 @@ class SetCriterion(nn.Module):
         logits, pred_boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
         pred_boxes = pred_boxes[matching.layer, matching.image, matching.query]
 
-        num_boxes, num_classified = self._divisors(logits, targets, matching)
         sum_ce = self._sum_softmax if self.classification == "softmax" else self._sum_focal
         return {
-            "ce": sum_ce(logits, labels, matching) / num_classified,
-            "bbox": _sum_by_layer(_l1(pred_boxes, boxes), len(logits)) / num_boxes,
-            "giou": _sum_by_layer(_giou_loss(pred_boxes, boxes), len(logits)) / num_boxes,
+            "ce": sum_ce(logits, labels, matching),
+            "bbox": _sum_by_layer(_l1(pred_boxes, boxes), len(logits)),
+            "giou": _sum_by_layer(_giou_loss(pred_boxes, boxes), len(logits)),
         }
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
@@ -178,22 +201,33 @@ class SetCriterion(nn.Module):
         loss = sigmoid_focal_loss(logits, classes, alpha=self.focal_alpha, gamma=self.focal_gamma)
         return loss.sum(dim=(1, 2, 3))
 
-    def _divisors(self, logits: Tensor, targets: list[dict[str, Tensor]], matching: Matching) -> tuple[Tensor, Tensor]:
-        """The divisors of the box losses and of the classification loss, as means over processes.
+    def _counts(
+        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], matching: Matching
+    ) -> tuple[float, float]:
+        """What the box losses and the classification loss of this process's batch are divided by."""
+        num_layers, batch_size, num_queries, _ = outputs["pred_logits"].shape
+        num_boxes = float(sum(len(target["labels"]) for target in targets))
+        if self.classification == "focal":
+            return num_boxes, num_boxes
+        matched = len(matching) // num_layers
+        return num_boxes, matched + self.eos_coef * (batch_size * num_queries - matched)
+
+    def _divisors(self, num_boxes: float, num_classified: float, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The counts of :meth:`_counts`, averaged over processes.
 
         All processes together count at least one box, so a batch without objects divides by one.
         """
-        num_layers, batch_size, num_queries, _ = logits.shape
-        num_boxes = sum(len(target["labels"]) for target in targets)
-        matched = len(matching) // num_layers
-        class_weight = matched + self.eos_coef * (batch_size * num_queries - matched)
-
-        divisors = torch.tensor([float(num_boxes), class_weight]).to(logits.device, non_blocking=True)
+        divisors = torch.tensor([num_boxes, num_classified]).to(device, non_blocking=True)
         means = all_reduce_mean(divisors)
         boxes = means[0].clamp(min=1 / world_size())
         if self.classification == "focal":
             return boxes, boxes
         return boxes, means[1].clamp(min=torch.finfo(means.dtype).tiny)  # eos_coef 0 and no objects: 0 / tiny
+
+
+def _as_regions(targets: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Targets of the encoder's proposals: every object has label 0."""
+    return [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
 
 
 def _sum_by_layer(values: Tensor, num_layers: int) -> Tensor:

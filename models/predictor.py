@@ -42,6 +42,21 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @torch.no_grad()
+def forward(detector: DETR, images: NestedTensor, device: torch.device, amp: str = "none") -> dict[str, Any]:
+    """What a detector predicts for a padded batch, without gradients.
+
+    Args:
+        detector: in evaluation mode, on ``device``.
+        images: tensors [B, 3, H, W] as the backbone wants them, mask [B, H, W]; on any device.
+        amp: see :data:`util.precision.AMP_TYPES`.
+
+    Returns:
+        As :meth:`DETR.predict`, on ``device``.
+    """
+    with autocast(device, amp):
+        return detector(images.to(device, non_blocking=True))
+
+
 def detect(
     detector: DETR,
     postprocess: PostProcess,
@@ -50,20 +65,13 @@ def detect(
     device: torch.device,
     amp: str = "none",
 ) -> list[dict[str, Tensor]]:
-    """Detections in a padded batch.
+    """Detections in a padded batch, as :class:`PostProcess` gives them, on ``device``.
 
     Args:
-        detector: in evaluation mode, on ``device``.
-        images: tensors [B, 3, H, W] normalised for the backbone, mask [B, H, W]; on any device.
+        detector, images, device, amp: as of :func:`forward`.
         sizes: [B, 2] (height, width) in pixels of the original images.
-        amp: see :data:`util.precision.AMP_TYPES`.
-
-    Returns:
-        As :class:`PostProcess`, on ``device``.
     """
-    with autocast(device, amp):
-        outputs = detector(images.to(device, non_blocking=True))
-    return postprocess(outputs, sizes.to(device))
+    return postprocess(forward(detector, images, device, amp), sizes.to(device))
 
 
 class Predictor:
