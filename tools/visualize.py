@@ -7,7 +7,7 @@
     python tools/visualize.py confusion --out confusion.png --resume OUT/checkpoint.pth --data_path DIR
     python tools/visualize.py worst --out worst.png --resume OUT/checkpoint.pth --data_path DIR
     python tools/visualize.py regions OUT/checkpoint.pth --out regions.png --data_path DIR
-    python tools/visualize.py curves --out curves.png PRETRAINED/log.txt SCRATCH/log.txt
+    python tools/visualize.py curves --out curves.png PRETRAINED SCRATCH
 
 `views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `proposals` shows
 the best boxes of a folder of proposals, number 0 first. `predictions` shows the boxes that a finetuned checkpoint finds
@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -34,23 +32,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main_finetune
 import main_pretrain
-from datasets.detection import DetectionDataset
 from datasets.images import load_image
-from datasets.pretext.two_view import TwoViewDataset, TwoViewSample, as_picture
+from datasets.pretext.two_view import TwoViewDataset
 from models import PRETEXTS
 from models.checkpoints.restore import restore_detector
 from models.postprocess import PostProcess
 from models.predictor import Predictor
+from models.run_pictures import draw_found, draw_views, legible_zoom
 from tools.looking.pictures import collect, draw_confusion, draw_curves, draw_worst
 from tools.region_pictures import draw_regions
-from util.box_ops import box_cxcywh_to_xyxy
 from util.check_args import at_least
 from util.errors import UserError
-from util.nested_tensor import nested_tensor_from_tensor_list
-from util.plot_utils import contact_sheet, draw_boxes, draw_detections, draw_two_views, plot_curves, save_picture
+from util.parser import DocFormatter, Parser
+from util.plot_utils import contact_sheet, draw_boxes, plot_curves, save_picture
 from util.script import run_script, select_device
-
-LEGIBLE_SIDE = 320  # smaller images are enlarged to this short side
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "curves":
         plot_curves(name_runs(args.logs), out)
     elif args.command == "views":
-        save_picture(draw_views(rest, args.count), out)
+        save_picture(draw_views_of(rest, args.count), out)
     elif args.command == "proposals":
         save_picture(draw_proposals(rest, args.count, args.boxes), out)
     elif args.command == "regions":
@@ -85,9 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of this script; all others are passed to the parsers of the main scripts."""
-    parser = argparse.ArgumentParser(
-        "visualize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("visualize.py", description=__doc__, formatter_class=DocFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     pictures = {}
     for name, count in (("views", 3), ("proposals", 8), ("predictions", 8), ("regions", 6)):
@@ -105,11 +98,13 @@ def make_parser() -> argparse.ArgumentParser:
     closer.add_argument("--count", type=int, default=8, help="images to show")
     curves = commands.add_parser("curves", allow_abbrev=False)
     curves.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
-    curves.add_argument("logs", nargs="+", metavar="LOG", help="log.txt of a run, which is named after its folder")
+    curves.add_argument(
+        "logs", nargs="+", metavar="RUN", help="output folder of a run, which names it, or the log.txt in it"
+    )
     return parser
 
 
-def draw_views(argv: Sequence[str], count: int) -> Image.Image:
+def draw_views_of(argv: Sequence[str], count: int) -> Image.Image:
     """Two-view samples that main_pretrain.py would train on with the flags ``argv``.
 
     Raises:
@@ -120,12 +115,7 @@ def draw_views(argv: Sequence[str], count: int) -> Image.Image:
         raise UserError(f"--method {args.method} has no two views to draw; leave it out")
     args.augment_device = "cpu"  # change the colours here, even if training would do it on a GPU
     dataset = main_pretrain.build_dataset(args)
-    samples = [dataset[0, index] for index in some_of(dataset, count)]
-    return contact_sheet(
-        [draw_sample(sample) for sample in samples],
-        columns=1,
-        captions=[f"regions: {args.proposals}, IoU of the views {sample.geometry.iou:.2f}" for sample in samples],
-    )
+    return draw_views(dataset, some_of(dataset, count), args.proposals)
 
 
 def draw_proposals(argv: Sequence[str], count: int, num_boxes: int) -> Image.Image:
@@ -151,13 +141,6 @@ def some_of(dataset: TwoViewDataset, count: int) -> list[int]:
     """Indices of ``count`` images spread evenly over a data set, or of all images if there are fewer."""
     count = min(count, len(dataset))
     return [index * len(dataset) // count for index in range(count)]
-
-
-def draw_sample(sample: TwoViewSample) -> Image.Image:
-    """The views side by side, with region i numbered i in both, and the crops below."""
-    views = [as_picture(view) for view in sample.views]
-    crops = [[as_picture(crop) for crop in of_view] for of_view in sample.crops]
-    return draw_two_views(views, sample.boxes, crops, zoom=legible_zoom(views[0]))
 
 
 def load_for_evaluation(argv: Sequence[str]) -> tuple[Predictor, DataLoader]:
@@ -199,39 +182,16 @@ def look_closely(args: argparse.Namespace, argv: Sequence[str], out: Path) -> No
 def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image.Image:
     """Validation images with the boxes that the checkpoint finds in them; ``argv``: flags of main_finetune.py."""
     predictor, loader = load_for_evaluation(argv)
-    names = {label: category["name"] for label, category in predictor.categories.items()}
-    pictures = [
-        draw_detections(image, truth, found, names, threshold=threshold, zoom=legible_zoom(image))
-        for image, truth, found in detect_and_compare(predictor, loader.dataset, count)
-    ]
-    return contact_sheet(pictures, columns=2)
-
-
-def detect_and_compare(
-    predictor: Predictor, dataset: DetectionDataset, count: int
-) -> Iterator[tuple[Image.Image, dict[str, Any], dict[str, Any]]]:
-    """(image, truth, found) of the first ``count`` images, boxes xyxy in pixels of the image; see draw_detections."""
-    for index in range(min(count, len(dataset))):
-        pixels, target = dataset[0, index]
-        found = predictor.detect(nested_tensor_from_tensor_list([pixels]), target["orig_size"][None])[0]
-        height, width = target["orig_size"].tolist()
-        boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
-        image = load_image(dataset.records.path(index), size=(width, height))
-        truth = {"boxes": boxes, "labels": target["labels"]}
-        yield image, truth, {name: value.cpu() for name, value in found.items()}
-
-
-def legible_zoom(picture: Image.Image) -> float:
-    """The factor by which to enlarge ``picture`` so that text on it is legible; 1 for large pictures."""
-    return max(1.0, LEGIBLE_SIDE / min(picture.size))
+    return draw_found(predictor, loader.dataset, count, threshold)
 
 
 def name_runs(logs: Sequence[str]) -> dict[str, str]:
     """Name of each run -> its log. A run is named after its folder, or after the folder's path if names repeat."""
-    folders = [Path(log).resolve().parent for log in logs]
+    files = [Path(log) / "log.txt" if Path(log).is_dir() else Path(log) for log in logs]
+    folders = [file.resolve().parent for file in files]
     names = [folder.name for folder in folders]
     unique = len(set(names)) == len(names)
-    return dict(zip(names if unique else map(str, folders), logs, strict=True))
+    return dict(zip(names if unique else map(str, folders), map(str, files), strict=True))
 
 
 if __name__ == "__main__":

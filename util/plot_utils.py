@@ -27,6 +27,7 @@ SCORES = (
     "AP",
     "AP50",
     "voc_mAP50",
+    "loss_val",
     "own_iou",
     "others_iou",
     "recall",

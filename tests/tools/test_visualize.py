@@ -13,6 +13,7 @@ from datasets import build_detection
 from datasets.images import list_images
 from datasets.pretext.two_view import TwoViewTransform
 from datasets.proposals.store import write_proposals
+from models import run_pictures
 from models.postprocess import PostProcess
 from models.predictor import Predictor
 from tests.predicting import save_predicting
@@ -36,8 +37,8 @@ def test_views_of_the_pretraining_data(data: Path, tmp_path: Path, capsys: pytes
     visualize.main(["views", "--out", str(out), "--count", "2", "--data_path", str(data / "unlabelled"), *flags])
     with Image.open(out) as picture:
         assert picture.format == "PNG"
-        assert picture.width > 2 * visualize.LEGIBLE_SIDE
-        assert picture.height > 2 * visualize.LEGIBLE_SIDE
+        assert picture.width > 2 * run_pictures.LEGIBLE_SIDE
+        assert picture.height > 2 * run_pictures.LEGIBLE_SIDE
     assert f"wrote {out}" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["views.png"]
 
@@ -87,7 +88,7 @@ def test_a_sample_is_drawn_in_the_colours_of_the_image() -> None:
     sample = transform(image, np.zeros((0, 4), np.float32), np.random.default_rng(0))
     for values in (sample.views, sample.crops):
         values[:] = torch.tensor([10, 120, 250]).view(3, 1, 1)
-    picture = np.asarray(visualize.draw_sample(sample))
+    picture = np.asarray(run_pictures.draw_sample(sample))
     share = (np.abs(picture.astype(int) - [10, 120, 250]) <= 1).all(-1).mean()
     assert share > 0.4
 
@@ -109,7 +110,7 @@ def test_detections_and_truth_are_in_pixels_of_the_file(data: Path) -> None:
     predictor = Predictor(
         Detector(), PostProcess("focal", top_k=1), dataset.categories, backbone="resnet18", device=torch.device("cpu")
     )
-    results = list(visualize.detect_and_compare(predictor, dataset, 2))
+    results = list(run_pictures.detect_and_compare(predictor, dataset, 2))
     assert len(results) == 2
     annotations = json.loads((data / "annotations" / "instances_val.json").read_text())
     for index, (image, truth, found) in enumerate(results):
@@ -137,6 +138,7 @@ def test_curves_take_the_names_of_the_folders(tmp_path: Path) -> None:
         logs.append(str(tmp_path / name / "log.txt"))
         Path(logs[-1]).write_text('{"kind": "train", "step": 1, "loss": 2.0}\n')
     assert visualize.name_runs(logs) == {"siamese": logs[0], "scratch": logs[1]}
+    assert visualize.name_runs([str(tmp_path / "siamese"), logs[1]]) == {"siamese": logs[0], "scratch": logs[1]}
     visualize.main(["curves", "--out", str(tmp_path / "curves.png"), *logs])
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
