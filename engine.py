@@ -8,6 +8,7 @@ import inspect
 import math
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from datasets.coco_eval import DetectionEvaluator
 from models import DETECTORS
+from models.criterion import SetCriterion
 from models.detr import DETR
 from models.postprocess import PostProcess
-from models.predictor import detect
+from models.predictor import forward
+from models.validation_loss import ValidationLoss
 from training import Training, parameters_to_train
 from util import distributed, signals
-from util.checkpoint import LATEST, save_checkpoint
+from util.checkpoint import BEST, LATEST, keep_as_best, save_checkpoint, save_file
 from util.errors import UserError
-from util.logger import Meters, Progress, RunLog, say, shows_progress
+from util.evaluations import best_of, is_out_of_patience
+from util.logger import Meters, RunLog, say
 from util.precision import autocast
+from util.progress import Progress, watched
+from util.run_summary import Beginning, number_of
 from util.signals import HeldSignals, Stopped
 from util.stopping import Stopping
 
@@ -51,6 +56,25 @@ def distribute(method: nn.Module, device: torch.device, args: argparse.Namespace
     )
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How a run is evaluated.
+
+    Attributes:
+        now: () -> numbers for the log; {} on other processes than the main one. Collective.
+        best_by: the number whose best checkpoint is kept as ``checkpoint_best.pth``; None: no such checkpoint.
+        patience: after so many evaluations without a better one training ends; 0: it does not.
+    """
+
+    now: Callable[[], dict[str, float]]
+    best_by: str | None = None
+    patience: int = 0
+
+    def ends(self, training: Training) -> bool:
+        """Whether training is to end for want of a better evaluation."""
+        return self.best_by is not None and is_out_of_patience(training.evaluations, self.best_by, self.patience)
+
+
 def train(
     training: Training,
     loader: DataLoader,
@@ -58,41 +82,68 @@ def train(
     device: torch.device,
     log: RunLog,
     describe: dict[str, Any],
-    evaluate_now: Callable[[], dict[str, float]] | None = None,
+    evaluation: Evaluation | None = None,
 ) -> None:
-    """Train from ``training.step`` to the end of the schedule.
+    """Train from ``training.step`` to the end of the schedule, or until patience ends.
 
     Args:
         loader: its ``batch_sampler`` is an ``EpochBatchSampler``.
         describe: what checkpoints hold beside the training's state: args, stage, categories.
-        evaluate_now: evaluates the detector and returns numbers for the log; called every ``--eval_every`` epochs
-            and at the end.
+        evaluation: made every ``--eval_every`` epochs and at the end; None: never.
     """
     model = distribute(training.method, device, args)
+    if training.ema is not None and not training.step:
+        training.ema.load_state_dict(None)  # only now have all processes the weights of the first
     schedule = training.schedule
     progress = Progress(total=schedule.total_steps, start=training.step, images_per_step=schedule.images_per_step)
+    beginning = Beginning(schedule.total_steps - training.step, device)
     meters = Meters()
     with HeldSignals("finishing the step and saving") as held:
         stopping = Stopping(held)
-        if training.evaluation_due and evaluate_now is not None:
-            evaluate_and_log(training, log, evaluate_now)
-        while not schedule.is_finished:
+        if training.evaluation_due and evaluation is not None:
+            evaluate_and_log(training, args, log, describe, evaluation)
+        while not is_over(training, evaluation):
             loader.batch_sampler.set_position(schedule.epoch, schedule.images)
             batches = iter(loader)
             training.method.train()
             for _ in range(min(schedule.steps_left_in_epoch, schedule.total_steps - schedule.step)):
                 meters.update(train_step(model, training, batches, args, device))
                 progress.advance()
+                beginning.after_step()
                 if training.step % args.log_every == 0 or schedule.is_finished:
                     write_log(training, meters, log, progress)
+                elif progress.is_due:
+                    progress.tell(meters.peek("loss"), training.scheduler.get_last_lr()[0])
                 at_boundary = schedule.images == 0 or schedule.is_finished
                 if args.save_every_steps and training.step % args.save_every_steps == 0 and not at_boundary:
                     save(training, args, describe)
                 if not at_boundary:
                     stop_if(stopping.after_step(), training, args, describe)
-            end_epoch(training, args, log, describe, evaluate_now, stopping)
+            end_epoch(training, args, log, describe, evaluation, stopping)
             progress.pause()
-    progress.close()
+        progress.close()
+        if evaluation is not None:
+            finish(training, args, describe, evaluation)
+
+
+def is_over(training: Training, evaluation: Evaluation | None) -> bool:
+    """Whether the schedule or patience is at its end."""
+    return training.schedule.is_finished or (evaluation is not None and evaluation.ends(training))
+
+
+def finish(training: Training, args: argparse.Namespace, describe: dict[str, Any], evaluation: Evaluation) -> None:
+    """Save what patience ended, and say which checkpoint was the best. Collective."""
+    if not training.schedule.is_finished:
+        if training.saved is None:
+            save(training, args, describe)
+        say(
+            f"ended after step {training.step} of {training.schedule.total_steps}: "
+            f"{number_of(evaluation.patience, 'evaluation')} without a better {evaluation.best_by} (--patience)"
+        )
+    best = None if evaluation.best_by is None else best_of(training.evaluations, evaluation.best_by)
+    path = Path(args.output_dir) / BEST
+    if best is not None and path.exists():
+        say(f"best {evaluation.best_by} {best[evaluation.best_by]:.4g} after step {best['step']}: {path}")
 
 
 def stop_if(number: int, training: Training, args: argparse.Namespace, describe: dict[str, Any]) -> None:
@@ -141,6 +192,8 @@ def train_step(
         training.scaler.update()
         training.scheduler.step()
     training.advance()
+    if training.ema is not None:
+        training.ema.update(training.step)
     return sums
 
 
@@ -174,30 +227,42 @@ def end_epoch(
     args: argparse.Namespace,
     log: RunLog,
     describe: dict[str, Any],
-    evaluate_now: Callable[[], dict[str, float]] | None,
+    evaluation: Evaluation | None,
     stopping: Stopping,
 ) -> None:
     """What is due after an epoch, or after the last step: the checkpoint, then evaluation."""
     last = training.schedule.is_finished
     say(f"{training.step}/{training.schedule.total_steps} steps, {training.epoch} epochs done")
-    wanted = last or (args.eval_every and training.epoch % args.eval_every == 0) if evaluate_now else False
+    wanted = last or (args.eval_every and training.epoch % args.eval_every == 0) if evaluation else False
     training.evaluation_due = bool(wanted)
     due = last or (args.save_every_epochs and training.epoch % args.save_every_epochs == 0)
     if due or (args.save_every_steps and training.step % args.save_every_steps == 0):
         save(training, args, describe)
     stop_if(stopping.now(), training, args, describe)
     if training.evaluation_due:
-        evaluate_and_log(training, log, evaluate_now)
+        evaluate_and_log(training, args, log, describe, evaluation)
 
 
-def evaluate_and_log(training: Training, log: RunLog, evaluate_now: Callable[[], dict[str, float]]) -> None:
-    """Evaluate as is due. A signal ends it at once where the step is saved: the resumed run evaluates then."""
+def evaluate_and_log(
+    training: Training, args: argparse.Namespace, log: RunLog, describe: dict[str, Any], evaluation: Evaluation
+) -> None:
+    """Evaluate as is due, and keep the checkpoint if it is the best so far. Collective.
+
+    A signal ends the evaluation at once where the step is saved: the resumed run evaluates then. The log comes last, so
+    that an evaluation that is in the log needs nothing more.
+    """
     try:
         with signals.raising() if training.saved else contextlib.nullcontext():
-            log.write("eval", training.step, {"epoch": training.epoch, **evaluate_now()})
+            numbers = evaluation.now()
     except Stopped as stopped:
         raise Stopped(stopped.number, f"{_how_to_go_on(stopped.number, training)}, with the evaluation") from None
+    numbers = distributed.all_gather_object(numbers)[0]
     training.evaluation_due = False
+    training.evaluations.append({"step": training.step, **numbers})
+    best_by = evaluation.best_by
+    if best_by is not None and best_of(training.evaluations, best_by) is training.evaluations[-1]:
+        save_as_best(training, args, describe)
+    log.write("eval", training.step, {"epoch": training.epoch, **numbers})
 
 
 def save(training: Training, args: argparse.Namespace, describe: dict[str, Any]) -> None:
@@ -215,33 +280,62 @@ def save(training: Training, args: argparse.Namespace, describe: dict[str, Any])
         )
     state = training.state_dict()
     if distributed.is_main():
-        try:
+        with writing_to(args.output_dir):
             content = {**state, **describe}
             save_checkpoint(args.output_dir, content, keep=args.keep_checkpoints, written=training.written)
-        except OSError as error:
-            raise UserError(f"{args.output_dir}: cannot write a checkpoint ({error.strerror or error})") from None
     training.saved = Path(args.output_dir) / LATEST
     distributed.barrier()
+
+
+def save_as_best(training: Training, args: argparse.Namespace, describe: dict[str, Any]) -> None:
+    """Let ``checkpoint_best.pth`` be the run as it is now: what was saved of it, or else written anew. Collective.
+
+    Raises:
+        UserError: the disk is full or gone.
+    """
+    state = None if training.saved else training.state_dict()
+    if distributed.is_main():
+        with writing_to(args.output_dir):
+            if state is None:
+                keep_as_best(args.output_dir, training.saved)
+            else:
+                save_file({**state, **describe}, Path(args.output_dir) / BEST)
+    distributed.barrier()
+
+
+@contextlib.contextmanager
+def writing_to(folder: str) -> Iterator[None]:
+    """What the disk refuses becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write a checkpoint ({error.strerror or error})") from None
 
 
 @torch.no_grad()
 def evaluate(
     detector: DETR,
-    postprocess: PostProcess,
+    criterion: SetCriterion,
     loader: DataLoader,
     device: torch.device,
     amp: str = "none",
+    max_detections: int = 100,
 ) -> dict[str, Any] | None:
     """Detect on a whole data set, sharded over processes, and score it. Collective.
 
     Returns:
-        The metrics (see ``DetectionEvaluator.summarize``) on the main process, None elsewhere.
+        The metrics (see ``DetectionEvaluator.summarize``) and losses (see ``ValidationLoss.read``) on the main process,
+        None elsewhere.
     """
     detector.eval()
-    evaluator = DetectionEvaluator(loader.dataset)
-    for images, targets in tqdm(loader, desc="evaluate", leave=False, disable=not shows_progress()):
+    postprocess = PostProcess(detector.classification, top_k=max_detections)
+    evaluator = DetectionEvaluator(loader.dataset, max_detections=max_detections)
+    loss = ValidationLoss(criterion)
+    for images, targets in watched(loader, len(loader), "evaluate"):
         sizes = torch.stack([target["orig_size"] for target in targets])
-        results = detect(detector, postprocess, images, sizes, device, amp)
-        evaluator.update([int(target["image_id"]) for target in targets], results)
+        outputs = forward(detector, images, device, amp)
+        evaluator.update([int(target["image_id"]) for target in targets], postprocess(outputs, sizes.to(device)))
+        loss.update(outputs, to_device(targets, device))
     evaluator.synchronize()
-    return evaluator.summarize() if distributed.is_main() else None
+    losses = loss.read()
+    return {**evaluator.summarize(), **losses} if distributed.is_main() else None

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
     end_in_one_line(INTERRUPTED)
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 import engine
@@ -22,7 +23,7 @@ from datasets.held_out import find_images
 from datasets.loader import collate_detection, make_eval_loader, make_train_loader
 from models import DETECTORS
 from models.backbone import backbone_normalization
-from models.backbone_weights import load_backbone_weights
+from models.backbone_weights import start_backbone
 from models.checkpoints.categories import same_categories, with_ids_of
 from models.checkpoints.find import find_origin
 from models.checkpoints.load import load_origin
@@ -31,18 +32,28 @@ from models.checkpoints.restore import restore_detector
 from models.criterion import build_criterion
 from models.detr import DETR
 from models.postprocess import PostProcess
+from models.predictor import Predictor
+from models.run_pictures import draw_found, draw_samples
 from models.supervised import SupervisedDETR
 from training import Training, group_parameters, make_training, resume
 from util import recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
-from util.checkpoint import make_writable, open_output_dir, output_dir_of_one_run
+from util.checkpoint import BEST, make_writable, open_output_dir, output_dir_of_one_run
+from util.ema import Ema
 from util.errors import CheckpointError, UserError
 from util.files import write_json
 from util.logger import RunLog, say
 from util.records import Choices, num_outputs
+from util.run_summary import describe_run, every
 from util.saved_args import check_saved_args
 from util.script import run_script, start
+
+NUM_PICTURES = 8
+"""Images that --tensorboard shows."""
+
+SHOWN_SCORE = 0.3
+"""Least score of a detection on them."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,10 +76,57 @@ def run(args: argparse.Namespace, origin: Origin | None, device: torch.device) -
     train_set = train_loader.dataset
     describe = {"args": vars(args), "stage": "finetune", "categories": train_set.categories}
     describe["train_images"] = train_set.records.relative_paths() if takes_few(args) else None
-    describe["val_images"] = val_loader.dataset.records.relative_paths() if args.val_fraction else None
-    detector = training.method.detector
-    evaluate_now = None if val_loader is None else lambda: score(args, detector, val_loader, device)
-    engine.train(training, train_loader, args, device, log, describe, evaluate_now)
+    val_set = None if val_loader is None else val_loader.dataset
+    describe["val_images"] = val_set.records.relative_paths() if args.val_fraction else None
+    summary = {"data": describe_data(train_set, val_set), "evaluated": describe_evaluation(args, val_set)}
+    say(describe_run(args, training.schedule, training.method.detector, device, **summary))
+    if log.shows_pictures:
+        normalization = backbone_normalization(args.backbone)
+        log.picture("samples", training.step, draw_samples(train_set, NUM_PICTURES, *normalization))
+
+    def evaluate_now() -> dict[str, float]:
+        numbers = score_run(args, training, val_loader, device)
+        if log.shows_pictures:
+            log.picture("predictions", training.step, draw_predictions(args, training, val_set, device))
+        return numbers
+
+    evaluation = engine.Evaluation(evaluate_now, best_by=args.best_by, patience=args.patience) if val_set else None
+    engine.train(training, train_loader, args, device, log, describe, evaluation)
+
+
+def draw_predictions(
+    args: argparse.Namespace, training: Training, dataset: DetectionDataset, device: torch.device
+) -> Image.Image:
+    """What is in some images, and what the detector that is evaluated finds there now."""
+    detector = training.method.detector if training.ema is None else training.ema.module
+    predictor = Predictor(
+        detector,
+        PostProcess(detector.classification),
+        dataset.categories,
+        backbone=args.backbone,
+        device=device,
+        amp=args.amp,
+    )
+    return draw_found(predictor, dataset, NUM_PICTURES, SHOWN_SCORE)
+
+
+def describe_data(train_set: DetectionDataset, val_set: DetectionDataset | None) -> str:
+    """How many images and objects there are, and the first classes."""
+    names = [category["name"] for category in train_set.categories]
+    classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
+    first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    trained_on = f"{len(train_set)} images to train on, {train_set.num_objects} objects, {classes} ({first})"
+    return f"{trained_on}; {len(val_set or ())} images to evaluate on"
+
+
+def describe_evaluation(args: argparse.Namespace, val_set: DetectionDataset | None) -> str:
+    """When the detector is evaluated, and what comes of it."""
+    if val_set is None:
+        return "not at all: there are no images for it"
+    when = f"after every {every(args.eval_every, 'epoch')}" if args.eval_every else "at the end"
+    what = "the averaged weights (--ema), and those that are trained; " if args.ema else ""
+    ends = f"; {args.patience} without a better one end the run" if args.patience else ""
+    return f"{when}: {what}the best by {args.best_by} is kept as {BEST}{ends}"
 
 
 def choices() -> Choices:
@@ -112,11 +170,17 @@ def build(
     normalization = backbone_normalization(args.backbone)
     kept = {name: kept_images(origin, name) for name in ("train_images", "val_images")}
     train_set, val_set = build_sets(args, *normalization, **kept)
+    if val_set is not None and args.best_by == "voc_mAP50" and val_set.metric != "voc":
+        raise UserError("--best_by voc_mAP50 goes with data in VOC's form")
+    if val_set is None and args.patience:
+        raise UserError(f"--patience {args.patience} counts evaluations, and there are no images to evaluate on")
     val_loader = None if val_set is None else make_eval_loader(val_set, args)
     detector = build_detector(args, origin, train_set)
     train_loader = make_train_loader(train_set, collate_detection, args)
     method = SupervisedDETR(detector=detector, criterion=make_criterion(args, detector)).to(device)
     training = make_training(args, method, param_groups(args, detector), device, len(train_set))
+    if args.ema:
+        training.ema = Ema(detector, args.ema)
     resume(training, origin, args)
     return training, train_loader, val_loader
 
@@ -125,21 +189,41 @@ def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device
     """``--eval``: score a saved detector; its categories are those it was trained with."""
     make_writable(args.output_dir)
     val_loader = build_eval_loader(args, origin)
+    if origin.content.get("ema") is not None:
+        say(f"{origin.path}: the averaged weights (--ema) are evaluated")
     score(args, restore_detector(args, origin).to(device), val_loader, device)
+
+
+def score_run(
+    args: argparse.Namespace, training: Training, loader: DataLoader, device: torch.device
+) -> dict[str, float]:
+    """Evaluate the trained weights; with ``--ema`` the averaged ones, and beside them those as ``raw_...``."""
+    detector = training.method.detector
+    if training.ema is None:
+        return score(args, detector, loader, device)
+    summary = engine.evaluate(detector, make_criterion(args, detector), loader, device, args.amp, args.max_detections)
+    raw = {f"raw_{name}": value for name, value in numbers_of(summary or {}).items()}
+    numbers = score(args, training.ema.module, loader, device)
+    if raw:
+        say(f"of the averaged weights (--ema); of those that are trained: AP {raw['raw_AP']:.3f}")
+    return numbers | raw
 
 
 def score(args: argparse.Namespace, detector: DETR, loader: DataLoader, device: torch.device) -> dict[str, float]:
     """Evaluate, print the table, write eval.json; returns the numbers that log.txt keeps."""
-    postprocess = PostProcess(detector.classification)
-    summary = engine.evaluate(detector, postprocess, loader, device, args.amp)
+    criterion = make_criterion(args, detector)
+    summary = engine.evaluate(detector, criterion, loader, device, args.amp, args.max_detections)
     if summary is None:  # the main process has it
         return {}
-    say(DetectionEvaluator.table(summary))
+    say(f"{DetectionEvaluator.table(summary)}\nloss_val {summary['loss_val']:.4g}")
     write_json(summary, f"{args.output_dir}/eval.json")
+    return numbers_of(summary)
+
+
+def numbers_of(summary: dict[str, Any]) -> dict[str, float]:
+    """What log.txt keeps of an evaluation."""
     numbers = {name: value for name, value in summary.items() if isinstance(value, float)}
-    if "voc" in summary:
-        numbers["voc_mAP50"] = summary["voc"]["mAP50"]
-    return numbers
+    return numbers | ({"voc_mAP50": summary["voc"]["mAP50"]} if "voc" in summary else {})
 
 
 def kept_images(origin: Origin | None, name: str) -> list[str] | None:
@@ -167,11 +251,14 @@ def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: D
         report = load_origin(detector, origin, keep_class_head=is_same, new_parts=new_parts)
         say(report.describe(origin.path))
     elif args.backbone_weights:
-        report = load_backbone_weights(detector.backbone[0], args.backbone_weights)
+        report = start_backbone(detector.backbone[0], args.backbone_weights, args.backbone)
         report.notes.append("a backbone alone: the Transformer starts from scratch")
         say(report.describe(args.backbone_weights))
     else:
-        say("warning: neither --pretrain nor --backbone_weights: everything starts random, the backbone included")
+        say(
+            "warning: neither --pretrain nor --backbone_weights: everything starts random; --backbone_weights imagenet "
+            "gives the backbone published weights"
+        )
     return detector
 
 

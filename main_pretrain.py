@@ -22,15 +22,17 @@ from datasets.held_out import write_list
 from datasets.loader import EvalSampler, make_loader, make_train_loader
 from datasets.pretext.data import build_pretext_data, build_val_data, hold_out
 from datasets.pretext.samples import PretextDataset
+from datasets.pretext.two_view import TwoViewDataset
 from models import DETECTORS, PRETEXTS
 from models.backbone import backbone_normalization
-from models.backbone_weights import load_backbone_weights
+from models.backbone_weights import start_backbone
 from models.checkpoints.find import find_origin
 from models.checkpoints.load import load_detector
 from models.checkpoints.origin import Origin
 from models.detr import DETR
 from models.pretext.base import PretextTask
 from models.pretext.evaluate import evaluate, table
+from models.run_pictures import draw_views
 from training import Training, group_parameters, make_training, resume
 from util import distributed, recipes
 from util.args import pretrain_parser
@@ -40,7 +42,9 @@ from util.errors import CheckpointError, UserError
 from util.files import write_json
 from util.logger import RunLog, say
 from util.precision import autocast
+from util.progress import watched
 from util.records import Choices, num_outputs
+from util.run_summary import describe_run, every
 from util.saved_args import check_saved_args
 from util.script import run_script, start
 
@@ -72,8 +76,17 @@ def run(args: argparse.Namespace, origin: Origin | None, device: torch.device) -
     if args.val_fraction is not None:
         describe["val_images"] = val_loader.dataset.images.relative_paths()
     method = training.method
-    evaluate_now = None if val_loader is None else lambda: score(args, method, val_loader, device)
-    engine.train(training, loader, args, device, log, describe, evaluate_now)
+    data = f"{len(loader.dataset)} images for --method {args.method}, regions: {args.proposals}"
+    evaluated = "not at all (--val_fraction measures it)"
+    if val_loader is not None:
+        evaluated = f"on {len(val_loader.dataset)} images, "
+        evaluated += f"after every {every(args.eval_every, 'epoch')}" if args.eval_every else "at the end"
+    say(describe_run(args, training.schedule, method.detector, device, data=data, evaluated=evaluated))
+    dataset = loader.dataset
+    if log.shows_pictures and isinstance(dataset, TwoViewDataset):
+        log.picture("samples", training.step, draw_views(dataset, list(range(min(3, len(dataset)))), args.proposals))
+    evaluation = None if val_loader is None else engine.Evaluation(lambda: score(args, method, val_loader, device))
+    engine.train(training, loader, args, device, log, describe, evaluation)
 
 
 def choices() -> Choices:
@@ -112,7 +125,6 @@ def build(
     dataset, val_set = build_datasets(args, origin)
     val_loader = None if val_set is None else make_val_loader(args, val_set)
     loader = make_train_loader(dataset, task.collate, args)
-    say(f"{args.method}: {len(dataset)} images, {len(loader)} batches per epoch, regions: {args.proposals}")
     if args.recipe in task.recipes:
         values = " ".join(f"--{name} {getattr(args, name)}" for name in task.recipes[args.recipe])
         say(f"--recipe {args.recipe}, not the paper's: {values}")
@@ -199,7 +211,8 @@ def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device
 def score(args: argparse.Namespace, method: PretextTask, loader: DataLoader, device: torch.device) -> dict[str, float]:
     """Measure, print the table, write eval.json; returns the last decoder layer's numbers, for log.txt. Collective."""
     with autocast(device, args.amp):
-        by_layer = evaluate(method, (engine.to_device(batch, device) for batch in loader))
+        batches = watched(loader, len(loader), "measure")
+        by_layer = evaluate(method, (engine.to_device(batch, device) for batch in batches))
     say(table(by_layer))
     if distributed.is_main():
         write_json({"images": len(loader.dataset), "by_layer": by_layer}, f"{args.output_dir}/eval.json")
@@ -215,9 +228,13 @@ def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:
     if origin:
         load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
     elif args.backbone_weights:
-        say(load_backbone_weights(detector.backbone[0], args.backbone_weights).describe(args.backbone_weights))
+        report = start_backbone(detector.backbone[0], args.backbone_weights, args.backbone)
+        say(report.describe(args.backbone_weights))
     else:
-        say("warning: no --backbone_weights: the frozen backbone is random and its features mean little")
+        say(
+            "warning: no --backbone_weights: the frozen backbone is random and its features mean little; "
+            "--backbone_weights swav (as in the paper) or imagenet gives it published weights"
+        )
     return detector
 
 

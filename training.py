@@ -16,8 +16,9 @@ from datasets import DATASETS
 from models.checkpoints.origin import Origin
 from util import distributed
 from util.checkpoint import written_before
+from util.ema import Ema
 from util.errors import CheckpointError, UserError
-from util.logger import say, was_evaluated
+from util.logger import find_evaluation, say
 from util.recipes import SCHEDULE, tell_changes
 from util.rng import restore_rank_rng, rng_state
 from util.saved_state import load_optimizer, load_scaler, load_scheduler
@@ -33,7 +34,9 @@ class Training:
         optimizer, scheduler, scaler: of torch; the scaler does nothing unless fp16 is used.
         rates: learning rate of each of the optimizer's parameter groups before the schedule's factor.
         schedule: how long the run is and how far it has come. The position in the shuffled data follows from it.
+        ema: averaged weights of the detector, or None.
         evaluation_due: the detector as it is now is to be evaluated before training goes on.
+        evaluations: those that are done, each with its ``step``; see :mod:`util.evaluations`.
         saved: the checkpoint that holds all this as it is now, or None.
         written: the checkpoints that the run has written and not deleted, oldest first.
     """
@@ -44,7 +47,9 @@ class Training:
     scaler: torch.amp.GradScaler
     rates: list[float]
     schedule: Schedule
+    ema: Ema | None = None
     evaluation_due: bool = False
+    evaluations: list[dict[str, float]] = field(default_factory=list)
     saved: Path | None = None
     written: list[Path] = field(default_factory=list)
 
@@ -75,10 +80,13 @@ class Training:
             "images": self.schedule.images,
             "num_images": self.schedule.num_images,
             "evaluation_due": self.evaluation_due,
+            "evaluations": list(self.evaluations),
             "rng": distributed.all_gather_object(rng_state()),
         }
         if hasattr(self.method, "pretext_state_dict"):
             state["pretext"] = self.method.pretext_state_dict()
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
@@ -91,11 +99,14 @@ class Training:
             self.method.detector.load_state_dict(state["model"])
             if hasattr(self.method, "pretext_state_dict"):
                 self.method.load_pretext_state_dict(state["pretext"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state.get("ema"))
             load_optimizer(self.optimizer, state["optimizer"])
             load_scheduler(self.scheduler, state["lr_scheduler"])
             load_scaler(self.scaler, state["scaler"])
             self.schedule.go_on_at(*position_of(state, self.schedule.num_images))
             restore_rank_rng(state["rng"])
+            self.evaluations = list(state.get("evaluations", ()))
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             first = str(error).strip().splitlines()
             raise CheckpointError(f"--resume {source}: does not fit this run ({' '.join(first[:2])})") from None
@@ -150,17 +161,20 @@ def resume(training: Training, origin: Origin | None, args: argparse.Namespace) 
     training.use_rates(args)
     training.saved = origin.path
     training.written = written_before(args.output_dir, origin.path, training.step)
-    done = was_evaluated(origin.path.parent, training.step) if distributed.is_main() else None
-    training.evaluation_due = (
-        origin.content.get("evaluation_due") is True and not distributed.all_gather_object(done)[0]
-    )
+    if origin.content.get("evaluation_due") is True:
+        done = find_evaluation(origin.path.parent, training.step) if distributed.is_main() else None
+        done = distributed.all_gather_object(done)[0]
+        training.evaluation_due = done is None
+        training.evaluations += [] if done is None else [done]
     say(f"resumed from {origin.path} at step {training.step} of {training.schedule.total_steps}")
     if training.schedule.is_finished:
         say("nothing is left to do; to go on, raise --epochs or --max_steps")
     tell_changes(args, origin.content["args"], DATASETS)
 
 
-def group_parameters(module: nn.Module, rates: Mapping[str, float], group_of: Mapping[str, str]) -> list[dict[str, Any]]:
+def group_parameters(
+    module: nn.Module, rates: Mapping[str, float], group_of: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """The parameters to train, in groups that have learning rates of their own; no group is empty.
 
     Args:

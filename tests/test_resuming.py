@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import runs
 from tests.gloo import run_script
-from tests.runs import assert_equal, finetune, pretrain, read_log
-from tests.tiny import DETECTOR, PRETRAIN, write_data_set
+from tests.runs import assert_equal, finetune, read_log
+from tests.tiny import PRETRAIN, write_data_set
+from tests.tiny import SMALL_DETECTOR as DETECTOR
 from tests.util.test_run_lock import HOLD
 from util.checkpoint import load_file, save_file
 from util.errors import CheckpointError, DataError, UserError
+
+
+def pretrain(data, out, *argv) -> dict:
+    """With a small detector, for many checkpoints are written here."""
+    return runs.pretrain(data, out, *DETECTOR, *argv)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +176,9 @@ def test_two_runs_in_one_folder(data, tmp_path):
         (lambda c: c.update(scaler={"scale": "x"}), "scale"),
         (lambda c: c.update(model=None), "its model"),
         (lambda c: c.update(model=[1]), "its model"),
+        (lambda c: c.update(ema={"query_embed.weight": 1}), "its ema"),
+        (lambda c: c.update(ema={name: value[:1] for name, value in c["model"].items() if value.ndim}), "its ema"),
+        (lambda c: c.update(evaluations=[{"step": "1"}]), "its evaluations"),
         (lambda c: c["model"].update({"query_embed.weight": None}), "its model"),
         (lambda c: c["model"].update({"query_embed.weight": torch.zeros(10, 32, dtype=torch.int64)}), "int64"),
         (lambda c: c["model"].update({"query_embed.weight": torch.zeros(10, 32, dtype=torch.complex64)}), "complex64"),

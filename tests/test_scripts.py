@@ -15,7 +15,7 @@ from datasets.proposals.store import write_proposals
 from tests.conftest import ROOT
 from tests.gloo import run_script
 from tests.runs import assert_equal, finetune, pretrain, read_log
-from tests.tiny import DETECTOR, PRETRAIN, write_voc
+from tests.tiny import DETECTOR, PRETRAIN, SMALL_DETECTOR, write_voc
 from util.checkpoint import load_file
 from util.errors import CheckpointError, DataError
 
@@ -74,7 +74,7 @@ def test_eval_prints_what_training_printed(data, voc, tmp_path, detr, form, amp,
         assert set(trained["voc"]["per_class"]) == {"square", "brick"}
         assert logged["voc_mAP50"] == trained["voc"]["mAP50"]
 
-    table = capsys.readouterr().out.split("steps, ")[-1].partition("\n")[2]
+    table = capsys.readouterr().out.split("steps, ")[-1].partition("\n")[2].partition("best AP")[0]
     # sizes, data set form, batch size and precision are the checkpoint's
     argv = ["--resume", f"{tmp_path}/fine/checkpoint.pth", "--eval", "--data_path", str(root), "--num_workers", "0"]
     main_finetune.main([*argv, "--device", "cpu", "--output_dir", str(tmp_path / "eval")])
@@ -101,7 +101,7 @@ def test_resumed_pretraining_continues_bit_for_bit(data, tmp_path, num_workers):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resumed_finetuning_continues_bit_for_bit(data, tmp_path, num_workers):
     argv = [
-        *DETECTOR,
+        *SMALL_DETECTOR,
         "--num_workers",
         str(num_workers),
         "--epochs",
@@ -112,6 +112,8 @@ def test_resumed_finetuning_continues_bit_for_bit(data, tmp_path, num_workers):
         "1",
         "--keep_checkpoints",
         "20",
+        "--ema",
+        "0.9",
     ]
     whole = finetune(data, tmp_path / "whole", *argv)
     resume = ["--resume", str(tmp_path / "whole" / "checkpoint_00000007.pth")]

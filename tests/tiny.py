@@ -12,6 +12,9 @@ from PIL import Image
 DETECTOR = (
     "--backbone resnet18 --enc_layers 1 --dec_layers 2 --hidden_dim 32 --nheads 4 --dim_feedforward 64 --num_queries 10"
 ).split()
+SMALL_DETECTOR = ["timm:test_resnet" if word == "resnet18" else word for word in DETECTOR]
+"""Half a million parameters, so that many checkpoints are written at once; resnet18's take 130 MB each."""
+
 COMMON = "--scales 64 80 --max_size 110 --device cpu --num_workers 0 --batch_size 2 --log_every 1 --seed 3".split()
 PRETRAIN = [*COMMON, *"--num_regions 5 --crop_size 32".split()]
 

@@ -11,6 +11,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from util.evaluations import MEASURES
+from util.parser import Parser
 from util.recipes import COMMON_ARCHITECTURE, FIRST_LR, PAPER
 from util.records import Choices, DetectorRecord, Finetuning, Flag, Record
 
@@ -95,8 +97,10 @@ def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> arg
     group = parser.add_argument_group("data")
     add_choice(group, "dataset_file", choices.datasets)
     group.add_argument("--data_path", help="root folder of the data set")
-    group.add_argument("--scales", type=int, nargs="+", help="short sides in pixels; one is drawn for each image")
-    group.add_argument("--max_size", type=int, help="limit of the long side in pixels")
+    group.add_argument(
+        "--scales", type=int, nargs="+", help="short sides in pixels; one is drawn for each image; default: the paper's"
+    )
+    group.add_argument("--max_size", type=int, help="limit of the long side in pixels; default: the paper's")
     add_image_file_arguments(group)
     group.add_argument(
         "--check_images",
@@ -142,9 +146,10 @@ def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) ->
     )
     group.add_argument(
         "--backbone_weights",
-        metavar="FILE",
-        help="start the backbone from SwAV, MoCo, torchvision or timm weights, or that of any detector; "
-        "without it, it starts random",
+        metavar="imagenet|swav|FILE",
+        help="start the backbone from published weights by name, which are downloaded once (imagenet: torchvision's or "
+        "timm's own; swav: ResNet-50 alone), or from a file of SwAV, MoCo, torchvision, timm or any detector; default: "
+        "it starts random",
     )
     group.add_argument(
         "--dilation",
@@ -177,13 +182,15 @@ def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) ->
 def add_loss_arguments(parser: argparse.ArgumentParser, detectors: Mapping[str, DetectorRecord]) -> None:
     """Costs of the matching and weights of the losses, spelled as in DETR."""
     group = parser.add_argument_group("matching costs and loss weights")
-    weights = f"default: 1 with softmax, 2 with focal loss{exceptions('cls_loss_coef', detectors)}"
-    group.add_argument("--set_cost_class", type=float, help="default: 1 with softmax, 2 with focal loss")
-    group.add_argument("--set_cost_bbox", type=float, default=5.0)
-    group.add_argument("--set_cost_giou", type=float, default=2.0)
+    weights = f"loss: of the class; default: 1 with softmax, 2 with focal loss{exceptions('cls_loss_coef', detectors)}"
+    group.add_argument(
+        "--set_cost_class", type=float, help="matching: of the class; default: 1 with softmax, 2 with focal loss"
+    )
+    group.add_argument("--set_cost_bbox", type=float, default=5.0, help="matching: of the L1 distance")
+    group.add_argument("--set_cost_giou", type=float, default=2.0, help="matching: of 1 - GIoU")
     group.add_argument("--cls_loss_coef", type=float, help=weights)
-    group.add_argument("--bbox_loss_coef", type=float, default=5.0)
-    group.add_argument("--giou_loss_coef", type=float, default=2.0)
+    group.add_argument("--bbox_loss_coef", type=float, default=5.0, help="loss: of the L1 distance")
+    group.add_argument("--giou_loss_coef", type=float, default=2.0, help="loss: of 1 - GIoU")
     group.add_argument("--eos_coef", type=float, help="softmax: weight of the no-object class; default: 0.1")
     group.add_argument("--focal_alpha", type=float, help="focal loss: weight of the positives; default: 0.25")
 
@@ -199,7 +206,7 @@ def add_optimizer_arguments(
     """
     group = parser.add_argument_group("optimization")
     group.add_argument("--lr", type=float, help=f"default: {lr}")
-    group.add_argument("--weight_decay", type=float, default=1e-4)
+    group.add_argument("--weight_decay", type=float, default=1e-4, help="of AdamW")
     group.add_argument("--clip_max_norm", type=float, default=0.1, help="gradient norm limit; 0 switches it off")
     group.add_argument("--batch_size", type=int, help=f"images per process; default: {batch_size}")
     group.add_argument(
@@ -208,13 +215,19 @@ def add_optimizer_arguments(
         default=1,
         help="batches per step, to save memory; each is normalised on its own",
     )
-    group.add_argument("--epochs", type=int, help="length of the schedule in epochs")
+    group.add_argument(
+        "--epochs", type=int, help="length of the schedule in epochs; default: the paper's, if it counts epochs"
+    )
     group.add_argument(
         "--lr_drop",
         type=int,
         help=f"epoch after which lr is multiplied by 0.1; default: after this share of them: {drop}",
     )
-    group.add_argument("--max_steps", type=int, help="length of the schedule in steps, instead of --epochs")
+    group.add_argument(
+        "--max_steps",
+        type=int,
+        help="length of the schedule in steps, instead of --epochs; default: the paper's, if it counts steps",
+    )
     group.add_argument(
         "--lr_drop_step", type=int, help="step after which lr is multiplied by 0.1; default: after the same share"
     )
@@ -235,15 +248,30 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     """Where it runs, what it writes, how it goes on."""
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", default="outputs", help="receives args.json, log.txt and checkpoints")
-    group.add_argument("--resume", metavar="auto|FILE", help="go on from a checkpoint; auto: the newest, if any")
-    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    group.add_argument("--seed", type=int, default=42)
+    group.add_argument(
+        "--resume",
+        metavar="auto|FILE",
+        help="go on from a checkpoint, with its arguments, --data_path among them; auto: the newest, if any",
+    )
+    group.add_argument(
+        "--args_from",
+        metavar="FILE",
+        help="args.json of another run: its arguments hold where nothing is typed, but for --output_dir and --device",
+    )
+    group.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one"
+    )
+    group.add_argument("--seed", type=int, default=42, help="of the order of images, augmentation and new weights")
     group.add_argument("--num_workers", type=int, default=2, help="loading processes for each training process")
     group.add_argument("--save_every_epochs", type=int, default=1, help="0: only by steps and at the end")
     group.add_argument("--save_every_steps", type=int, default=0, help="0: only by epochs and at the end")
-    group.add_argument("--keep_checkpoints", type=int, default=2, help="older checkpoints are deleted")
+    group.add_argument("--keep_checkpoints", type=int, default=2, help="so many, older ones are deleted")
     group.add_argument("--log_every", type=int, default=20, help="steps between two lines of log.txt")
-    group.add_argument("--tensorboard", action="store_true", help="write the log's numbers for tensorboard, too")
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="show numbers, samples and what is found in tensorboard",
+    )
     return group
 
 
@@ -259,8 +287,10 @@ def add_pretext_arguments(parser: argparse.ArgumentParser, choices: Choices) -> 
 
 def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
     """The parser of main_pretrain.py."""
-    parser = argparse.ArgumentParser(
-        "main_pretrain.py", description="Pretrain the Transformer without labels.", allow_abbrev=False
+    parser = Parser(
+        "main_pretrain.py",
+        description="Pretrain the Transformer without labels.",
+        usage="%(prog)s --data_path DIR --output_dir OUT [--FLAG VALUE ...]",
     )
     data = add_data_arguments(parser, choices)
     data.add_argument(
@@ -299,8 +329,10 @@ def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
 
 def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
     """The parser of main_finetune.py."""
-    parser = argparse.ArgumentParser(
-        "main_finetune.py", description="Train or evaluate a detector on boxes.", allow_abbrev=False
+    parser = Parser(
+        "main_finetune.py",
+        description="Train or evaluate a detector on boxes.",
+        usage="%(prog)s --data_path DIR --output_dir OUT [--pretrain FILE] [--FLAG VALUE ...]",
     )
     data = add_data_arguments(parser, choices)
     data.add_argument(
@@ -325,6 +357,14 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
     )
     data.add_argument("--eval_size", type=int, help="short side at evaluation; default: the largest of --scales")
     data.add_argument("--eval_max_size", type=int, help="long side at evaluation; default: --max_size")
+    data.add_argument(
+        "--max_detections",
+        type=int,
+        default=100,
+        metavar="N",
+        help="of an image at evaluation; above 100 there are scores AP@N, AP50@N and AR@N beside those of COCO, in "
+        "which 100 count; default: 100",
+    )
     add_owned_arguments(parser, choices, "dataset_file")
     add_detector_arguments(parser, choices)
     add_loss_arguments(parser, choices.detectors)
@@ -363,4 +403,25 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
         "--eval", action="store_true", help="evaluate the checkpoint of --resume, also of other projects, and stop"
     )
     run.add_argument("--eval_every", type=int, default=1, help="epochs between two evaluations; 0: at the end only")
+    run.add_argument(
+        "--best_by",
+        choices=list(MEASURES),
+        default=MEASURES[0],
+        help=f"which score decides what is kept as checkpoint_best.pth; default: {MEASURES[0]}",
+    )
+    run.add_argument(
+        "--patience",
+        type=int,
+        default=0,
+        metavar="N",
+        help="end training after N evaluations without a better --best_by; default: 0, never",
+    )
+    optimization.add_argument(
+        "--ema",
+        type=float,
+        default=0.0,
+        metavar="DECAY",
+        help="average the weights over the steps (0.9997, or less for short runs) and evaluate the average; it lies in "
+        "the checkpoints, and --resume FILE --eval, --pretrain and main_predict.py take it; default: 0, no average",
+    )
     return parser

@@ -195,6 +195,12 @@ def check_finetune(args: argparse.Namespace, choices: Choices) -> None:
     check_common(args, choices, choices.detectors[args.detr].classification)
     at_least(args, 0, "lr_backbone")
     at_least(args, 1, "eval_size", "eval_max_size", "train_images_per_class")
+    at_least(args, 100, "max_detections")
+    at_least(args, 0, "patience", "ema")
+    if args.ema >= 1:
+        raise UserError(f"--ema {args.ema}: must be below 1; 0 switches it off")
+    if args.patience and not args.eval_every:
+        raise UserError(f"--patience {args.patience} counts evaluations while training: --eval_every 0 makes none")
     if args.resume and args.resume != "auto" and args.pretrain:
         raise UserError("--pretrain starts a new run, --resume FILE continues a run: choose one")
     if args.train_fraction is not None and args.train_images_per_class is not None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import secrets
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from util.public_pickle import PUBLIC_GLOBALS
 from util.run_lock import locked
 
 LATEST = "checkpoint.pth"
+BEST = "checkpoint_best.pth"
 
 # Errors of torch's reader for a file that is truncated, damaged or not a checkpoint.
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, OSError, AssertionError, TypeError, AttributeError)
@@ -112,6 +114,19 @@ def save_checkpoint(
     return path
 
 
+def keep_as_best(output_dir: str | Path, saved: Path) -> None:
+    """Let ``checkpoint_best.pth`` be the checkpoint ``saved``: by a hard link, which costs no space, or as a copy."""
+    best = Path(output_dir) / BEST
+    temporary = best.with_name(f".{BEST}.{secrets.token_hex(8)}")
+    try:
+        os.link(saved.resolve(), temporary)
+        os.replace(temporary, best)
+        temporary.unlink(missing_ok=True)  # of two names of one file, replace leaves both
+    except OSError:  # no hard links here
+        with written_whole(best) as copy:
+            shutil.copyfile(saved, copy)
+
+
 def written_before(output_dir: str | Path, resumed: Path | None, step: int) -> list[Path]:
     """The checkpoints in the output folder that a run, resumed there after ``step``, has written itself.
 
@@ -154,7 +169,7 @@ def open_output_dir(args: argparse.Namespace, resumed: Path | None) -> Path:
     if distributed.is_main():
         make_writable(folder)
         goes_on_here = resumed is not None and resumed.resolve().parent == folder.resolve()
-        if not goes_on_here and candidates(folder):
+        if not goes_on_here and (candidates(folder) or (folder / BEST).exists()):
             raise UserError(
                 f"--output_dir {folder} already holds a run: continue it with --resume auto, or choose another folder"
             )

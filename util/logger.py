@@ -1,4 +1,4 @@
-"""The output of a run: a progress bar, log.txt as JSON lines, optionally tensorboard."""
+"""The output of a run: log.txt as JSON lines, optionally tensorboard, and lines for the user."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import itertools
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,6 +34,12 @@ class Meters:
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
+
+    def peek(self, name: str) -> float | None:
+        """This process's mean of one value since the last reading; None where the host would wait for a device."""
+        if name not in self._sums or self._sums[name].device.type != "cpu":
+            return None
+        return float(self._sums[name]) / self._count
 
     def read(self) -> dict[str, float]:
         """Means over steps since the last call, and over processes. Waits for the device."""
@@ -84,10 +91,24 @@ class RunLog:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
             self._board.flush()
 
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether :meth:`picture` has a place for pictures; not so without tensorboard."""
+        return self._board is not None
 
-def was_evaluated(folder: Path, step: int) -> bool:
-    """Whether log.txt in ``folder`` has the scores of the checkpoint that was saved after ``step``."""
-    return any(b'"eval"' in line and _step_of(line) == step for line in _read(folder / "log.txt").splitlines())
+    def picture(self, name: str, step: int, picture: Image.Image) -> None:
+        """Show an RGB picture in tensorboard."""
+        self._board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        self._board.flush()
+
+
+def find_evaluation(folder: Path, step: int) -> dict[str, float] | None:
+    """The numbers in log.txt of ``folder`` of the checkpoint that was saved after ``step``; None: not evaluated."""
+    for line in _read(folder / "log.txt").splitlines():
+        if b'"eval"' in line and _step_of(line) == step:
+            numbers = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+            return {name: value for name, value in numbers.items() if type(value) in (int, float) and name != "epoch"}
+    return None
 
 
 def _read(path: Path) -> bytes:
@@ -126,36 +147,6 @@ def _enumerate(lines: list[int]) -> str:
         return f"line {lines[0]} is"
     more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
     return f"lines {', '.join(map(str, lines[:3]))}{more} are"
-
-
-class Progress:
-    """A bar over all steps with loss, lr, throughput and time left; only on a terminal."""
-
-    def __init__(self, *, total: int, start: int, images_per_step: int) -> None:
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=not shows_progress())
-        self._images_per_step = images_per_step
-        self._since, self._steps = time.perf_counter(), 0
-
-    def advance(self) -> None:
-        """One step is done."""
-        self._steps += 1
-        self._bar.update()
-
-    def report(self, values: dict[str, float]) -> float:
-        """Show the newest values; returns the images per second since the last report."""
-        seconds = time.perf_counter() - self._since
-        rate = self._steps * self._images_per_step / max(seconds, 1e-9)
-        self._since, self._steps = time.perf_counter(), 0
-        self._bar.set_postfix_str(f"loss {values['loss']:.4g}  lr {values['lr']:.2g}  {rate:.3g} images/s")
-        return rate
-
-    def pause(self) -> None:
-        """Restart the clock of the throughput, after work that was not training."""
-        self._since, self._steps = time.perf_counter(), 0
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self._bar.close()
 
 
 def shows_progress() -> bool:

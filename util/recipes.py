@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from util.errors import CheckpointError
+from util.errors import CheckpointError, UserError
 from util.logger import say
 from util.records import DETECTION_SCALES, Choices, Classification, DataRecord, DetectorRecord, Flag
+from util.saved_args import read_args
 
 COMMON_ARCHITECTURE: dict[str, Any] = {
     "backbone": "resnet50",
@@ -32,8 +34,14 @@ SCHEDULE = ("epochs", "lr_drop", "max_steps", "lr_drop_step")
 DROPS = ("lr_drop", "lr_drop_step")
 
 # Where things lie, and how a run starts: no part of what it computes when it is resumed.
-PLACES = ("data_path", "proposal_dir", "backbone_weights", "pretrain", "new_parts", "resume", "output_dir", "device")
-PLACES += ("num_workers", "eval", "val_path", "val_proposal_dir")
+OTHER_DATA = ("proposal_dir", "val_path", "val_proposal_dir")
+START = ("resume", "output_dir", "device", "eval", "args_from")
+PLACES = ("data_path", *OTHER_DATA, "backbone_weights", "pretrain", "new_parts", "num_workers", *START)
+ONCE = ("backbone_weights", "pretrain", "new_parts", *START)
+"""Those of the places that a resumed run does not take up again."""
+
+CLASS_WEIGHTS = ("set_cost_class", "cls_loss_coef", "eos_coef", "focal_alpha")
+"""What depends on how a run classifies."""
 
 PAPER = "paper"
 """The value of ``--recipe`` that changes nothing."""
@@ -45,15 +53,22 @@ FIRST_LR = 1e-4
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, choices: Choices
 ) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """What was typed, and the parser's defaults.
+    """What was typed, or else stands in the file of ``--args_from``, and the parser's defaults.
 
-    What was not typed is None, so that a checkpoint or a recipe may fill it before the default does. Places have their
-    defaults at once.
+    What is in neither is None, so that a checkpoint or a recipe may fill it before the default does. How a run starts
+    has its defaults at once.
+
+    Raises:
+        UserError: ``--args_from`` is no such file.
     """
     defaults = vars(parser.parse_args([]))
     args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults)))
-    known = places(choices.datasets)
-    fill(args, {name: value for name, value in defaults.items() if name in known})
+    if args.args_from is not None:
+        if args.resume not in (None, "auto"):
+            raise UserError("--resume FILE goes on with that run's own arguments: leave --args_from out")
+        saved = read_args(parser, args.args_from)
+        fill(args, still_valid(args, {name: value for name, value in saved.items() if name not in START}, choices))
+    fill(args, {name: defaults[name] for name in START if name in defaults})
     return args, defaults
 
 
@@ -70,9 +85,9 @@ def complete(
 ) -> None:
     """Fill every argument that was not typed. What comes first wins:
 
-    1. what the user typed (``args``, from :func:`parse`);
+    1. what the user typed, then what stands in the file of ``--args_from`` (``args``, from :func:`parse`);
     2. what the checkpoint was made with: of any checkpoint the architecture, which it is an error to contradict; of a
-       run that is resumed everything else, too, but for places;
+       run that is resumed everything else, too, but for :data:`ONCE`;
     3. the recipe of the papers for the chosen detector, task and data;
     4. the parser's default.
 
@@ -92,7 +107,7 @@ def complete(
         adopt(args, architecture_names(choices.detectors), saved, source, free)
     if saved is not None and resumes:
         adopt(args, fixed, saved, source)
-        continue_run(args, saved, choices.datasets)
+        continue_run(args, saved, choices)
     fill(args, format_of_typed_flags(args, choices))
     fill(args, {option: next(iter(records)) for option, records in choices.tables().items()})
     fill(args, architecture_defaults(choices.detectors[args.detr]))
@@ -249,22 +264,52 @@ def adopt(
         setattr(args, name, saved[name])
 
 
-def continue_run(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapping[str, DataRecord]) -> None:
-    """A resumed run goes on as it was: what is not typed again is what it was, but for places.
+def continue_run(args: argparse.Namespace, saved: dict[str, Any], choices: Choices) -> None:
+    """A resumed run goes on as it was: what is not typed again is what it was, but for :data:`ONCE`.
 
-    A length that is typed anew replaces the saved schedule as a whole, for where lr drops is a share of it, and another
-    ``--lr_schedule`` leaves the drop behind. Another data format leaves behind the flags of the saved one.
+    Where its data lie is said, for they may lie elsewhere now.
     """
-    known = places(datasets)
-    kept = {name: value for name, value in saved.items() if hasattr(args, name) and name not in known}
-    if args.epochs is not None or args.max_steps is not None:
-        kept = {name: value for name, value in kept.items() if name not in SCHEDULE}
-    if args.lr_schedule not in (None, saved.get("lr_schedule", "step")):
-        kept = {name: value for name, value in kept.items() if name not in DROPS}
-    if args.dataset_file not in (None, saved.get("dataset_file")):
-        of_data = {flag.name for record in datasets.values() for flags in record.flags.values() for flag in flags}
-        kept = {name: value for name, value in kept.items() if name not in of_data}
+    kept = {name: value for name, value in saved.items() if hasattr(args, name) and name not in ONCE}
+    kept = {name: value for name, value in still_valid(args, kept, choices).items() if getattr(args, name) is None}
     fill(args, kept)
+    of_data = [name for name in kept if name in data_places(choices.datasets) and kept[name] is not None]
+    if of_data:
+        say(f"as before: {' '.join(f'--{name} {_as_typed(kept[name])}' for name in of_data)}")
+
+
+def still_valid(args: argparse.Namespace, saved: dict[str, Any], choices: Choices) -> dict[str, Any]:
+    """Saved arguments without those that something typed makes meaningless.
+
+    * A length that is typed replaces the saved schedule as a whole, for where lr drops is a share of it; another
+      ``--lr_schedule`` leaves the drop behind.
+    * Data that are typed, or another format, leave behind where the saved data lie.
+    * Another detector, task or format leaves behind the flags that only some of them have; another detector also what
+      the detectors differ in.
+    """
+    dropped: set[str] = set()
+    if args.epochs is not None or args.max_steps is not None:
+        dropped |= {*SCHEDULE}
+    if args.lr_schedule not in (None, saved.get("lr_schedule", "step")):
+        dropped |= {*DROPS}
+    of_data = data_places(choices.datasets)
+    if any(getattr(args, name, None) is not None for name in of_data.difference(OTHER_DATA)):
+        dropped |= of_data
+    for option, records in choices.tables().items():
+        if getattr(args, option) in (None, saved.get(option)):
+            continue
+        dropped |= choices.owners(option).keys()
+        dropped |= {name for record in records.values() for name in getattr(record, "defaults", ())}
+        dropped |= {*CLASS_WEIGHTS} if option != "dataset_file" else of_data
+    return {name: value for name, value in saved.items() if name not in dropped}
+
+
+def data_places(datasets: Mapping[str, DataRecord]) -> set[str]:
+    """Arguments that say where the data lie."""
+    return places(datasets).difference(ONCE, ["num_workers"])
+
+
+def _as_typed(value: Any) -> str:
+    return shlex.join(map(str, value)) if isinstance(value, list) else shlex.quote(str(value))
 
 
 def tell_changes(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapping[str, DataRecord]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 LRSchedule = Literal["step", "cosine"]
-"""step: a tenth from one point on; cosine: along half a cosine from the full rate to 0 at the end (SGDR, 1608.03983)."""
+"""step: a tenth from one point on; cosine: along half a cosine to 0 at the end (SGDR, 1608.03983)."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,19 +93,21 @@ def load_detector(
 def load_origin(
     detector: nn.Module, origin: Origin, *, keep_class_head: bool, new_parts: Sequence[str] = ()
 ) -> LoadReport:
-    """Load the checkpoint that a run starts from; see :func:`load_detector`.
+    """Load the checkpoint that a run starts from; see :func:`load_detector` and :func:`weights_to_use`.
 
     Returns:
         What was loaded; left-over tensors have their names in the file.
     """
     report = load_detector(
         detector,
-        origin.content["model"],
+        weights_to_use(origin.content),
         origin.path,
         keep_class_head=keep_class_head,
         new_parts=new_parts,
         resize_queries=not origin.resumes,
     )
+    if origin.content.get("ema") is not None and not origin.resumes:
+        report.notes.append("averaged weights (--ema)")
     if origin.foreign is None:
         return report
     report.left_over = origin.foreign.in_file(report.left_over) + origin.foreign.left_over
@@ -113,6 +116,11 @@ def load_origin(
         flags = ", ".join(f"--{name} {origin.content['args'][name]}" for name in origin.foreign.assumed)
         report.notes.append(f"the file does not say, so as in the paper: {flags}")
     return report
+
+
+def weights_to_use(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The detector of a checkpoint for whoever does not go on training it: averaged (``--ema``), where it has that."""
+    return content["model"] if content.get("ema") is None else content["ema"]
 
 
 def check_weights(

@@ -42,6 +42,8 @@ def _parts(content: dict[str, Any]) -> dict[str, bool]:
         "args": isinstance(args, dict),
         "categories": content.get("categories", 0) is None or saved_categories(content.get("categories")) is not None,
         "class head": not is_finetuned or (isinstance(model, dict) and num_class_logits(model) is not None),
+        "ema": _is_another(content.get("ema"), model),
+        "evaluations": _are_evaluations(content.get("evaluations", [])),
         **{name: _is_list_of_names(content.get(name)) for name in ("train_images", "val_images")},
     }
 
@@ -52,6 +54,27 @@ def _is_list_of_names(images: Any) -> bool:
 
 def _is_named_tensor(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _is_another(weights: Any, model: Any) -> bool:
+    """Whether these are other values of the same tensors, or None."""
+    if weights is None:
+        return True
+    if not (isinstance(weights, dict) and isinstance(model, dict) and weights.keys() == model.keys()):
+        return False
+    return all(
+        isinstance(value, Tensor) and value.shape == model[name].shape and value.dtype == model[name].dtype
+        for name, value in weights.items()
+    )
+
+
+def _are_evaluations(evaluations: Any) -> bool:
+    return isinstance(evaluations, list) and all(
+        isinstance(scores, dict)
+        and type(scores.get("step")) is int
+        and all(isinstance(name, str) and type(value) in (int, float) for name, value in scores.items())
+        for scores in evaluations
+    )
 
 
 def _check_architecture(content: dict[str, Any], path: Path, hints: dict[str, Any]) -> None:

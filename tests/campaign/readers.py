@@ -23,7 +23,7 @@ from tools import check_data, convert_checkpoint, make_proposals
 from tools.comparison.execution import RECORD, is_finished, record_of
 from tools.comparison.specification import make_runs, read_specification
 from util.checkpoint import load_file, save_file
-from util.logger import RunLog, was_evaluated
+from util.logger import RunLog, find_evaluation
 from util.plot_utils import curves, read_log
 
 PLAN = {"method": "random", "parameters": {"seed": 0}, "num_images": 3, "fingerprint": "f", "shards": 1}
@@ -172,7 +172,7 @@ def _state(folder: Path) -> None:
 
 
 def _log(folder: Path) -> None:
-    was_evaluated(folder, 3)
+    find_evaluation(folder, 3)
     RunLog(folder, step=3, tensorboard=False).write("train", 4, {"loss": 1.0})
     curves(read_log(folder / "log.txt"))
 

@@ -1,5 +1,6 @@
 """The command line: recipes, what a checkpoint decides, combinations that cannot work."""
 
+import json
 import re
 import sys
 
@@ -280,7 +281,7 @@ def test_a_resumed_run_keeps_what_is_not_typed_again():
     args = resumed()
     assert (args.epochs, args.lr_drop, args.scales, args.lr_backbone) == (9, 8, [99], 5e-5)
     assert (args.seed, args.dropout, args.tensorboard, args.eval_every) == (5, 0.3, True, 3)
-    assert (args.pretrain, args.num_workers, args.output_dir) == (None, 2, "outputs")  # places
+    assert (args.pretrain, args.num_workers, args.output_dir) == (None, 7, "outputs")
     assert args.lr == 1e-4
     args = resumed("--seed", "42", "--dropout", "0")  # typed, although the one is the default
     assert (args.seed, args.dropout) == (42, 0)
@@ -312,6 +313,90 @@ def test_a_resumed_run_keeps_its_image_sets():
         assert (args.voc_train, args.voc_val) == (expected, ["2007:val"])
     args = finetune("--dataset_file", "coco", saved=saved, resumes=True)
     assert (args.voc_train, args.voc_val) == (None, None)
+
+
+def write_args(folder, args):
+    (folder / "args.json").write_text(json.dumps(vars(args) | {"output_dir": "there", "device": "cpu"}))
+    return str(folder / "args.json")
+
+
+def test_arguments_of_another_run(tmp_path):
+    """Typed flags hold first, then the file, then the recipe."""
+    typed = ["--detr", "deformable", "--lr", "3e-4", "--epochs", "9", "--num_workers", "7", "--tensorboard"]
+    path = write_args(tmp_path, finetune(*typed, "--pretrain", "p.pth"))
+    args = finetune("--args_from", path, "--seed", "8")
+    assert (args.detr, args.num_feature_levels, args.lr, args.epochs, args.lr_drop) == ("deformable", 4, 3e-4, 9, 7)
+    assert (args.seed, args.num_workers, args.tensorboard, args.pretrain) == (8, 7, True, "p.pth")
+    assert (args.output_dir, args.device, args.resume) == ("outputs", "auto", None)  # of this run
+    assert finetune("--args_from", str(tmp_path), "--lr", "1").lr == 1  # its folder will do
+    args = finetune("--args_from", path, "--max_steps", "10")
+    assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 10, 8)
+
+
+def test_another_detector_leaves_behind_what_was_the_others(tmp_path):
+    path = write_args(tmp_path, finetune("--detr", "deformable", "--two_stage", "--with_box_refine", "--lr", "3e-4"))
+    args = finetune("--args_from", path, "--detr", "vanilla")
+    assert (args.num_feature_levels, args.two_stage, args.eos_coef, args.focal_alpha) == (None, False, 0.1, None)
+    assert (args.dim_feedforward, args.num_queries, args.lr) == (2048, 100, 3e-4)
+    check_finetune(args, FINETUNE)
+
+
+def test_a_checkpoint_and_the_arguments_of_another_run(tmp_path):
+    """The file is as if typed: the detector of --pretrain must be the same; a resumed run says the same again."""
+    path = write_args(tmp_path, finetune("--hidden_dim", "64", "--lr", "3e-4"))
+    saved = vars(finetune("--args_from", path, "--epochs", "3"))
+    again = finetune("--args_from", path, "--resume", "auto", saved=saved, resumes=True)
+    assert (again.epochs, again.lr, again.hidden_dim) == (50, 3e-4, 64)  # the file's length is as good as typed
+    with pytest.raises(CheckpointError, match=r"--hidden_dim 64 does not fit f\.pth"):
+        finetune("--args_from", path, saved={"detr": "conditional", "hidden_dim": 128}, source="f.pth")
+    with pytest.raises(UserError, match="--resume FILE goes on with that run's own arguments"):
+        finetune("--args_from", path, "--resume", "f.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"--args_from .*args\.json: No such file"),
+        ("{", "not JSON"),
+        ("[1]", "holds a list, not the arguments of a run"),
+        ('{"a": 1}', r"holds no arguments of main_finetune\.py"),
+        ('{"lr": "fast"}', "its argument lr is 'fast'"),
+        ('{"detr": "conditonal"}', "its argument detr is 'conditonal'"),
+        ('{"lr": 1, "method": "siamese"}', r"of a run of main_pretrain\.py, not of main_finetune\.py"),
+    ],
+)
+def test_a_file_without_arguments(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "args.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        finetune("--args_from", str(tmp_path / "args.json"))
+
+
+def test_flags_of_another_version_are_left_out(tmp_path, capsys):
+    (tmp_path / "args.json").write_text('{"lr": 1.0, "of_old": 3}')
+    assert finetune("--args_from", str(tmp_path)).lr == 1
+    assert "left out, for there are no such flags: --of_old" in capsys.readouterr().out
+
+
+def test_a_resumed_run_finds_its_data(capsys):
+    """What lies where need not be typed again; data that are typed are wholly typed."""
+    typed = ["--proposals", "edgebox", "--proposal_dir", "boxes", "--val_path", "val", "--val_proposal_dir", "more"]
+    saved = vars(pretrain(*typed))
+    capsys.readouterr()
+
+    def resumed(*argv):
+        args, defaults = recipes.parse(pretrain_parser(PRETRAIN), ["--resume", "auto", *argv], PRETRAIN)
+        recipes.complete(args, defaults, PRETRAIN, recipes.pretrain_recipe, saved=saved, source="f", resumes=True)
+        return args.data_path, args.proposal_dir, args.val_path, args.val_proposal_dir
+
+    assert resumed() == ("images", "boxes", "val", "more")
+    told = "as before: --data_path images --proposal_dir boxes --val_path val --val_proposal_dir more"
+    assert told in capsys.readouterr().out
+    assert resumed("--proposal_dir", "b 2") == ("images", "b 2", "val", "more")
+    assert resumed("--data_path", "elsewhere") == ("elsewhere", None, None, None)
+    saved = vars(finetune("--train_ann", "a", "--train_images", "b", "--val_ann", "c", "--val_images", "d"))
+    args = finetune("--resume", "auto", saved=saved, resumes=True)  # --data_path is typed here
+    assert args.train_ann is None
 
 
 def test_tensorboard_is_looked_for_before_anything_is_built(monkeypatch):

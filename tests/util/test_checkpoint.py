@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from training import resume
 from models.checkpoints.origin import Origin
 from tests.gloo import run_processes
+from training import resume
 from util.checkpoint import (
     LATEST,
     load_file,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from util.errors import UserError
-from util.logger import Meters, RunLog, was_evaluated
+from util.logger import Meters, RunLog, find_evaluation
 
 
 def _steps(folder):
@@ -22,6 +22,17 @@ def test_meters_average_and_start_anew():
     assert meters.read() == {}
     meters.update({"loss": torch.tensor(5.0)})
     assert meters.read() == {"loss": 5.0}
+
+
+def test_meters_can_be_looked_at_between_readings():
+    meters = Meters()
+    assert meters.peek("loss") is None
+    for value in (1.0, 3.0):
+        meters.update({"loss": torch.tensor(value)})
+    assert meters.peek("loss") == 2
+    assert meters.read() == {"loss": 2.0}
+    meters.update({"loss": torch.zeros((), device="meta")})  # any device that is not the host
+    assert meters.peek("loss") is None
 
 
 def test_a_resumed_log_drops_the_steps_that_are_done_again(tmp_path):
@@ -54,19 +65,19 @@ def test_a_line_that_is_no_record_is_named_and_skipped(tmp_path, capsys, line):
     assert (tmp_path / "log.txt.1").read_bytes() == before
 
 
-def test_whether_a_step_was_evaluated(tmp_path):
+def test_whether_a_step_find_evaluation(tmp_path):
     log = RunLog(tmp_path, step=0, tensorboard=False)
     log.write("train", 5, {"loss": 1.0})
-    assert not was_evaluated(tmp_path, 5)
+    assert not find_evaluation(tmp_path, 5)
     log.write("eval", 5, {"AP": 0.1})
-    assert was_evaluated(tmp_path, 5)
-    assert not was_evaluated(tmp_path, 4)
-    assert not was_evaluated(tmp_path / "nowhere", 5)
+    assert find_evaluation(tmp_path, 5)
+    assert not find_evaluation(tmp_path, 4)
+    assert not find_evaluation(tmp_path / "nowhere", 5)
 
 
 def test_a_log_that_is_no_file(tmp_path):
     (tmp_path / "log.txt").symlink_to("/dev/zero")
-    for read in (lambda: RunLog(tmp_path, step=1, tensorboard=False), lambda: was_evaluated(tmp_path, 1)):
+    for read in (lambda: RunLog(tmp_path, step=1, tensorboard=False), lambda: find_evaluation(tmp_path, 1)):
         with pytest.raises(UserError, match=r"log\.txt: cannot be read \(a pipe, socket or device"):
             read()
 

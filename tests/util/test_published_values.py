@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import make_training
 import main_finetune
 import main_pretrain
 from datasets import DATASETS
 from models import DETECTORS, PRETEXTS
 from tests.models.detectors import small_detector
 from tests.util.test_args import finetune, pretrain
+from training import make_training
 from util.schedule import Schedule
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"

@@ -75,7 +75,7 @@ def test_the_warm_up_is_linear_and_ends_at_the_full_rate():
 
 @pytest.mark.parametrize("length", [{"max_steps": 12}, {"epochs": 3}])
 def test_the_cosine_is_the_closed_form(length):
-    """(1 + cos(pi t / T)) / 2, Loshchilov and Hutter, 1608.03983, equation 5 with eta_min = 0, and the warm-up on it."""
+    """(1 + cos(pi t / T)) / 2, Loshchilov and Hutter, 1608.03983, equation 5 with eta_min = 0, times the warm-up."""
     schedule = Schedule(8, 2, lr_schedule="cosine", warmup_steps=2, **length)
     expected = [min(1, (t + 1) / 2) * (1 + math.cos(math.pi * t / 12)) / 2 for t in range(12)]
     assert [factor for *_, factor in run(schedule)] == pytest.approx(expected, rel=1e-12)
