@@ -90,7 +90,8 @@ def run(args: argparse.Namespace, origin: Origin | None, device: torch.device) -
             log.picture("predictions", training.step, draw_predictions(args, training, val_set, device))
         return numbers
 
-    evaluation = engine.Evaluation(evaluate_now, best_by=args.best_by, patience=args.patience) if val_set else None
+    evaluation = engine.Evaluation(evaluate_now, best_by=args.best_by, patience=args.patience)
+    evaluation = None if val_set is None else evaluation
     engine.train(training, train_loader, args, device, log, describe, evaluation)
 
 

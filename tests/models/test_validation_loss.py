@@ -43,8 +43,11 @@ def test_it_is_that_of_one_batch(classification):
     expected |= {f"loss_val_{name}": float(value[-1].detach()) for name, value in losses.items()}
     assert of_batches(classification, [range(5)]) == pytest.approx(expected, rel=1e-5)
     assert of_batches(classification, [[4, 1], [0], [3, 2]]) == pytest.approx(expected, rel=1e-5)
-    by_process = run_processes(of_process, classification)
-    assert by_process == [pytest.approx(expected, rel=1e-5)] * 2
+
+
+def test_two_processes_have_the_same():
+    expected = of_batches("softmax", [range(5)])
+    assert run_processes(of_process, "softmax") == [pytest.approx(expected, rel=1e-5)] * 2
 
 
 def test_without_objects_and_without_images():
