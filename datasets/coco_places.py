@@ -1,4 +1,4 @@
-"""Where the annotation files and images of a COCO data set lie."""
+"""Finds the annotation files and images of a COCO data set."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class CocoPlace:
 
 @dataclass(frozen=True)
 class CocoPlaces:
-    """The parts of a data set: "train" and perhaps "val" (perhaps "val" alone, to evaluate on), and how they lie."""
+    """The parts of a data set ("train", "val" or both) and the name of their layout."""
 
     title: str
     splits: dict[str, CocoPlace]
 
 
 def coco_places(tree: Tree) -> CocoPlaces | None:
-    """The annotation files of a folder, in the usual places, in Roboflow's, or where there is one obvious pair."""
+    """The annotation files of a folder: in COCO's usual layout, in Roboflow's, or one obvious pair anywhere."""
     if usual := _usual(tree.root):
         return CocoPlaces("COCO", usual)
     if roboflow := _roboflow(tree):
@@ -87,7 +87,7 @@ def _anywhere(tree: Tree) -> dict[str, CocoPlace]:
 def _one_each(
     tree: Tree, splits: dict[str | None, list[str]], folder_of: Callable[[str], Path | None]
 ) -> dict[str, CocoPlace]:
-    """The places, if there is one annotation file for each split; of COCO's own kinds, the one of instances."""
+    """The places, if there is one annotation file per split; of COCO's several files, the one with instances."""
     found = {}
     for split, paths in as_train_and_val(splits).items():
         chosen = [path for path in paths if "instances" in path] if len(paths) > 1 else paths
@@ -100,7 +100,7 @@ def _one_each(
 
 
 def sample_of_names(path: Path) -> list[str] | None:
-    """Some image names of a file that looks like COCO's; None: it does not. The file is searched, not parsed."""
+    """Some image names in a file that looks like COCO's, else None. The file is searched, not parsed."""
     missing, names = set(_KEYS), []
     for number, chunk in enumerate(_chunks(path)):
         if number == 0 and chunk.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
@@ -114,7 +114,7 @@ def sample_of_names(path: Path) -> list[str] | None:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The content in pieces, each with the end of the one before, so that nothing falls between two."""
+    """The content in overlapping pieces, so that no match is cut in two."""
     try:
         require_file(path)
         with open(path, "rb") as file:
@@ -134,7 +134,7 @@ def _unescaped(text: bytes) -> str | None:
 
 
 def _image_folder(tree: Tree, names: list[str], annotations: str) -> Path | None:
-    """The folder from which most of the names lead to an image; of equal ones that of the split, then the nearest."""
+    """The folder in which most of the names are images; on ties that of the split, then the nearest one."""
     by_name: dict[str, list[str]] = {}
     for path in tree.images:
         by_name.setdefault(plain(path.rpartition("/")[2]), []).append(path)

@@ -21,10 +21,10 @@ from util.files import write_json
 from util.logger import say
 
 FEW_IMAGES = ("train_fraction", "train_images_per_class")
-"""Arguments that let a run train on some of the images alone."""
+"""Arguments that make a run train on a part of the images."""
 
 NAMES_TOLD = 10
-"""Classes whose names are printed."""
+"""At most this many names of classes are printed."""
 
 
 def build_sets(
@@ -37,15 +37,15 @@ def build_sets(
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
     """The images to train on, and those to evaluate on; None: ``--val_fraction 0``.
 
-    The latter are the validation split, or, where the data have none, a share of the training images, drawn or as the
-    resumed run held them out. ``args.val_fraction`` becomes that share.
+    The images to evaluate on are the validation split. If there is none, they are a fraction of the training images,
+    drawn at random or those that the resumed run has held out; ``args.val_fraction`` becomes this fraction.
 
     Args:
-        mean, std: of the channels, what the backbone wants.
-        train_images, val_images: what the resumed run trained on or held out, if it chose some.
+        mean, std: per channel, as the backbone expects them.
+        train_images, val_images: the images that the resumed run trained on or held out, if it chose some.
 
     Raises:
-        UserError: the data are not there or damaged, or the flags do not fit them.
+        UserError: the data are missing or damaged, or the flags do not fit them.
     """
     layout = layout_of(args)
     train_set = build_detection(args, "train", mean, std)
@@ -74,13 +74,10 @@ def build_sets(
 
 
 def hold_out(train_set: DetectionDataset, args: argparse.Namespace, kept: list[str] | None) -> DetectionRecords:
-    """Take a share of the images out of the training set.
+    """Remove a fraction of the images from the training set, and return them.
 
     Args:
-        kept: those that a resumed run held out; None: they are drawn.
-
-    Returns:
-        These images.
+        kept: those that a resumed run has held out; None: draw them.
     """
     args.val_fraction = args.val_fraction or USUAL_FRACTION
     records = train_set.records
@@ -93,7 +90,7 @@ def hold_out(train_set: DetectionDataset, args: argparse.Namespace, kept: list[s
 
 
 def take_few(train_set: DetectionDataset, args: argparse.Namespace, kept: list[str] | None) -> None:
-    """Keep those few training images that the flags draw or the resumed run had; a list of them is written."""
+    """Keep only the training images that the flags draw, or those of the resumed run; write a list of them."""
     if not takes_few(args):
         return
     records = train_set.records
@@ -113,7 +110,7 @@ def take_few(train_set: DetectionDataset, args: argparse.Namespace, kept: list[s
 def tell_data(
     args: argparse.Namespace, layout: Layout, train_set: DetectionDataset, val_set: DetectionDataset | None
 ) -> None:
-    """One line on what was found, and a warning where images are in both sets."""
+    """Print one line about the data, and a warning if images are in both sets."""
     names = [category["name"] for category in train_set.categories]
     parts = [
         f"{args.data_path or train_set.records.root}: {layout.title}",
@@ -138,12 +135,12 @@ def _files(dataset: DetectionDataset) -> list[str]:
 
 
 def takes_few(args: argparse.Namespace) -> bool:
-    """Whether the run trains on some of the images alone."""
+    """Whether the run trains on only a part of the images."""
     return any(getattr(args, name) is not None for name in FEW_IMAGES)
 
 
 def leave_out_damaged(dataset: DetectionDataset, args: argparse.Namespace, name: str) -> None:
-    """Read the images beforehand as the flags say, and leave out what cannot be used. Collective."""
+    """Check the images as the flags say, and skip those that cannot be used. Every process must call this."""
     records = dataset.records
     chosen = usable_images(records, records.sizes, dataset.reading, args, name)
     if chosen is not None:
@@ -151,7 +148,7 @@ def leave_out_damaged(dataset: DetectionDataset, args: argparse.Namespace, name:
 
 
 def warn_of_many_objects(dataset: DetectionDataset, args: argparse.Namespace) -> None:
-    """Say which images have more objects than the detector has queries, and so cannot be learned whole."""
+    """Warn of images with more objects than the detector has queries: some of them cannot be learned."""
     records = dataset.records
     counts = np.bincount(records.image_of_box()[~records.crowd], minlength=len(records))
     many = int((counts > args.num_queries).sum())

@@ -1,4 +1,4 @@
-"""Images that are held out of training to measure on, where a data set has none of its own for that."""
+"""Holding out training images for evaluation, if a data set has no validation images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from util.files import write_json
 from util.logger import say
 
 USUAL_FRACTION = 0.2
-"""Of the labelled images, where the user does not say."""
+"""Fraction of the labelled images to hold out by default."""
 
 _COPY = ".rf."  # Roboflow names the augmented copies of one photograph NAME.rf.CODE.jpg
 
 
 def draw_random(count: int, fraction: float, seed: int) -> np.ndarray:
-    """Indices [m] int64, ascending, of a share of ``count`` images, at least one; the seed alone decides which.
+    """Indices [m] int64, ascending, of a random fraction of ``count`` images, at least one; depends only on the seed.
 
     Raises:
         UserError: no image is left to train on.
@@ -31,11 +31,11 @@ def draw_random(count: int, fraction: float, seed: int) -> np.ndarray:
 
 
 def draw_stratified(records: DetectionRecords, fraction: float, seed: int) -> np.ndarray:
-    """Indices [m] int64, ascending, of a share of the images that has each class in the same share, as far as possible.
+    """Indices [m] int64, ascending, of a fraction of the images that contains the same fraction of each class, nearly.
 
-    Iterative stratification (Sechidis et al. 2011): the images of the rarest class are dealt first, each to the part
-    that lacks most of that class. Images without objects count as a class. Roboflow's copies of one photograph stay
-    together. The seed and the data set alone decide which.
+    Iterative stratification (Sechidis et al. 2011): the images of the rarest class are assigned first, each to the part
+    that lacks most of this class. Images without objects count as a class. Roboflow's copies of one photograph stay
+    together. The choice depends on the seed and the data set only.
 
     Raises:
         UserError: no image is left to train on.
@@ -59,7 +59,7 @@ def draw_stratified(records: DetectionRecords, fraction: float, seed: int) -> np
 
 
 def _groups(records: DetectionRecords) -> tuple[np.ndarray, np.ndarray]:
-    """Group [n] of each image, and which classes each group shows [groups, K + 1] bool; the last: nothing."""
+    """The group [n] of each image; which classes each group shows [groups, K + 1] bool, the last column: no class."""
     names = [path.partition(_COPY)[0] for path in records.relative_paths()]
     _, groups = np.unique(names, return_inverse=True)
     position = {category["label"]: place for place, category in enumerate(records.categories)}
@@ -74,7 +74,7 @@ def find_images(paths: Sequence[str], wanted: Sequence[str], source: str) -> np.
     """Indices [m] int64 in ``paths`` of the images that a resumed run trained on or held out, in their order.
 
     Raises:
-        DataError: one of them is not there; the message names it and ``source``.
+        DataError: an image is missing; the message names it and ``source``.
     """
     index_of = {path: index for index, path in enumerate(paths)}
     missing = next((path for path in wanted if path not in index_of), None)
@@ -84,7 +84,7 @@ def find_images(paths: Sequence[str], wanted: Sequence[str], source: str) -> np.
 
 
 def write_list(paths: Sequence[str], total: int, output_dir: str, why: str = "") -> None:
-    """Write which images are held out to val_images.json, and say so. In the main process alone."""
+    """Write the images held out to val_images.json, and say so; only in the main process."""
     path = f"{output_dir}/val_images.json"
     if distributed.is_main():
         write_json(list(paths), path)

@@ -1,4 +1,4 @@
-"""The image file that a name in an annotation means: such names are often those of another machine."""
+"""Finds the image file for a name in an annotation, which is often a path on another machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ImageNames:
     """Finds files below ``root``.
 
     Attributes:
-        otherwise: how many were found under another name than the one written.
+        otherwise: how many were found under a name that differs from the annotation.
         example: the first of them, in words.
     """
 
@@ -26,11 +26,11 @@ class ImageNames:
         self._listings: dict[str, set[str]] = {}
 
     def find_all(self, names: Sequence[str]) -> list[str | None]:
-        """The file, relative to the root, that each name means; None: there is none.
+        """The file, relative to the root, for each name; None: there is none.
 
-        A file that is not where its name says is looked for by less and less of it: with forward slashes, by the last
-        parts of its path, in other letter case or Unicode form, with the suffix of another image format. It must be
-        the only one, and no other name's.
+        If there is no file of exactly this name, the search becomes less and less strict: forward slashes, only the
+        last parts of the path, any letter case and Unicode form, the suffix of another image format. The file found
+        must be the only candidate and belong to no other name.
         """
         found: list[str | None] = [name if self.has(name) else None for name in names]
         taken = {name for name in found if name is not None}
@@ -46,7 +46,7 @@ class ImageNames:
         return found
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of exactly this name; cheap, since each folder is listed once."""
+        """Whether there is a file of exactly this name; fast, because each folder is listed once."""
         folder, last = os.path.split(name)
         if folder not in self._listings:
             place = self.root / folder
@@ -81,7 +81,7 @@ class ImageNames:
 
 
 def _agreement(path: str, parts: list[str]) -> int:
-    """How many of the last folders of ``path`` are those of ``parts``."""
+    """How many of the last folders of ``path`` agree with those of ``parts``."""
     ours = [plain(part) for part in path.split("/")][:-1]
     count = 0
     for own, other in zip(reversed(ours), reversed(parts[:-1]), strict=False):

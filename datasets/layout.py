@@ -1,4 +1,4 @@
-"""Which format a folder has, told from its content."""
+"""Recognises the format of a data set from the content of its folder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ AUTO = DataRecord(
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the parts of a data set lie.
+    """Where the parts of a data set are.
 
     Attributes:
         title: of the layout, for the user.
-        splits: "train" and perhaps "val" -> where its annotations are, in words.
+        splits: "train" and perhaps "val" -> the place of its annotations, in words.
     """
 
     title: str
@@ -33,10 +33,10 @@ class Layout:
 
 
 def recognise(args: argparse.Namespace, records: Mapping[str, DataRecord]) -> str:
-    """Name of the format that ``args.data_path`` has: the first of ``records`` that finds its layout there.
+    """The name of the format in ``args.data_path``: the first of ``records`` that finds its layout there.
 
     Raises:
-        DataError: no such folder, or none finds its own; the trees that were looked for and found are printed.
+        DataError: no such folder, or no format is recognised; the expected layouts and the tree found are printed.
     """
     tree = Tree(args.data_path)
     for name, record in records.items():
@@ -51,7 +51,7 @@ def recognise(args: argparse.Namespace, records: Mapping[str, DataRecord]) -> st
 
 
 def not_found(tree: Tree, records: Sequence[DataRecord], message: str) -> DataError:
-    """The error that a layout is not there; before, both trees are printed."""
+    """Print the expected layouts and the tree found; return the error that no layout was recognised."""
     there = tree.describe()
     say("looked for:")
     for record in records:

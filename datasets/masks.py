@@ -1,4 +1,4 @@
-"""The box of an object that is annotated by its mask alone, as COCO's tools compute it."""
+"""The box of an object that has only a mask, as COCO's tools compute it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_RLE_DIGITS = 13  # five bits each, what fits 64 bits
 
 
 def box_of_mask(segmentation: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(x, y, width, height) in pixels of a mask in one of COCO's forms.
+    """(x, y, width, height) in pixels of a mask in one of COCO's formats.
 
     Args:
         segmentation: a list of polygons ``[x0, y0, x1, y1, ...]``, or run lengths ``{"size": [height, width], "counts":
@@ -22,7 +22,7 @@ def box_of_mask(segmentation: Any, size: tuple[int, int]) -> tuple[float, float,
         size: (width, height) of the image.
 
     Raises:
-        ValueError: something else; the message says what is wrong.
+        ValueError: any other value; the message says what is wrong.
     """
     width, height = size
     if max(size) > _LARGEST_SIDE or width * height > MAX_PIXELS:
@@ -45,7 +45,7 @@ def _as_list(segmentation: Any) -> list:
 
 
 def _checked_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
-    """The corners, moved into the image, so that its size bounds what drawing the polygon costs."""
+    """The corners, moved into the image, so that its size limits the cost of drawing the polygon."""
     if not isinstance(polygon, list) or not all(type(value) in (int, float) for value in polygon):
         raise ValueError("a polygon is not a list of numbers")
     if len(polygon) < 6 or len(polygon) % 2:
@@ -57,7 +57,7 @@ def _checked_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
 
 
 def _checked_runs(rle: dict, size: tuple[int, int]) -> dict:
-    """Run lengths whose form is right: pycocotools itself reads beyond the end of a text that is not."""
+    """Run lengths in the correct form: with a malformed text, pycocotools would read beyond its end."""
     counts, (width, height) = rle.get("counts"), size
     if rle.get("size") != [height, width]:
         raise ValueError(f"run lengths for {rle.get('size')!r:.40}, not for [{height}, {width}]")

@@ -1,4 +1,4 @@
-"""What lies in a folder and below, listed once, so that the layout of a data set can be told from it."""
+"""The files in a folder and below, listed once, to recognise the layout of a data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from util.errors import DataError
 MOST_FILES = 2_000_000
 DEEPEST = 12
 JUNK = ("__macosx", "thumbs.db", "desktop.ini")
-"""What file managers and archives leave behind, beside names that begin with a dot."""
+"""Names that file managers and archives leave behind, besides those that begin with a dot."""
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 """What the folder of the images is often called, in lower case, where other pictures (masks) may lie beside it."""
@@ -31,13 +31,13 @@ _DEPTH_SHOWN = 3
 
 
 class Tree:
-    """The files below a folder, listed when they are first asked for.
+    """The files below a folder, listed at first use.
 
     Paths are relative to ``root``, with forward slashes, sorted. Links to folders are followed, but not upwards. Hidden
-    files and :data:`JUNK` do not count.
+    files and :data:`JUNK` are skipped.
 
     Raises (on listing):
-        DataError: no such folder, one that may not be read, or too many files to be a data set.
+        DataError: no such folder, no permission to read it, or too many files for a data set.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -45,7 +45,7 @@ class Tree:
 
     @cached_property
     def files(self) -> dict[str, list[str]]:
-        """Suffix in lower case, with its dot -> the files that have it."""
+        """Suffix in lower case, with its dot -> the files with this suffix."""
         if self.root.is_file():
             raise DataError(f"{self.root}: a file, not the folder of a data set; unpack an archive first")
         if not self.root.is_dir():
@@ -64,18 +64,18 @@ class Tree:
 
     @cached_property
     def images(self) -> list[str]:
-        """The image files, known by their suffix."""
+        """The image files, recognised by their suffix."""
         return self.with_suffix(*IMAGE_EXTENSIONS)
 
     def describe(self) -> list[str]:
-        """The tree in a few lines: folders with the number of their files by suffix, deep ones together if many."""
+        """The tree in a few lines: folders with their number of files by suffix; deep folders are summed up if many."""
         depths = range(_DEPTH_SHOWN, 0, -1)
         lines = next((few for depth in depths if len(few := self._folders(depth)) <= _FOLDERS_SHOWN), self._folders(1))
         more = len(lines) - _FOLDERS_SHOWN
         return [*lines[:_FOLDERS_SHOWN], *([f"and {more} more folders"] if more > 0 else [])] or ["nothing"]
 
     def _folders(self, depth: int) -> list[str]:
-        """A line for each folder down to ``depth``, which tells of all files below it."""
+        """One line per folder down to ``depth``, about all files below it."""
         counts: dict[str, Counter[str]] = {}
         for suffix, paths in self.files.items():
             for path in paths:
@@ -93,7 +93,7 @@ def _told(by_suffix: Counter[str]) -> str:
 
 
 def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...], depth: int) -> Iterator[str]:
-    """Files below ``folder``, each behind ``prefix``; a link to one of ``ancestors`` is not entered."""
+    """Files below ``folder``, each with ``prefix`` in front; links back to one of ``ancestors`` are skipped."""
     here = os.path.realpath(folder)
     if here in ancestors or depth == 0:
         return
@@ -112,9 +112,9 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...], depth: int) -> 
 
 
 def split_of(path: str) -> str | None:
-    """ "train", "val" or "test", as the folder nearest to the file says; None: no folder says so.
+    """ "train", "val" or "test", from the name of the nearest folder that has one; None: no folder has.
 
-    Its name begins or ends with that word: ``train2017``, ``valid``, ``test_images``, ``VisDrone2019-DET-train``.
+    The name begins or ends with that word: ``train2017``, ``valid``, ``test_images``, ``VisDrone2019-DET-train``.
     """
     for folder in reversed(path.split("/")[:-1]):
         if found := _SPLIT_AT_AN_END.match(folder.lower()):
@@ -123,16 +123,16 @@ def split_of(path: str) -> str | None:
 
 
 def split_in_name(name: str) -> str | None:
-    """The same as the words in a file's name say: "instances_train2017.json" is of "train"."""
+    """As :func:`split_of`, from the words in a file's name: "instances_train2017.json" is of "train"."""
     found = _SPLIT_IN_NAME.search(name.lower())
     return _SPLITS[found.group(1)] if found else None
 
 
 def as_train_and_val(splits: dict[str | None, list]) -> dict[str, list]:
-    """What was found by split, as a run uses it.
+    """The splits that a run uses.
 
-    Files of no split are the training set where there is none of that name. "test" is for evaluation where there is no
-    "val"; otherwise it is left alone.
+    Files without a split are the training set if there is no "train". "test" is used for evaluation if there is no
+    "val", else it is ignored.
     """
     found = {"train": splits.get("train") or splits.get(None), "val": splits.get("val") or splits.get("test")}
     return {split: content for split, content in found.items() if content}
@@ -145,5 +145,5 @@ def told_of_no_split(splits: dict[str | None, list]) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """A file's name for comparing: systems differ in upper and lower case and in how they compose accents."""
+    """A file's name for comparisons: systems differ in upper and lower case and in the Unicode form of accents."""
     return unicodedata.normalize("NFC", name).casefold()

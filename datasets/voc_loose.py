@@ -1,4 +1,4 @@
-"""XML files of PASCAL VOC's kind in any folders, as labelling tools write them: no ImageSets, no fixed names."""
+"""XML files in PASCAL VOC's format in any folders, as labelling tools write them: no ImageSets, no fixed names."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _SNIFFED = 20
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image and its XML file, both relative to the root; the one or the other may be missing."""
+    """An image and its XML file, both relative to the root; one of them may be missing."""
 
     image: str | None
     xml: str | None
 
     @property
     def split(self) -> str | None:
-        """What the folders of either say."""
+        """The split that the folders of the image or the XML file name."""
         return next((split for path in (self.xml, self.image) if path and (split := split_of(path))), None)
 
 
 @dataclass
 class Unusual:
-    """What is counted while a split is read, an example of each."""
+    """What is unusual in a split, with examples, collected while it is read."""
 
     sizes: list[str] = field(default_factory=list)
     negatives: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Unusual:
     notes: list[str] = field(default_factory=list)
 
     def told(self, total: int) -> list[str]:
-        """A phrase for each kind that occurs."""
+        """One phrase per kind that occurs."""
         kinds = {
             "have a <size> that is missing, 0 or not that of the file, which is taken": self.sizes,
             "have no XML file and count as images without objects": self.negatives,
@@ -56,14 +56,14 @@ class Unusual:
 
 @dataclass(frozen=True)
 class LooseVoc:
-    """The images of each split ("train" and perhaps "val") and their XML files, and what is unusual, a phrase each."""
+    """The images of each split ("train" and perhaps "val") with their XML files, and notes on what is unusual."""
 
     splits: dict[str, list[Annotated]]
     notes: list[str]
 
 
 def loose_voc(tree: Tree) -> LooseVoc | None:
-    """The data set that the XML files of a folder make; None: there is none.
+    """The data set of the XML files in a folder; None: there is none.
 
     An XML file belongs to the image of its own name, else to the one that its ``<filename>`` names.
     """
@@ -85,7 +85,7 @@ def _is_annotation(path: Path) -> bool:
 
 
 def _pairs(tree: Tree, candidates: list[str]) -> list[Annotated]:
-    """Every annotation, and every image of the folders in which an image has one, in order of their paths."""
+    """All annotations, and all images of folders in which any image has an annotation, sorted by path."""
     by_stem: dict[str, list[str]] = {}
     for path in tree.images:
         by_stem.setdefault(_stem(path), []).append(path)
@@ -94,7 +94,7 @@ def _pairs(tree: Tree, candidates: list[str]) -> list[Annotated]:
         meant[xml] = image or _named_in(tree.root / xml, xml, by_stem)
     xml_of: dict[str, str] = {}
     alone = []
-    # of several files that mean one image, the one in its folder has it
+    # if several files name one image, it belongs to the file in its folder
     for xml, image in sorted(meant.items(), key=lambda pair: -_likeness(*pair)):
         if image is not None and image not in xml_of:
             xml_of[image] = xml
@@ -110,7 +110,7 @@ def _stem(path: str) -> str:
 
 
 def _nearest(images: list[str], xml: str) -> str | None:
-    """The image whose path is the most like that of the XML file; never one of another split."""
+    """The image whose path is most similar to that of the XML file; never one of another split."""
     own = [image for image in images if None in (split_of(image), split_of(xml)) or split_of(image) == split_of(xml)]
     return max(own, key=lambda image: (_is_in_image_folder(image), _likeness(xml, image)), default=None)
 
@@ -121,7 +121,7 @@ def _is_in_image_folder(image: str) -> bool:
 
 
 def _likeness(xml: str, image: str | None) -> int:
-    """How many folders the paths share, and one more if both files lie in the same one; -1: there is no image."""
+    """How many folders the paths share, plus one if both files are in the same folder; -1: there is no image."""
     if image is None:
         return -1
     ours, theirs = image.split("/")[:-1], xml.split("/")[:-1]
@@ -142,10 +142,10 @@ def read_loose_voc(
 ) -> DetectionRecords:
     """Read and check the annotations of a split.
 
-    Image ids are the images' positions 0..n-1. Boxes are as in :func:`datasets.voc.read_voc`. Categories: the names
-    found in all annotations, sorted; or ``categories`` (of the training set, say). A ``<size>`` that is missing or
-    wrong is read from the image. Images without an XML file have no objects where most of the split have one; where
-    most have none, they are left out.
+    Image ids are the images' positions 0..n-1. Boxes are as in :func:`datasets.voc.read_voc`. Categories are the names
+    found in all annotations, sorted; ``categories``, for example those of the training set, fix them instead. A
+    ``<size>`` that is missing or wrong is read from the image. If most images of the split have an XML file, the others
+    count as images without objects; if most have none, the others are skipped.
 
     Args:
         check_files: raise an error if annotations have no image.
@@ -173,7 +173,7 @@ def read_loose_voc(
 
 
 def _names(tree: Tree, splits: dict[str, list[Annotated]], trees: dict[str, ElementTree.Element]) -> set[str]:
-    """The names of all objects in all splits; ``trees`` are those that are read already."""
+    """The names of all objects in all splits; ``trees``: annotations that have already been read."""
     names: set[str] = set()
     for pairs in splits.values():
         for xml in (pair.xml for pair in pairs if pair.xml is not None):
@@ -229,7 +229,7 @@ def _read(
 
 
 def _size(element: ElementTree.Element | None, image: Path, unusual: Unusual) -> tuple[int, int]:
-    """(width, height) as annotated, if it is that of the file, upright or as stored; else the file's, upright."""
+    """(width, height) as annotated, if the file has this size, upright or as stored; else the file's, upright."""
     try:
         upright, stored = upright_and_stored_size(image)
     except DataError:

@@ -55,10 +55,10 @@ def _number(element: ElementTree.Element, tag: str, where: str) -> float:
 
 
 def size_of(tree: ElementTree.Element, path: Path) -> tuple[int, int]:
-    """(width, height) as ``<size>`` has it.
+    """(width, height) in ``<size>``.
 
     Raises:
-        DataError: it is missing, or they are not positive whole numbers.
+        DataError: they are missing, or not positive whole numbers.
     """
     width, height = (_number(tree, f"size/{side}", str(path)) for side in ("width", "height"))
     if not (width >= 1 and height >= 1 and width.is_integer() and height.is_integer()):
@@ -72,7 +72,7 @@ def add_object(
     """Add the box of an ``<object>``; see :func:`datasets.voc.read_voc`.
 
     Raises:
-        DataError: it is malformed, or of no known category; ``where`` is named.
+        DataError: it is malformed, or its category is unknown; the message begins with ``where``.
     """
     name = _text(element, "name", where)
     if name not in label_of_name:

@@ -1,4 +1,4 @@
-"""YOLO's labels: a text file for each image, ``class cx cy w h`` a line, shares of the image's width and height."""
+"""YOLO's labels: one text file per image, one line ``class cx cy w h`` per box, as fractions of the image's sides."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from util.errors import DataError
 from util.records import DataRecord
 from util.resources import MOST_CLASSES_WITHOUT_BOXES
 
-_ROUNDING = 1e-3  # of the image's side; what reaches beyond the image by less is rounding in the label file
-_IN_PIXELS = 2.0  # shares beyond this are none
+_ROUNDING = 1e-3  # of the image's side; boxes that reach less than this beyond the image are rounding in the file
+_IN_PIXELS = 2.0  # larger values cannot be fractions
 
 
 def read_yolo(
@@ -26,9 +26,9 @@ def read_yolo(
 ) -> DetectionRecords:
     """Read and check the labels of a split.
 
-    Image ids are the images' positions 0..n-1, in order of their paths. Sizes are those of the image files, upright.
-    Categories: the names of the data.yaml or classes.txt, else the numbers; ids count from 1. ``categories`` (of the
-    training set, say) fixes them instead, by name.
+    Image ids are the images' positions 0..n-1, sorted by path. Sizes are those of the upright image files. Categories
+    are the names in data.yaml or classes.txt, else the numbers; ids count from 1. ``categories``, for example those of
+    the training set, fix them by name instead.
 
     Args:
         check_files: raise an error if image files are missing.
@@ -103,7 +103,7 @@ def _refuse_missing(tree: Tree, images: list[str]) -> None:
 def _names(
     tree: Tree, layout: YoloLayout, lines: Mapping[str, list[LabelLine]], has_keypoints: bool
 ) -> tuple[Mapping[int, str], list[str]]:
-    """The names of the classes; without a file that has them, their numbers, of all splits."""
+    """The names of the classes; if no file has them, their numbers in all splits."""
     if layout.names is not None:
         return layout.names, []
     highest = -1
@@ -138,7 +138,7 @@ def _unknown(label: int, names: Mapping[int, str]) -> str:
 
 
 def _add(builder: RecordBuilder, index: int, box: Box, label: int, size: tuple[int, int]) -> None:
-    """Add a box; what reaches beyond the image by rounding alone ends at its edge."""
+    """Add a box; one that reaches beyond the image only by rounding ends at its edge."""
     cx, cy, w, h = box
     corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
     edges = [min(1.0, max(0.0, value)) for value in corners]

@@ -19,14 +19,14 @@ _LARGEST = 1 << 20  # characters
 
 @dataclass(frozen=True)
 class YoloConfig:
-    """What a data.yaml says.
+    """The content of a data.yaml.
 
     Attributes:
         path: the file, relative to the root.
         names: number of a class -> its name.
-        sources: "train", "val" or "test" -> what is named for it: folders, lists of images.
-        has_keypoints: label lines go on with the keypoints behind the box.
-        notes: what is unusual, a phrase each.
+        sources: "train", "val" or "test" -> its folders or lists of images.
+        has_keypoints: label lines have keypoints after the box.
+        notes: what is unusual, one phrase each.
     """
 
     path: str
@@ -37,9 +37,9 @@ class YoloConfig:
 
 
 def find_config(tree: Tree) -> str | None:
-    """The YAML file, in the folder or just below, that has names and a training set; the usual names come first.
+    """The YAML file, in the folder or just below, that has names and a training set; usual file names come first.
 
-    It is searched, not parsed, so that it is found without PyYAML.
+    The files are searched, not parsed, so that this works without PyYAML.
     """
     found = [path for path in tree.with_suffix(".yaml", ".yml") if path.count("/") <= 1]
     found.sort(key=lambda path: (path.rpartition("/")[2].lower() not in _USUAL_NAMES, path.count("/"), path))
@@ -57,17 +57,17 @@ def _looks_right(path: Path) -> bool:
 def read_config(root: Path, path: str) -> YoloConfig:
     """Read and check a data.yaml.
 
-    Every value is taken as text, so that a class may be called ``no`` or ``1``, and tags have no effect.
+    Every value is read as text, so that a class may be called ``no`` or ``1``, and tags have no effect.
 
     Raises:
-        DataError: it cannot be read, or is not YAML of this kind; the message names the file.
+        DataError: the file cannot be read, or is not a data.yaml; the message names it.
         UserError: PyYAML is not installed.
     """
     file = root / path
     text = _read(file)
     yaml = require("yaml", "PyYAML", f"{file}:")
     try:
-        content = yaml.load(text, Loader=yaml.BaseLoader)  # strings, lists and dictionaries alone
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # only strings, lists and dictionaries
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{file}: not YAML, or damaged ({reason})") from None
@@ -89,7 +89,7 @@ def _read(file: Path) -> str:
 
 
 def _names(value: Any, file: Path) -> dict[int, str]:
-    """Names as a list, as a mapping from numbers, or a single one."""
+    """The names, given as a list, a mapping from numbers, or a single name."""
     entries = {"0": value} if isinstance(value, str) else value
     entries = {str(number): name for number, name in enumerate(entries)} if isinstance(entries, list) else entries
     if not (

@@ -1,4 +1,4 @@
-"""A label file of YOLO's: a line for each object."""
+"""A label file in YOLO's format: one line per object."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from util.errors import DataError
 from util.inputs import Unreadable, read_text
 
 Box = tuple[float, float, float, float]
-"""cx, cy, w, h as shares of the image."""
+"""cx, cy, w, h as fractions of the image."""
 
 LabelLine = tuple[int, int, Box]
 """(number of the line, class, box)."""
 
 
 def read_labels(file: Path, *, has_keypoints: bool = False) -> Iterator[LabelLine]:
-    """Each line that is not empty.
+    """The objects of all lines that are not empty.
 
-    A line may hold more than a box: a polygon (six numbers or more, an even count) becomes the box around it, a score
-    behind the box is left out, and so are keypoints where the data.yaml says that there are some.
+    A line may have more than a box. A polygon (an even count of at least six numbers) becomes the box around it. A
+    score after the box is ignored, and so are keypoints, if the data.yaml says that there are keypoints.
 
     Raises:
-        DataError: the file cannot be read, or a line is something else; the message names both.
+        DataError: the file cannot be read, or a line has another form; the message names the file and the line.
     """
     try:
         lines = read_text(file).splitlines()

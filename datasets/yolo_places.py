@@ -1,4 +1,4 @@
-"""Where the images and label files of a YOLO data set lie, and what its classes are called."""
+"""Finds the images and label files of a YOLO data set, and the names of its classes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class YoloLayout:
     """A YOLO data set.
 
     Attributes:
-        title: how it lies, for the user.
-        splits: "train" and perhaps "val" -> images, relative to the root; those that are named and not there, too.
+        title: of the layout, for the user.
+        splits: "train" and perhaps "val" -> images, relative to the root, including missing ones that are listed.
         where: the same splits -> where the images were found, in words.
-        names: number of a class -> name; None: no file says.
+        names: number of a class -> name; None: no file has the names.
         config: its data.yaml, if it has one.
     """
 
@@ -46,14 +46,14 @@ class YoloLayout:
 
 
 class Labels:
-    """The label files below a folder, by the images that they belong to."""
+    """The label files below a folder, and the images that they belong to."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
 
     @cached_property
     def _by_path(self) -> dict[str, str]:
-        """Plain path without its suffix -> text file, less those that name the classes."""
+        """Plain path without its suffix -> text file, without the files that name the classes."""
         paths = self._tree.with_suffix(".txt")
         return {plain(path[:-4]): path for path in paths if path.rpartition("/")[2].lower() not in _NAME_FILES}
 
@@ -64,7 +64,7 @@ class Labels:
         return {str(folder.parent) for folder in folders if folder.name.lower() in IMAGE_FOLDERS}
 
     def of(self, image: str) -> str | None:
-        """The label file of an image: with ``labels`` for ``images`` in its path, beside it, or in ``labels``."""
+        """The label file of an image: ``labels`` instead of ``images`` in its path, beside it, or in ``labels``."""
         stem = PurePosixPath(os.path.splitext(image)[0])
         parts = list(stem.parts)
         for place in reversed(range(len(parts) - 1)):
@@ -90,7 +90,7 @@ class Labels:
 
 
 def yolo_layout(tree: Tree) -> YoloLayout | None:
-    """The data set as its data.yaml describes it, or as its folders of images and labels lie; None: there is none.
+    """The data set that a data.yaml describes, or that the folders of images and labels show; None: there is none.
 
     Raises:
         DataError: a data.yaml that cannot be used.
@@ -131,7 +131,7 @@ def _folders_of(images: list[str]) -> str:
 
 
 def _names_in_a_file(tree: Tree) -> dict[int, str] | None:
-    """The names of a classes.txt or the like, one a line."""
+    """The names in a classes.txt or similar file, one per line."""
     every = [path for paths in tree.files.values() for path in paths if path.rpartition("/")[2].lower() in _NAME_FILES]
     for path in sorted(every, key=lambda path: (path.count("/"), path)):
         try:
@@ -163,10 +163,10 @@ def _by_config(tree: Tree, config: YoloConfig) -> YoloLayout:
 
 
 def _images_of(tree: Tree, config: str, source: str) -> list[str]:
-    """The images of a folder, or of a list of images, that a data.yaml names; empty where there is no such place.
+    """The images of a folder or list of images that a data.yaml names; empty if there is no such place.
 
-    The place is meant on another machine: it is looked for by less and less of its beginning, from the folder of the
-    data.yaml, from that of the data set, and then below it, where but one folder may fit; never outside it.
+    The place may be a path on another machine. More and more of its beginning is dropped, until the rest exists: from
+    the folder of the data.yaml, from that of the data set, or in exactly one folder below it; never outside.
     """
     parts = [part for part in _inside(source).split("/") if part]
     base = os.path.dirname(config)
@@ -186,7 +186,7 @@ def _images_of(tree: Tree, config: str, source: str) -> list[str]:
 
 
 def _inside(path: str) -> str:
-    """A path without what leads out of the folder: its root, and steps upwards."""
+    """The path without parts that lead out of the folder: root and ``..``."""
     return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
@@ -195,13 +195,13 @@ def _below(tree: Tree, place: str) -> list[str]:
 
 
 def _somewhere(tree: Tree, place: str) -> list[str]:
-    """The images below the one folder of this name, if there is but one."""
+    """The images below the folder of this name, if there is exactly one."""
     found = [path for path in tree.images if f"/{place}/" in path]
     return found if len({path.partition(f"/{place}/")[0] for path in found}) == 1 else []
 
 
 def _listed(tree: Tree, path: str) -> list[str]:
-    """The images of a text file that names one a line; those that are not there keep the name that stands there."""
+    """The images in a text file, one per line; missing ones keep their name in the file."""
     try:
         lines = [line.strip() for line in read_text(tree.root / path).splitlines()]
     except Unreadable as error:

@@ -1,11 +1,11 @@
-"""What a labelled data set is, and what in it is doubtful.
+"""Report on a labelled data set: its layout, its numbers, and doubtful entries.
 
     python tools/check_data.py DIR
     python tools/check_data.py DIR --dataset_file yolo --output_dir outputs/check_data
 
-Prints the layout that is recognised, images, boxes by class, sizes, objects an image, doubtful entries (each kind with
-its number and examples), images that are in training and validation alike, and writes report.json with all of them and
-contact_sheet.jpg, images with their boxes. Every image is read. Nothing in DIR is changed.
+Prints the layout, images, boxes per class, sizes, objects per image, doubtful entries (number and examples of each
+kind) and images that are both in training and validation. Writes report.json with all of them, and contact_sheet.jpg
+with images and their boxes. Every image is read. Nothing in DIR is changed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SHOWN_SIDE = 320  # pixels of the longer side on the contact sheet
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Arguments -> report, contact sheet."""
+    """Read the data set; print and write the report and the contact sheet."""
     args = parse(argv)
     layout = layout_of(args)
     splits = read_splits(args, set(layout.splits) | {"train"})
@@ -75,7 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=2, help="processes that read images; default: 2")
     add_image_file_arguments(parser)
     add_owned_arguments(parser, choices, "dataset_file")
-    parser.set_defaults(damaged="skip")  # images that are missing are told, not an error
+    parser.set_defaults(damaged="skip")  # missing images are reported and not an error
     args = parser.parse_args(argv)
     args.dataset_file = args.dataset_file or format_of_typed_flags(args, choices).get("dataset_file", "auto")
     at_least(args, 1, "num_images", "max_image_pixels")
@@ -87,7 +87,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_splits(args: argparse.Namespace, names: set[str]) -> dict[str, DetectionRecords]:
-    """The annotations of the splits; those of "val" must be of the classes of "train"."""
+    """The annotations of the splits; "val" must have the classes of "train"."""
     read = DATASETS[args.dataset_file].read_labelled
     splits = {"train": read(args, "train", None)}
     if "val" in names:
@@ -96,7 +96,7 @@ def read_splits(args: argparse.Namespace, names: set[str]) -> dict[str, Detectio
 
 
 def table_of_splits(splits: dict[str, DetectionRecords]) -> str:
-    """A line for each split."""
+    """One line per split."""
     rows = [["", "images", "without objects", "boxes", "an image", "most", "small", "medium", "large", "image sizes"]]
     for split, records in splits.items():
         counts, areas = np.diff(records.offsets), records.areas
@@ -107,7 +107,7 @@ def table_of_splits(splits: dict[str, DetectionRecords]) -> str:
 
 
 def image_sizes(records: DetectionRecords) -> str:
-    """The sizes of the images: the one of all, or the smallest and the largest."""
+    """The size of the images, or the smallest and the largest one."""
     sizes = np.unique(records.sizes, axis=0)
     if len(sizes) == 1:
         return f"{sizes[0, 0]}x{sizes[0, 1]}"
@@ -118,7 +118,7 @@ def image_sizes(records: DetectionRecords) -> str:
 
 
 def table_of_classes(splits: dict[str, DetectionRecords]) -> str:
-    """A line for each class: its boxes, and the images that show it, of each split."""
+    """One line per class: its boxes and the images that show it, per split."""
     rows = [["class", *(f"{split} {what}" for split in splits for what in ("boxes", "images"))]]
     images = {split: images_by_class(records) for split, records in splits.items()}
     for category in splits["train"].categories:
@@ -130,7 +130,7 @@ def table_of_classes(splits: dict[str, DetectionRecords]) -> str:
 
 
 def in_columns(rows: list[list[Any]]) -> str:
-    """Cells of equal width, the first column to the left, the others to the right."""
+    """Cells of equal width; the first column is aligned left, the others right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
@@ -140,7 +140,7 @@ def in_columns(rows: list[list[Any]]) -> str:
 
 
 def all_doubts(splits: dict[str, DetectionRecords], seen: dict[str, list[Seen]]) -> dict[str, list[Doubt]]:
-    """Doubtful entries of each split, of the classes, and of both splits together."""
+    """Doubtful entries of each split, of the classes, and of both splits in common."""
     found = {}
     for split, records in splits.items():
         paths = records.relative_paths()
@@ -160,7 +160,7 @@ def all_doubts(splits: dict[str, DetectionRecords], seen: dict[str, list[Seen]])
 
 
 def tell(doubts: dict[str, list[Doubt]]) -> None:
-    """Print each kind with its number and some examples."""
+    """Print each kind with its count and some examples."""
     if not any(doubts.values()):
         print("\nnothing doubtful found")
     for place, found in doubts.items():
@@ -192,7 +192,7 @@ def as_json(splits: dict[str, DetectionRecords], doubts: dict[str, list[Doubt]])
 
 
 def draw_sheet(records: DetectionRecords, seen: list[Seen], args: argparse.Namespace) -> Image.Image:
-    """Images that are spread over the training set, with their boxes and classes.
+    """Images spread evenly over the training set, with their boxes and classes.
 
     Raises:
         DataError: no image can be used.

@@ -1,4 +1,4 @@
-"""One small data set, written in each of the layouts that people have."""
+"""One small data set, written in each of the usual layouts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SMALL: Splits = {
 
 
 def coco_content(pictures: list[Picture], *, with_boxes: bool = True, grouping: bool = False) -> dict:
-    """COCO annotations; without boxes the masks alone; with a category that groups the others, as Roboflow's."""
+    """COCO annotations; also with masks instead of boxes, or with a category that groups the others (Roboflow)."""
     images, annotations = [], []
     for number, picture in enumerate(pictures):
         width, height = picture.size

@@ -1,4 +1,4 @@
-"""A quirk of public annotation files: what is changed in a data set as it should be, and what a user expects."""
+"""A quirk of public annotation files: how a correct data set is changed, and what a user expects."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ WHOLE = {"a": 2, "b": 0, "c.1": 1}
 
 @dataclass(frozen=True)
 class Quirk:
-    """What is unusual, and what is expected.
+    """A change of a data set, and the expected result.
 
     Attributes:
         change: changes the data set in a folder.
         boxes: stem of each training image -> number of boxes that are read.
-        told: is in what the user is told of the training set; None: nothing is told.
-        error: a regular expression that the error matches; the other expectations then do not count.
-        check: looks at the records more closely.
+        told: part of the notes on the training set; None: there must be no notes.
+        error: a regular expression for the error; the other expectations are then ignored.
+        check: further checks of the records.
     """
 
     change: Callable[[Path], object]
@@ -48,7 +48,7 @@ def read(root: Path, split: str = "train", *, damaged: str = "error") -> Detecti
 
 
 def hold(root: Path, write: Callable[[Path, Splits], None], quirk: Quirk) -> None:
-    """See that a set, written and changed, is read as expected."""
+    """Check that a data set, written and changed, is read as expected."""
     write(root, SMALL)
     quirk.change(root)
     if quirk.error is not None:
@@ -81,7 +81,7 @@ def in_json(path: str, change: Callable[[dict], object]) -> Callable[[Path], Non
 
 
 def in_text(path: str, *replacements: tuple[str, str]) -> Callable[[Path], None]:
-    """A change of parts of a text file, which must be there."""
+    """A change of parts of a text file; these must occur in it."""
 
     def apply(root: Path) -> None:
         text = (root / path).read_text()

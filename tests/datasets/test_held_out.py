@@ -1,4 +1,4 @@
-"""Drawing the images to measure on, against counts by hand and by properties."""
+"""Drawing the images to evaluate on: counts by hand, and properties."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_every_class_has_its_share():
 
 
 def test_a_rare_class_is_in_both_parts():
-    """By chance alone, one of four would be held out in 41 % of the draws."""
+    """Without stratification, exactly one of four would be held out in only 41 % of the draws."""
     records = make_records([[3]] * 4 + [[0]] * 196)
     assert all(0 < shares(records, draw_stratified(records, 0.25, seed))[3] < 1 for seed in range(20))
     single = make_records([[3]] + [[0]] * 99)

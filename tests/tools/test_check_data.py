@@ -1,4 +1,4 @@
-"""The report on a labelled set, against numbers by hand."""
+"""The report on a labelled data set, against numbers by hand."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Entries of a labelled set that are probably not meant so."""
+"""Entries of a labelled data set that are probably mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MANY = 100  # objects: the usual number of queries
 
 @dataclass(frozen=True)
 class Doubt:
-    """A kind of doubtful entries: what they are, how many, and where (all of them, or the first few)."""
+    """One kind of doubtful entries: what they are, how many, and where (all places, or the first ones)."""
 
     what: str
     count: int
@@ -26,7 +26,7 @@ class Doubt:
 
 
 def doubts_of(records: DetectionRecords) -> list[Doubt]:
-    """What is doubtful in one split."""
+    """The doubtful entries of one split."""
     dropped = records.dropped
     found = [
         Doubt("boxes without area inside their image: left out", dropped.dropped, dropped.dropped_places),
@@ -38,7 +38,7 @@ def doubts_of(records: DetectionRecords) -> list[Doubt]:
 
 
 def _kinds(records: DetectionRecords) -> Iterator[tuple[str, np.ndarray]]:
-    """Kinds of boxes, and [N] bool of those that are."""
+    """Kinds of doubtful boxes; for each, [N] bool which boxes are of this kind."""
     sides = records.boxes[:, 2:] - records.boxes[:, :2]
     image_areas = records.sizes[records.image_of_box()].astype(np.float64).prod(1)
     yield f"boxes with a side below {TINY} pixels", sides.min(1, initial=np.inf) < TINY
@@ -50,7 +50,7 @@ def _kinds(records: DetectionRecords) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _repeated(rows: np.ndarray) -> np.ndarray:
-    """[N] bool: an earlier row is the same."""
+    """[N] bool: whether an earlier row is equal."""
     if not len(rows):
         return np.zeros(0, dtype=bool)
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
@@ -76,7 +76,7 @@ def _crowded(records: DetectionRecords) -> Doubt:
 
 
 def doubts_of_classes(splits: dict[str, DetectionRecords]) -> list[Doubt]:
-    """What is doubtful about the classes of a whole set."""
+    """What is doubtful about the classes of the whole data set."""
     categories = splits["train"].categories
     images = {split: images_by_class(records) for split, records in splits.items()}
     names = [category["name"] for category in categories]

@@ -1,4 +1,4 @@
-"""Every image of a labelled set, read once: whether it can be used, and a hash of what it shows."""
+"""Reads every image of a labelled data set once: whether it can be used, and a hash of its content."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SIDE = 16
 """The hash has SIDE x SIDE bits."""
 
 ALIKE = 12
-"""Two images whose hashes differ in at most so many bits of 256 show the same; other photographs differ in some 100."""
+"""Images whose hashes differ in at most this many of 256 bits look the same; different ones differ in about 100."""
 
 _ONES = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An image: why it cannot be used, or [SIDE * SIDE / 8] uint8 of its hash."""
+    """An image: why it cannot be used, or its hash, [SIDE * SIDE / 8] uint8."""
 
     reason: str | None
     hash: np.ndarray
@@ -55,14 +55,14 @@ class Looking(Dataset):
 def difference_hash(image: Image.Image) -> np.ndarray:
     """[SIDE * SIDE / 8] uint8: whether each pixel of the small grey image is brighter than the one to its left.
 
-    Another size, another compression or a little noise change few bits of it.
+    Another size, another compression or a little noise changes few bits.
     """
     small = np.asarray(image.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX), dtype=np.int16)
     return np.packbits(small[:, 1:] > small[:, :-1])
 
 
 def look_at(records: DetectionRecords, reading: Reading, num_workers: int, name: str) -> list[Seen]:
-    """All images of a set, in its order, read by ``num_workers`` processes."""
+    """All images of a data set, in its order, read by ``num_workers`` processes."""
     loader = DataLoader(
         Looking(records, reading),
         batch_size=None,
@@ -79,7 +79,7 @@ def _as_it_is(seen: Seen) -> Seen:
 
 
 def alike(first: list[Seen], second: list[Seen]) -> list[tuple[int, int]]:
-    """(index in ``first``, index in ``second``) of images that show the same, the closest for each of ``second``."""
+    """(index in ``first``, in ``second``) of images that look the same; for each of ``second`` the closest one."""
     indices = [index for index, seen in enumerate(first) if seen.reason is None]
     if not indices:
         return []
