@@ -10,12 +10,13 @@
     python tools/visualize.py curves --out curves.png PRETRAINED SCRATCH
 
 `views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `proposals` shows
-the best boxes of a folder of proposals, number 0 first. `predictions` shows the boxes that a finetuned checkpoint finds
-in the validation images, beside the true ones. `pr` draws precision over recall per class, `confusion` the confusion
-matrix, `worst` the images with the most mistakes: all at IoU 0.5, the last two at the score threshold with the best F1,
-and all write their numbers as JSON beside the picture. `regions` shows what a pretrained checkpoint finds in one view
-for the regions of the other. `curves` draws losses and scores of runs. `views`, `proposals` and `regions` take the
-flags of main_pretrain.py; `predictions`, `pr`, `confusion` and `worst` take those of main_finetune.py.
+the best boxes of a folder of proposals, 0 the first. `predictions` shows the best boxes that a finetuned checkpoint
+finds in the validation images beside the true ones, and with --beside those of a second checkpoint. `pr` draws
+precision over recall of each class, `confusion` which class was taken for which, `worst` the images with the most
+mistakes; all three at IoU 0.5, the latter two at the score with the best F1, and with the figures as JSON beside the
+picture. `regions` shows what a pretrained checkpoint finds in one view for the regions of the other. `curves` draws
+losses and scores of runs. `views`, `proposals` and `regions` take all flags of main_pretrain.py, those of detections
+all of main_finetune.py.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -38,8 +40,9 @@ from models import PRETEXTS
 from models.checkpoints.restore import restore_detector
 from models.postprocess import PostProcess
 from models.predictor import Predictor
-from models.run_pictures import draw_found, draw_views, legible_zoom
+from models.run_pictures import draw_views, legible_zoom
 from tools.looking.pictures import collect, draw_confusion, draw_curves, draw_worst
+from tools.looking.predictions import Found, draw_found, fitting_threshold
 from tools.region_pictures import draw_regions
 from util.check_args import at_least
 from util.errors import UserError
@@ -72,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "regions":
         save_picture(draw_regions(["--resume", args.checkpoint, *rest], args.count, legible_zoom), out)
     elif args.command == "predictions":
-        save_picture(draw_predictions(rest, args.count, args.threshold), out)
+        save_picture(draw_predictions(rest, args.count, args.threshold, args.beside), out)
     else:
         look_closely(args, rest, out)
     print(f"wrote {out}")
@@ -88,10 +91,12 @@ def make_parser() -> argparse.ArgumentParser:
         pictures[name].add_argument("--out", required=True, metavar="FILE", help="PNG or JPEG to write")
         pictures[name].add_argument("--count", type=int, default=count, help="images to show")
     pictures["regions"].add_argument("checkpoint", metavar="CHECKPOINT", help="of main_pretrain.py --method siamese")
-    pictures["proposals"].add_argument("--boxes", type=int, default=10, help="number of boxes per image")
-    pictures["predictions"].add_argument(
-        "--threshold", type=float, default=0.3, help="draw only boxes of at least this score"
+    pictures["proposals"].add_argument("--boxes", type=int, default=10, help="boxes to show of each image")
+    predictions = pictures["predictions"]
+    predictions.add_argument(
+        "--threshold", type=float, help="least score of a box to be drawn; default: the one with the best F1 at IoU 0.5"
     )
+    predictions.add_argument("--beside", metavar="FILE", help="a second checkpoint to draw to the right")
     for name in ("pr", "confusion", "worst"):
         closer = commands.add_parser(name, allow_abbrev=False)
         closer.add_argument("--out", required=True, metavar="FILE", help="PNG to write, with a .json file beside it")
@@ -143,8 +148,29 @@ def some_of(dataset: TwoViewDataset, count: int) -> list[int]:
     return [index * len(dataset) // count for index in range(count)]
 
 
-def load_for_evaluation(argv: Sequence[str]) -> tuple[Predictor, DataLoader]:
-    """The detector and the validation images that main_finetune.py would use with the flags ``argv``."""
+class Evaluated(NamedTuple):
+    """A detector from ``checkpoint`` and the validation images to look at."""
+
+    checkpoint: Path
+    predictor: Predictor
+    loader: DataLoader
+
+    def names(self) -> dict[int, str]:
+        """Label -> name of the category."""
+        return {label: category["name"] for label, category in self.predictor.categories.items()}
+
+    def files(self) -> list[str]:
+        """The images' names."""
+        return self.loader.dataset.records.relative_paths()
+
+    def load(self, index: int) -> Image.Image:
+        """One of the images, upright."""
+        records = self.loader.dataset.records
+        return load_image(records.path(index), size=tuple(records.sizes[index].tolist()))
+
+
+def load_for_evaluation(argv: Sequence[str]) -> Evaluated:
+    """The detector and the validation images of main_finetune.py's flags ``argv``."""
     args, origin = main_finetune.parse(["--eval", *argv])
     loader = main_finetune.build_eval_loader(args, origin)
     detector = restore_detector(args, origin)
@@ -158,31 +184,45 @@ def load_for_evaluation(argv: Sequence[str]) -> tuple[Predictor, DataLoader]:
         eval_size=args.eval_size,
         eval_max_size=args.eval_max_size,
     )
-    return predictor, loader
+    return Evaluated(Path(origin.path), predictor, loader)
 
 
 def look_closely(args: argparse.Namespace, argv: Sequence[str], out: Path) -> None:
-    """Draw precision-recall curves, the confusion matrix or the worst images; ``argv``: flags of main_finetune.py."""
-    predictor, loader = load_for_evaluation(argv)
-    records = loader.dataset.records
-    cases = collect(predictor, loader)
-    names = {label: category["name"] for label, category in predictor.categories.items()}
+    """Precision-recall curves, the confusion matrix or the worst images of main_finetune.py's flags ``argv``."""
+    seen = load_for_evaluation(argv)
+    cases, names = collect(seen.predictor, seen.loader), seen.names()
     if args.command == "pr":
         draw_curves(cases, names, out)
     elif args.command == "confusion":
         draw_confusion(cases, names, out)
     else:
-        draw_worst(
-            cases, names, out,
-            load=lambda index: load_image(records.path(index), size=tuple(records.sizes[index].tolist())),
-            files=records.relative_paths(), count=args.count, zoom=legible_zoom,
-        )  # fmt: skip
+        draw_worst(cases, names, out, load=seen.load, files=seen.files(), count=args.count, zoom=legible_zoom)
 
 
-def draw_predictions(argv: Sequence[str], count: int, threshold: float) -> Image.Image:
-    """Validation images with the boxes that the checkpoint finds in them; ``argv``: flags of main_finetune.py."""
-    predictor, loader = load_for_evaluation(argv)
-    return draw_found(predictor, loader.dataset, count, threshold)
+def draw_predictions(
+    argv: Sequence[str], count: int, threshold: float | None = None, beside: str | None = None
+) -> Image.Image:
+    """The first validation images, what the checkpoint of main_finetune.py's flags ``argv`` finds in them, and what
+    the checkpoint ``beside`` does.
+
+    Without a ``threshold``, boxes are drawn from the score on that has the best F1 on the validation images.
+    """
+    evaluated = [load_for_evaluation(argv)]
+    if beside:
+        evaluated.append(load_for_evaluation([*argv, "--resume", beside]))
+    found = []
+    for name, seen in zip(name_checkpoints([seen.checkpoint for seen in evaluated]), evaluated, strict=True):
+        cases = collect(seen.predictor, seen.loader)
+        least = fitting_threshold(cases, list(seen.names())) if threshold is None else threshold
+        found.append(Found(name, cases, least))
+    first = evaluated[0]
+    return draw_found(found, first.names(), load=first.load, files=first.files(), count=count)
+
+
+def name_checkpoints(paths: Sequence[Path]) -> list[str]:
+    """What tells checkpoints apart: the folders they lie in, or their paths."""
+    folders = [path.resolve().parent.name for path in paths]
+    return folders if len(set(folders)) == len(folders) else list(map(str, paths))
 
 
 def name_runs(logs: Sequence[str]) -> dict[str, str]:

@@ -165,23 +165,28 @@ def draw_detections(
         threshold: detections with lower scores are not drawn.
         zoom: enlarges both pictures.
     """
-    left = draw_boxes(
-        image,
-        truth["boxes"],
-        texts=[names[int(label)] for label in truth["labels"]],
-        colours=truth["labels"],
-        zoom=zoom,
-    )
     labels, scores = np.asarray(found["labels"]), np.asarray(found["scores"])
     shown = (scores >= threshold) & np.isin(labels, list(names))
-    right = draw_boxes(
-        image,
-        np.asarray(found["boxes"])[shown],
-        texts=[describe(names[int(label)], score) for label, score in zip(labels[shown], scores[shown], strict=True)],
-        colours=labels[shown],
-        zoom=zoom,
-    )
-    return contact_sheet([left, right], columns=2, captions=["truth", f"found (score at least {threshold:g})"])
+    found = {"boxes": np.asarray(found["boxes"])[shown], "labels": labels[shown], "scores": scores[shown]}
+    pictures = [draw_objects(image, objects, names, zoom=zoom) for objects in (truth, found)]
+    return contact_sheet(pictures, columns=2, captions=["truth", f"found (score at least {threshold:g})"])
+
+
+def draw_objects(
+    image: Image.Image, objects: dict[str, Any], names: dict[int, str], *, zoom: float = 1.0
+) -> Image.Image:
+    """A copy of ``image``, enlarged by ``zoom``, with named boxes in the colours of their categories.
+
+    Args:
+        image: RGB.
+        objects: boxes [N, 4] xyxy in pixels of ``image``, labels [N] and, of detections, scores [N], best first.
+        names: label -> name.
+        zoom: small images need it for legible text.
+    """
+    labels = np.asarray(objects["labels"])
+    scores = objects.get("scores", [None] * len(labels))
+    texts = [describe(names[int(label)], score) for label, score in zip(labels, scores, strict=True)]
+    return draw_boxes(image, objects["boxes"], texts=texts, colours=labels, zoom=zoom)
 
 
 def draw_two_views(
@@ -305,4 +310,4 @@ def save_figure(figure: Any, out: str | Path) -> None:
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Write a picture in the format of the suffix of ``path``."""
     with written_whole(path) as temporary:
-        picture.save(temporary, quality=95)
+        picture.save(temporary, quality=85)

@@ -11,6 +11,7 @@ from PIL import Image
 import main_finetune
 from datasets import build_detection
 from datasets.images import list_images
+from datasets.loader import make_eval_loader
 from datasets.pretext.two_view import TwoViewTransform
 from datasets.proposals.store import write_proposals
 from models import run_pictures
@@ -18,6 +19,7 @@ from models.postprocess import PostProcess
 from models.predictor import Predictor
 from tests.predicting import save_predicting
 from tools import visualize
+from tools.looking.pictures import collect
 from tools.render_scenes import render_data_set
 from util.args import finetune_parser
 from util.errors import UserError
@@ -106,6 +108,24 @@ class Detector(torch.nn.Module):
 def test_detections_and_truth_are_in_pixels_of_the_file(data: Path) -> None:
     args = finetune_parser(main_finetune.choices()).parse_args(["--data_path", str(data)])
     args.dataset_file, args.eval_size, args.eval_max_size = "coco", 64, 200
+    args.batch_size, args.num_workers = 2, 0
+    dataset = build_detection(args, "val", (0.5,) * 3, (0.5,) * 3)
+    predictor = Predictor(
+        Detector(), PostProcess("focal", top_k=1), dataset.categories, backbone="resnet18", device=torch.device("cpu")
+    )
+    cases = collect(predictor, make_eval_loader(dataset, args))
+    annotations = json.loads((data / "annotations" / "instances_val.json").read_text())
+    for case, record in zip(cases, annotations["images"], strict=True):
+        width, height = record["width"], record["height"]
+        np.testing.assert_allclose(case.found, [[width / 2, height / 2, width, height]], rtol=1e-6)
+        assert case.found_labels.tolist() == [2]
+        xywh = [a["bbox"] for a in annotations["annotations"] if a["image_id"] == record["id"]]
+        assert case.truth.tolist() == [[x, y, x + w, y + h] for x, y, w, h in xywh]
+
+
+def test_pictures_of_a_run_are_in_pixels_of_the_file(data: Path) -> None:
+    args = finetune_parser(main_finetune.choices()).parse_args(["--data_path", str(data)])
+    args.dataset_file, args.eval_size, args.eval_max_size = "coco", 64, 200
     dataset = build_detection(args, "val", (0.5,) * 3, (0.5,) * 3)
     predictor = Predictor(
         Detector(), PostProcess("focal", top_k=1), dataset.categories, backbone="resnet18", device=torch.device("cpu")
@@ -122,6 +142,22 @@ def test_detections_and_truth_are_in_pixels_of_the_file(data: Path) -> None:
         xywh = [a["bbox"] for a in annotations["annotations"] if a["image_id"] == record["id"]]
         expected = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in xywh], dtype=torch.float32)
         torch.testing.assert_close(truth["boxes"], expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_predictions_of_two_checkpoints_side_by_side(
+    data: Path, checkpoint: Path, tmp_path: Path, threshold: float | None
+) -> None:
+    flags = ["--resume", str(checkpoint), "--data_path", str(data), "--num_workers", "0", "--device", "cpu"]
+    alone, both = (visualize.draw_predictions(flags, 2, threshold, beside) for beside in (None, str(checkpoint)))
+    assert both.height == alone.height
+    assert 1.3 * alone.width < both.width < 1.6 * alone.width
+
+
+def test_checkpoints_are_told_apart() -> None:
+    one, other = Path("runs/a/checkpoint.pth"), Path("runs/b/checkpoint.pth")
+    assert visualize.name_checkpoints([one, other]) == ["a", "b"]
+    assert visualize.name_checkpoints([one, one.with_name("best.pth")]) == [str(one), "runs/a/best.pth"]
 
 
 def test_predictions_need_a_checkpoint(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""The picture of what detectors find: each image with its truth and, beside it, the best boxes of each detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from tools.looking.matching import ImageCase, best_threshold, curve_of, match
+from util.plot_utils import contact_sheet, draw_objects
+
+MOST_BOXES = 10
+"""A picture shows no more boxes of a detector than this, the best."""
+
+SHORT_SIDE = 320
+"""All images are drawn at this size, so that all texts have one size."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one detector finds in a set of images.
+
+    Attributes:
+        name: to tell detectors apart.
+        cases: one for each image.
+        threshold: least score of a box that is drawn.
+    """
+
+    name: str
+    cases: list[ImageCase]
+    threshold: float
+
+
+def fitting_threshold(cases: Sequence[ImageCase], labels: Sequence[int]) -> float:
+    """The score with the best F1 on the images, at an IoU of 0.5."""
+    return best_threshold([curve_of(cases, label) for label in labels])[0]
+
+
+def draw_found(
+    detectors: Sequence[Found],
+    names: dict[int, str],
+    *,
+    load: Callable[[int], Image.Image],
+    files: Sequence[str],
+    count: int,
+) -> Image.Image:
+    """The first ``count`` images, one a row: the truth, then what each detector finds.
+
+    Args:
+        names: label -> name.
+        load: index of a case -> its image.
+        files: the images' names.
+    """
+    pictures, captions = [], []
+    for index in range(min(count, len(files))):
+        image, case = load(index), detectors[0].cases[index]
+        zoom = SHORT_SIDE / min(image.size)
+        pictures.append(draw_objects(image, {"boxes": case.truth, "labels": case.labels}, names, zoom=zoom))
+        captions.append(f"truth: {files[index]}")
+        for detector in detectors:
+            case = detector.cases[index]
+            pictures.append(draw_objects(image, best_few(case.above(detector.threshold)), names, zoom=zoom))
+            captions.append(f"{detector.name}: {verdict(case, detector.threshold)}")
+    return contact_sheet(pictures, columns=1 + len(detectors), captions=captions)
+
+
+def best_few(case: ImageCase) -> dict[str, np.ndarray]:
+    """The best :data:`MOST_BOXES` detections as :func:`util.plot_utils.draw_objects` takes them."""
+    best = slice(MOST_BOXES)
+    return {"boxes": case.found[best], "labels": case.found_labels[best], "scores": case.scores[best]}
+
+
+def verdict(case: ImageCase, threshold: float) -> str:
+    """How many of an image's detections are right, in a few words."""
+    shown = case.above(threshold)
+    if not len(shown.scores):
+        best = f": best was {case.scores[0]:.2f}" if len(case.scores) else ""
+        return f"nothing above {threshold:.2f}{best}"
+    matched = match(shown, by_class=True)
+    objects = int((~case.crowd.astype(bool)).sum())
+    return f"{(matched >= 0).sum()} of {objects} found, {(matched == -1).sum()} wrong, score from {threshold:.2f}"
