@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -148,3 +149,25 @@ class GroupMatcher(HungarianMatcher):
         layer, image, region = torch.meshgrid(*ranges, indexing="ij")  # [L, B, R] each
         query = own.argmin(dim=2) + region * group
         return Matching(layer.flatten(), image.flatten(), query.flatten(), region.flatten())
+
+
+def match_as_told(
+    matcher: HungarianMatcher, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], told: Tensor
+) -> Matching:
+    """The matching of ``matcher`` in the images whose queries were told what to look for, a free one in the others.
+
+    Args:
+        outputs, targets: as :meth:`HungarianMatcher.forward` takes them.
+        told: [B] bool.
+    """
+    parts = []
+    for match, chosen in ((matcher, told), (partial(HungarianMatcher.forward, matcher), ~told)):
+        images = chosen.nonzero()[:, 0]
+        if len(images):
+            of_chosen = {name: outputs[name][:, images] for name in ("pred_logits", "pred_boxes")}
+            part = match(of_chosen, [targets[index] for index in images.tolist()])
+            parts.append((part.layer, images[part.image], part.query, part.target))
+    layer, image, query, target = (torch.cat(column) for column in zip(*parts, strict=True))
+    place = (layer * len(told) + image) * outputs["pred_logits"].shape[2] + query
+    order = place.argsort()
+    return Matching(layer[order], image[order], query[order], target[order])

@@ -18,7 +18,7 @@ from models.criterion import SetCriterion, build_criterion
 from models.detr import DETR
 from models.interface import ContentPlace, Decoded, Memory
 from models.layers import to_float32
-from models.matcher import GroupMatcher, HungarianMatcher, Matching
+from models.matcher import GroupMatcher, HungarianMatcher, Matching, match_as_told
 from models.pretext.base import (
     FEATURE_LOSS_FLAGS,
     NUM_CLASSES,
@@ -71,6 +71,8 @@ class SiameseDETR(RegionQueryTask):
 
     Attributes:
         contrast_loss_coef: weight of the contrastive feature loss, which needs the head of the feature loss; 0: none.
+        content_dropout: in training, the share of views whose queries are told nothing and may answer for any region,
+            as those of a detector.
         global_head: agreement of the encoded views (None: no global discrimination).
     """
 
@@ -85,6 +87,7 @@ class SiameseDETR(RegionQueryTask):
         global_loss_coef: float,
         contrast_loss_coef: float = 0.0,
         content_in: ContentPlace = "query_pos",
+        content_dropout: float = 0.0,
     ) -> None:
         """With ``global_loss_coef`` 0 there is no global loss and no head for it."""
         super().__init__(
@@ -97,6 +100,7 @@ class SiameseDETR(RegionQueryTask):
         width = detector.hidden_dim
         self.query_jitter = query_jitter
         self.contrast_loss_coef = contrast_loss_coef
+        self.content_dropout = content_dropout
         self.global_loss_coef = global_loss_coef
         self.strides = detector.backbone[0].strides
         self.global_head = (
@@ -125,18 +129,26 @@ class SiameseDETR(RegionQueryTask):
             crops = None if self.feature_align is None else self.crop_features(batch.crops)
         return SeenViews(features=features, mask=images.mask, boxes=boxes, sizes=sizes, regions=regions, crops=crops)
 
-    def look(self, views: SeenViews) -> tuple[Memory, Decoded, dict[str, Tensor]]:
-        """Ask every view for the regions of its partner."""
+    def draw_told(self, boxes: Tensor) -> Tensor | None:
+        """Which views' queries are told what to look for: bool [2B], or None: all. ``boxes`` are [2B, R, 4]."""
+        if not (self.training and self.content_dropout):
+            return None
+        return torch.rand(len(boxes), device=boxes.device) >= self.content_dropout
+
+    def look(self, views: SeenViews, told: Tensor | None = None) -> tuple[Memory, Decoded, dict[str, Tensor]]:
+        """Ask every view for the regions of its partner; where ``told`` [2B] is False, without telling which."""
         with record_function("transformer"):
             memory = self.detector.encode(views.features, views.mask)
-            decoded = self.detector.decode(memory, other_view(self.region_queries(views.regions)))
+            decoded = self.detector.decode(memory, other_view(self.region_queries(views.regions, told)))
             return memory, decoded, self.detector.predict(decoded)
 
     def learn(self, views: SeenViews) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses; see :meth:`forward`."""
-        memory, decoded, outputs = self.look(views)
+        told = self.draw_told(views.boxes)
+        memory, decoded, outputs = self.look(views, told)
         targets = region_targets(views.boxes, views.sizes)
-        losses, matching = self.criterion(outputs, targets)
+        matching = None if told is None else match_as_told(self.criterion.matcher, outputs, targets, told)
+        losses, matching = self.criterion(outputs, targets, matching)
         with record_function("losses"):
             feature, num_layers = None, len(decoded.hidden)
             if self.feature_align is not None:
@@ -215,9 +227,15 @@ class SiameseDETR(RegionQueryTask):
         flat = crops.transpose(0, 1).flatten(0, 2)
         return pooled_features(self.frozen_backbone, flat).unflatten(0, (-1, self.num_regions))
 
-    def region_queries(self, regions: Tensor) -> Tensor:
-        """Region features [2B, R, K] -> queries of the detector [2B, Q, ...], Q/R consecutive queries per region."""
-        return self.queries_with_content(self.detector.queries(len(regions)), self.patch2query(regions))
+    def region_queries(self, regions: Tensor, told: Tensor | None = None) -> Tensor:
+        """Region features [2B, R, K] -> queries of the detector [2B, Q, ...]: each region in Q/R consecutive ones.
+
+        Where ``told`` [2B] is False, the other view's queries stay as the detector learned them.
+        """
+        content = self.patch2query(regions)
+        if told is not None:
+            content = content * other_view(told)[:, None, None]
+        return self.queries_with_content(self.detector.queries(len(regions)), content)
 
 
 def views_in_a_row(batch: TwoViewBatch) -> tuple[NestedTensor, Tensor, Tensor]:
@@ -269,6 +287,7 @@ def build_siamese(args: argparse.Namespace, detector: DETR) -> SiameseDETR:
         global_loss_coef=0.0 if args.no_global_loss else args.global_loss_coef,
         contrast_loss_coef=0.0 if args.no_feature_loss else args.contrast_loss_coef,
         content_in=args.content_in,
+        content_dropout=args.content_dropout,
     )
 
 
@@ -288,6 +307,8 @@ def _check(args: argparse.Namespace, world_size: int) -> None:
         raise UserError(f"--view_iou {args.view_iou}: must lie between 0 and 1")
     if not 0 <= args.query_jitter < 0.5:
         raise UserError(f"--query_jitter {args.query_jitter}: must lie in [0, 0.5), otherwise corners could cross")
+    if not 0 <= args.content_dropout < 1:
+        raise UserError(f"--content_dropout {args.content_dropout}: must lie in [0, 1)")
     if args.region_nms is not None and not 0 < args.region_nms <= 1:
         raise UserError(f"--region_nms {args.region_nms}: must lie in (0, 1]")
     if args.contrast_loss_coef and not args.feature_loss_coef:
@@ -380,6 +401,12 @@ SIAMESE = PretextRecord(
             "content that the decoder starts with",
             options={"choices": list(get_args(ContentPlace))},
             default="query_pos",
+        ),
+        Flag(
+            name="content_dropout",
+            help="share of views whose queries are told nothing and may answer for any region, as in finetuning",
+            options={"type": float},
+            default=0.0,
         ),
         Flag(
             name="contrast_loss_coef",

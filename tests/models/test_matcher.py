@@ -8,7 +8,7 @@ import torch
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 from transformers.loss.loss_for_object_detection import HungarianMatcher as DetrHungarianMatcher
 
-from models.matcher import GroupMatcher, HungarianMatcher, pad_targets
+from models.matcher import GroupMatcher, HungarianMatcher, match_as_told, pad_targets
 from tests.models.detection_case import random_outputs, random_targets
 
 COUNTS = [7, 0, 1, 4]  # objects of each image
@@ -179,3 +179,18 @@ def test_queries_that_regions_cannot_share_are_an_error():
     costs = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0, "classification": "softmax"}
     with pytest.raises(ValueError, match="7 queries"):
         GroupMatcher(**costs)(outputs, random_targets([3], 2))
+
+
+@pytest.mark.parametrize("told", [[True, False, True], [True] * 3, [False] * 3])
+def test_images_that_were_told_nothing_are_matched_freely(told):
+    regions, queries = 3, 6
+    outputs = random_outputs(layers=2, images=3, queries=queries, logits=3)
+    targets = random_targets([regions] * 3, 2)
+    costs = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0, "classification": "softmax"}
+    own, free = GroupMatcher(**costs), HungarianMatcher(**costs)
+    matching = match_as_told(own, outputs, targets, torch.tensor(told))
+    expected = {True: own(outputs, targets), False: free(outputs, targets)}
+    for layer in range(2):
+        for image in range(3):
+            assert pairs_of(matching, layer, image) == pairs_of(expected[told[image]], layer, image)
+    assert ((matching.layer * 3 + matching.image) * queries + matching.query).diff().gt(0).all()

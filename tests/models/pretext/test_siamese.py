@@ -28,6 +28,7 @@ def small_args(**changes) -> argparse.Namespace:
         "dim_feedforward": 64, "dropout": 0.0, "num_queries": 6, "num_regions": 3, "query_jitter": 0.1,
         "no_feature_loss": False, "no_global_loss": False, "feature_loss_coef": 5.0, "global_loss_coef": 10.0,
         "matching": "free", "region_nms": None, "content_in": "query_pos", "contrast_loss_coef": 0.0,
+        "content_dropout": 0.0,
         "set_cost_class": 1.0, "set_cost_bbox": 5.0, "set_cost_giou": 2.0,
         "cls_loss_coef": 1.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0, "eos_coef": 0.1,
         "num_feature_levels": 4 if changes.get("detr") == "deformable" else 1, "enc_n_points": 2, "dec_n_points": 2,
@@ -319,6 +320,32 @@ def test_content_in_what_the_decoder_starts_with(detr):
     assert torch.equal(model.detector.decode(memory, empty).hidden, model.detector.decode(memory, learned).hidden)
     moved = model.detector.decode(memory, queries).hidden - model.detector.decode(memory, learned).hidden
     assert moved.abs().amax(dim=(1, 2, 3)).min() > 1e-3, "it reaches every layer"
+
+
+@pytest.mark.parametrize("content_in", ["tgt", "query_pos"])
+def test_queries_that_are_told_nothing_are_the_detectors_own(content_in):
+    """Where view 0 of image 1 (entry 1 of 4) is not told, its partner (entry 3) gives no content to its queries."""
+    model, batch = build(content_in=content_in).eval(), random_batch()
+    views = model.see(batch)
+    told = torch.tensor([True, False, True, True])
+    _, decoded, _ = model.look(views, told)
+    _, all_told, _ = model.look(views)
+    memory = model.detector.encode(views.features, views.mask)
+    empty = model.detector.with_content(model.detector.queries(4), torch.zeros(4, 6, 32), content_in)
+    alone = model.detector.decode(memory, empty).hidden
+    for entry in range(4):
+        expected = all_told.hidden if told[entry] else alone
+        torch.testing.assert_close(decoded.hidden[:, entry], expected[:, entry])
+
+
+def test_a_share_of_the_views_is_told_nothing_in_training_alone():
+    model, boxes = build(content_dropout=0.25), torch.zeros(4000, 3, 4)
+    torch.manual_seed(0)
+    assert model.train().draw_told(boxes).float().mean() == pytest.approx(0.75, abs=0.03)
+    assert model.eval().draw_told(boxes) is None
+    assert build().train().draw_told(boxes) is None
+    loss, _ = model.train()(random_batch())
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("detr", DETRS)
