@@ -1,10 +1,10 @@
 """Render a small labelled data set of photo-like scenes, for the demo and for tests.
 
-    python tools/render_scenes.py OUT --num_train 120 --num_val 80 --num_unlabelled 800
+    python tools/render_scenes.py OUT --num_train 48 --num_val 100 --num_unlabelled 800
 
-The pictures show objects of six categories among clutter (see tools/scenes/). The same arguments give the same bytes
-(with the same versions of numpy and Pillow). Objects that would be hidden too much are removed from the scene itself,
-not only from the annotations: see :func:`tools.scenes.compose.render_scene`.
+The pictures show a few objects of four categories (see tools/scenes/). The same arguments give the same bytes
+(with the same versions of numpy and Pillow). Objects that are hidden too much are left out of the scene, not merely
+out of the annotations: see :func:`tools.scenes.compose.render_scene`.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("out", metavar="OUT", help="folder to make")
-    parser.add_argument("--num_train", type=int, default=120)
-    parser.add_argument("--num_val", type=int, default=80)
+    parser.add_argument("--num_train", type=int, default=48)
+    parser.add_argument("--num_val", type=int, default=100)
     parser.add_argument("--num_unlabelled", type=int, default=800)
     parser.add_argument("--size", type=int, default=192, help="short side in pixels")
     parser.add_argument("--seed", type=int, default=0)

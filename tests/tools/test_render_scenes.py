@@ -85,8 +85,9 @@ def test_visible_masks_of_one_picture_do_not_overlap(train: COCO) -> None:
         assert np.sum(masks, axis=0).max(initial=0) <= 1
 
 
-def test_masks_show_where_the_object_changes_the_picture() -> None:
-    """Painting one object in a bright colour changes exactly the pixels of its mask (except soft edges)."""
+def test_masks_show_where_the_object_changes_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repainting one object in a glowing colour changes exactly the pixels of its mask (but for soft edges)."""
+    monkeypatch.setattr(compose, "NUM_OBJECTS", (5, 5))  # some hide parts of others
     rng, shape = np.random.default_rng(2), (120, 160)
     things = compose.remove_hidden(compose._draw_things(rng, shape), shape)
     lamp = compose._draw_lamp(rng)
@@ -123,9 +124,9 @@ def test_hidden_objects_leave_the_scene() -> None:
     """Shares by hand: 3/10, 2.9/10 hidden by a distractor, outside the picture, and too thin."""
     shape = (100, 100)
     seen = block("ball", 0, 0, 100, 10)
-    hidden = block("mug", 0, 20, 100, 10)
+    hidden = block("bottle", 0, 20, 100, 10)
     outside = block("leaf", -75, 40, 100, 10)
-    thin = block("gear", 0, 60, 20, 7)
+    thin = block("crate", 0, 60, 20, 7)
     covers = [block(None, 30, 0, 70, 10), block(None, 29, 20, 71, 10)]
     kept = compose.remove_hidden([seen, hidden, outside, thin, *covers], shape)
     assert [thing.name for thing in kept] == ["ball", None, None]
@@ -169,6 +170,15 @@ def test_colour_does_not_give_the_category_away() -> None:
     within = np.std(colours, axis=1).mean()
     between = np.std(np.mean(colours, axis=1), axis=0).mean()
     assert between < 0.4 * within
+
+
+def test_the_ground_is_blurred_and_paler_around_its_own_colour() -> None:
+    ground = np.random.default_rng(0).uniform(0.2, 0.4, (100, 120, 3)).astype(np.float32)
+    soft = compose.out_of_focus(ground)
+    np.testing.assert_allclose(soft.mean((0, 1)), ground.mean((0, 1)), rtol=0.01)
+    assert soft.std() < 0.4 * ground.std()
+    flat = np.full_like(ground, 0.3)
+    np.testing.assert_allclose(compose.out_of_focus(flat), flat, rtol=1e-5)
 
 
 def test_noise_stays_within_bounds_and_fills_them() -> None:

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
+from scipy.ndimage import gaussian_filter
 
 from tools.scenes.backgrounds import draw_ground
 from tools.scenes.noise import Array, fractal_noise
 from tools.scenes.objects import CATEGORIES, DISTRACTORS, DrawObject, Surface
 
+NUM_OBJECTS = (1, 3)  # of a category, least and most
+NUM_DISTRACTORS = (0, 1)
+RADII = (0.2, 0.38)  # of things, as shares of the picture's short side
+GROUND_BLUR = 0.015  # standard deviation, as a share of the short side
+GROUND_CONTRAST = 0.6
 MIN_VISIBLE_SHARE = 0.3  # of the whole object, what lies outside the picture counted as hidden
 MIN_VISIBLE_SIDE = 8  # pixels, both sides of the visible part's box
 _MARGIN = 1.25  # the grid of an object reaches somewhat beyond its radius
@@ -71,8 +77,8 @@ def render_scene(rng: np.random.Generator, shape: tuple[int, int]) -> Scene:
     lamp = _draw_lamp(rng)
     albedo, height = draw_ground(rng, shape)
     things = remove_hidden(_draw_things(rng, shape), shape)
-    canvas = shade(albedo, height, 0.05, lamp) * (1 + 0.35 * fractal_noise(rng, shape, 1.5, 2))[..., None]
-    canvas = lay_down(canvas, things, lamp)
+    ground = shade(albedo, height, 0.05, lamp) * (1 + 0.35 * fractal_noise(rng, shape, 1.5, 2))[..., None]
+    canvas = lay_down(out_of_focus(ground), things, lamp)
     owner = owners(things, shape)
     labelled = [i for i, thing in enumerate(things) if thing.name is not None]
     return Scene(
@@ -101,14 +107,15 @@ def _draw_lamp(rng: np.random.Generator) -> Lamp:
 
 def _draw_things(rng: np.random.Generator, shape: tuple[int, int]) -> list[Thing]:
     """Objects and distractors in the order in which they are laid down."""
-    names = [*rng.choice(list(CATEGORIES), rng.integers(2, 8)).tolist(), *[None] * rng.integers(1, 6)]
+    num_objects, num_distractors = (rng.integers(*limits, endpoint=True) for limits in (NUM_OBJECTS, NUM_DISTRACTORS))
+    names = [*rng.choice(list(CATEGORIES), num_objects).tolist(), *[None] * num_distractors]
     rng.shuffle(names)
     return [_draw_thing(rng, shape, name) for name in names]
 
 
 def _draw_thing(rng: np.random.Generator, shape: tuple[int, int], name: str | None) -> Thing:
     draw: DrawObject = CATEGORIES[name] if name else DISTRACTORS[rng.integers(len(DISTRACTORS))]
-    radius = float(min(shape) * 0.1 * 3.4 ** rng.uniform())
+    radius = float(min(shape) * RADII[0] * (RADII[1] / RADII[0]) ** rng.uniform())
     centre_y, centre_x = rng.uniform(0.05, 0.95, 2) * shape
     top, left = int(centre_y - radius * _MARGIN), int(centre_x - radius * _MARGIN)
     side = int(2 * radius * _MARGIN) + 2
@@ -175,6 +182,14 @@ def shade(albedo: Array, height: Array, gloss: float, lamp: Lamp) -> Array:
     highlight = gloss * np.exp(60 * (normal @ halfway - 1))[..., None]
     sky = 0.4 + 0.6 * normal[..., 2:]  # less of it reaches what is turned away
     return albedo * (lamp.sky * sky + lamp.colour * diffuse) + lamp.colour * highlight
+
+
+def out_of_focus(ground: Array) -> Array:
+    """The ground [h, w, 3] blurred and pale, as behind a near subject: what lies on it has the clearest edges."""
+    softness = GROUND_BLUR * min(ground.shape[:2])
+    blurred = gaussian_filter(ground, (softness, softness, 0))
+    mean = blurred.mean((0, 1), dtype=np.float64)
+    return (mean + GROUND_CONTRAST * (blurred - mean)).astype(np.float32)
 
 
 def lay_down(canvas: Array, things: list[Thing], lamp: Lamp) -> Array:

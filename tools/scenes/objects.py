@@ -1,4 +1,4 @@
-"""The things in a scene: six categories, told apart by shape and texture, and distractors of no category.
+"""The things in a scene: four categories, told apart by shape and texture, and distractors of no category.
 
 Each function draws one random instance in its own coordinates: ``x`` to the right and ``y`` downwards, [h, w], in
 units of the object's radius, the object within about [-1, 1] on both axes.
@@ -100,27 +100,6 @@ def crate(x: Array, y: Array, rng: np.random.Generator) -> Surface:
     return Surface(enter - leave, np.clip(albedo, 0.005, 1), leave + 0.02 * border, gloss=rng.uniform(0, 0.15))
 
 
-def gear(x: Array, y: Array, rng: np.random.Generator) -> Surface:
-    """A toothed, turned wheel with a bore one can look through, some with more holes around it."""
-    distance, angle = np.hypot(x, y), np.arctan2(y, x)
-    teeth, depth = int(rng.integers(8, 17)), rng.uniform(0.12, 0.2)
-    rim = 1 - depth / 2 + depth / 2 * np.clip(3 * np.sin(teeth * angle), -1, 1)
-    bore = rng.uniform(0.15, 0.35)
-    outside = np.maximum(distance - rim, bore - distance)
-    if rng.uniform() < 0.6:
-        holes, size = int(rng.integers(3, 7)), rng.uniform(0.1, 0.16)
-        turn = (angle * holes / (2 * np.pi)) % 1 - 0.5
-        middle = (bore + 1 - depth) / 2
-        hole = np.hypot(distance - middle, turn * 2 * np.pi / holes * middle)
-        outside = np.maximum(outside, size - hole)
-    step = np.clip((distance - (0.8 - depth)) * 25, 0, 1)  # the toothed ring stands above the disc
-    height = 0.12 * step + 0.06 * np.clip(-outside * 12, 0, 1)
-    rings = np.sin(distance * rng.uniform(60, 120)) * 0.06 + fractal_noise(rng, x.shape, 3) * 0.25
-    sheen = np.abs(np.cos(angle - rng.uniform(0, np.pi))) ** 6  # turned metal shines in two opposite sectors
-    albedo = draw_colour(rng) * (0.75 + rings + 0.7 * sheen * (1 - 0.5 * step))[..., None]
-    return Surface(outside, np.clip(albedo, 0.01, 1), height, gloss=rng.uniform(0.3, 0.9), flat=True)
-
-
 def leaf(x: Array, y: Array, rng: np.random.Generator) -> Surface:
     """A bent, pointed blade with midrib and side veins, serrated or smooth, on a stem."""
     y = y - rng.uniform(-0.35, 0.35) * (x**2 - 0.4)
@@ -140,31 +119,6 @@ def leaf(x: Array, y: Array, rng: np.random.Generator) -> Surface:
     albedo = mix(albedo, albedo.mean() * 0.5 + albedo * 1.3, np.clip(0.35 * side + 0.9 * rib, 0, 1))
     height = -0.35 * np.abs(y) + 0.015 * side + 0.03 * rib + 0.12 * blotch
     return Surface(outside, np.clip(albedo, 0.01, 1), height, gloss=rng.uniform(0.05, 0.4), flat=True)
-
-
-def mug(x: Array, y: Array, rng: np.random.Generator) -> Surface:
-    """A cup seen from somewhat above: the opening with a drink in it, a painted wall, a handle at the side."""
-    x = x + 0.2
-    radius, tall, tilt = rng.uniform(0.5, 0.62), rng.uniform(0.45, 0.7), rng.uniform(0.25, 0.5)
-    wall_x = x / (radius * (1 - rng.uniform(0, 0.2) * np.clip(y, -1, 1)))
-    bulge = np.sqrt(np.clip(1 - wall_x**2, 0, None))
-    depth = radius * tilt * bulge
-    body = np.maximum(np.abs(wall_x) - 1, np.maximum(-tall - depth - y, y - tall - depth))
-    reach = np.hypot((x - radius * 0.95) / 0.8, y)
-    thick, from_ring = rng.uniform(0.09, 0.13), np.abs(reach - rng.uniform(0.3, 0.42))
-    handle = np.maximum(from_ring - thick, radius * 0.8 - x)
-    opening = np.hypot(wall_x, (y + tall) / (radius * tilt))  # < 1 within the rim's ellipse
-    hollow = np.clip((0.9 - opening) * 15, 0, 1)
-
-    first = draw_colour(rng)
-    around = np.arcsin(np.clip(wall_x, -1, 1))
-    band = (y - depth) * rng.uniform(1, 3)
-    painted = stripes(band) if rng.uniform() < 0.5 else stripes(band) * stripes(around * rng.uniform(1, 2.5))
-    inside = mix(first * 0.35, draw_colour(rng) * 0.4, np.clip((y + tall + 0.04) * 20, 0, 1))
-    albedo = mix(mix(first, second_colour(rng, first), painted * (body < 0) * (opening > 1)), inside, hollow)
-    loop = np.sqrt(np.clip(thick**2 - from_ring**2, 0, None))
-    height = np.where(body < 0, np.where(opening < 1, 0.25 * y, bulge * radius), loop)
-    return Surface(np.minimum(body, handle), albedo, height, gloss=rng.uniform(0.3, 1.0))
 
 
 def pebble(x: Array, y: Array, rng: np.random.Generator) -> Surface:
@@ -221,8 +175,6 @@ CATEGORIES: dict[str, DrawObject] = {
     "ball": ball,
     "bottle": bottle,
     "crate": crate,
-    "gear": gear,
     "leaf": leaf,
-    "mug": mug,
 }
 DISTRACTORS: list[DrawObject] = [pebble, stick, paper, shard]
