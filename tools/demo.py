@@ -1,7 +1,8 @@
-"""The whole method on two CPU cores in ten to fifteen minutes: `make demo`.
+"""The whole method on two CPU cores in some minutes: `make demo`.
 
-Renders pictures (many without labels, few with), pretrains the Transformer on the former, finetunes on the latter
-with and without that pretraining on equal terms, and shows both scores. A second run goes on where the first stopped.
+Renders pictures (many without labels, few with), proposes regions in the former and pretrains the Transformer on them,
+finetunes on the latter with and without that pretraining on equal terms, and shows both scores. A second run goes on
+where the first stopped.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from util.script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = "tf_efficientnet_lite0"
-NUM_TRAIN, NUM_VAL, NUM_UNLABELLED = 120, 80, 800
-SCALES = ["112", "128", "144"]
+NUM_TRAIN, NUM_VAL, NUM_UNLABELLED = 48, 100, 800
+SIZE, SCALES = 128, ["96", "112", "128"]
 DETECTOR = (
     f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
-    "--enc_layers 2 --dec_layers 2 --dim_feedforward 512 --num_queries 50"
+    "--enc_layers 1 --dec_layers 3 --hidden_dim 128 --dim_feedforward 512 --num_queries 30"
 ).split()
-PRETRAIN_STEPS, FINETUNE_STEPS = 400, 360
+PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 240
 RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
 
 
@@ -40,25 +41,31 @@ def main(argv: list[str] | None = None) -> None:
     """Data -> pretraining -> finetuning twice -> table and pictures, each step's command printed before it runs."""
     parser = Parser(description=__doc__, formatter_class=DocFormatter)
     parser.add_argument("--output_dir", default="demo", help="receives everything; go on there by the same command")
-    out = Path(parser.parse_args(argv).output_dir)
+    parser.add_argument("--seed", type=int, default=0, help="of pictures and training")
+    args = parser.parse_args(argv)
+    out = Path(args.output_dir)
 
-    prepare(out)
+    prepare(out, args.seed)
     pictures = picture_commands(out)
+    run(proposal_command(out))
     run(pictures["views"])
-    run(pretrain_command(out))
+    run(pretrain_command(out, args.seed))
     for folder in RUNS:
-        run(finetune_command(out, folder))
+        run(finetune_command(out, folder, args.seed))
     run(pictures["predictions"])
     run(pictures["curves"])
-    print("\n" + comparison({start: read_scores(out / folder) for folder, start in RUNS.items()}))
-    print(f"pictures: {out}/views.png {out}/predictions.png {out}/curves.png")
+    scores = {folder: read_scores(out / folder) for folder in RUNS}
+    print("\n" + comparison({RUNS[folder]: score for folder, score in scores.items()}))
+    print("\n" + meaning(scores["siamese"], scores["scratch"]))
+    print(f"\npictures: {out}/views.jpg {out}/predictions.jpg {out}/curves.png")
+    print(f"the same on your own images:\n  {own_images(out)}")
 
 
-def prepare(out: Path) -> None:
+def prepare(out: Path, seed: int) -> None:
     """Render the data and write the backbone file, unless they are there."""
     if not (out / "data").exists():
         print(f"rendering {NUM_UNLABELLED} unlabelled and {NUM_TRAIN} + {NUM_VAL} labelled pictures to {out / 'data'}")
-        render_data_set(out / "data", NUM_TRAIN, NUM_VAL, NUM_UNLABELLED)
+        render_data_set(out / "data", NUM_TRAIN, NUM_VAL, NUM_UNLABELLED, size=SIZE, seed=seed)
     if not backbone_file(out).exists():
         save_file(backbone_weights(), backbone_file(out))
 
@@ -100,54 +107,69 @@ def rename_in_order(theirs: dict[str, Tensor], ours: dict[str, Tensor], source: 
     return dict(zip(ours, theirs.values(), strict=True))
 
 
-def pretrain_command(out: Path) -> list[str]:
+def proposal_command(out: Path) -> list[str]:
+    """Regions of the unlabelled pictures, by EdgeBoxes."""
+    where = ["--data_path", str(out / "data" / "unlabelled"), "--output_dir", str(out / "proposals")]
+    return [*script("tools/make_proposals.py"), "--method", "edgebox", *where]
+
+
+def unlabelled(out: Path) -> list[str]:
+    """Flags of the pictures to pretrain on."""
+    return [
+        *("--dataset_file", "imagefolder", "--data_path", str(out / "data" / "unlabelled")),
+        *("--proposals", "edgebox", "--proposal_dir", str(out / "proposals")),
+        *("--recipe", "fast", "--num_regions", "5", "--crop_size", "32"),
+        *image_sizes(),
+    ]
+
+
+def pretrain_command(out: Path, seed: int) -> list[str]:
     """Pretraining of the Transformer on the unlabelled pictures."""
-    schedule = f"--num_regions 10 --batch_size 8 --lr 4e-4 --global_loss_coef 1 --max_steps {PRETRAIN_STEPS}"
-    schedule += f" --lr_drop_step {PRETRAIN_STEPS * 4 // 5} --save_every_steps 50 --log_every 10"
+    schedule = f"--content_dropout 0.5 --batch_size 8 --lr 1e-3 --max_steps {PRETRAIN_STEPS}"
+    schedule += f" --lr_drop_step {PRETRAIN_STEPS * 4 // 5}"
     return [
         *script("main_pretrain.py"),
-        *("--dataset_file", "imagefolder", "--data_path", str(out / "data" / "unlabelled")),
+        *unlabelled(out),
         *DETECTOR,
         *("--backbone_weights", str(backbone_file(out))),
-        *image_sizes(),
-        *("--crop_size", "48"),
         *schedule.split(),
+        *("--save_every_steps", "100", "--log_every", "10", "--seed", str(seed)),
         *("--output_dir", str(out / "pretraining"), "--resume", "auto"),
     ]
 
 
-def finetune_command(out: Path, folder: str) -> list[str]:
+def finetune_command(out: Path, folder: str, seed: int) -> list[str]:
     """Finetuning on the labelled pictures; the two :data:`RUNS` differ in nothing but what they start from."""
     start = (
         ["--pretrain", str(out / "pretraining" / "checkpoint.pth")]
         if folder == "siamese"
         else [*DETECTOR, "--backbone_weights", str(backbone_file(out))]
     )
-    schedule = f"--batch_size 4 --lr 2e-4 --lr_backbone 5e-5 --max_steps {FINETUNE_STEPS}"
-    schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 5 --log_every 10"
+    schedule = f"--batch_size 8 --lr 1e-3 --lr_backbone 0 --max_steps {FINETUNE_STEPS}"
+    schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 10 --log_every 10"
     return [
         *script("main_finetune.py"),
         *("--dataset_file", "coco", "--data_path", str(out / "data")),
         *start,
         *image_sizes(),
         *schedule.split(),
-        *("--output_dir", str(out / folder), "--resume", "auto"),
+        *("--seed", str(seed), "--output_dir", str(out / folder), "--resume", "auto"),
     ]
 
 
 def image_sizes() -> list[str]:
     """Flags for small images."""
-    return ["--scales", *SCALES, "--max_size", "224"]
+    return ["--scales", *SCALES, "--max_size", "192"]
 
 
 def picture_commands(out: Path) -> dict[str, list[str]]:
     """What each picture of the result is drawn by."""
     visualize = script("tools/visualize.py")
-    views = [*visualize, "views", "--out", str(out / "views.png"), "--data_path", str(out / "data" / "unlabelled")]
-    views += [*image_sizes(), "--crop_size", "48", "--backbone", f"timm:{BACKBONE}"]
-    checkpoint = str(out / "siamese" / "checkpoint.pth")
-    predictions = [*visualize, "predictions", "--out", str(out / "predictions.png"), "--resume", checkpoint]
-    predictions += ["--data_path", str(out / "data"), "--threshold", "0.2"]
+    views = [*visualize, "views", "--out", str(out / "views.jpg"), *unlabelled(out), "--num_queries", "30"]
+    views += ["--backbone", f"timm:{BACKBONE}"]
+    ours, scratch = (str(out / folder / "checkpoint.pth") for folder in RUNS)
+    predictions = [*visualize, "predictions", "--out", str(out / "predictions.jpg"), "--resume", ours]
+    predictions += ["--count", "6", "--beside", scratch, "--data_path", str(out / "data")]
     logs = [str(out / folder / "log.txt") for folder in ("pretraining", *RUNS)]
     return {
         "views": views,
@@ -187,6 +209,24 @@ def comparison(scores: dict[str, dict[str, float]]) -> str:
     lines = [f"{title:<{width}}     AP   AP50"]
     lines += [f"{name:<{width}}  {100 * s['AP']:5.1f}  {100 * s['AP50']:5.1f}" for name, s in scores.items()]
     return "\n".join(lines)
+
+
+def meaning(ours: dict[str, float], scratch: dict[str, float]) -> str:
+    """The table in a sentence."""
+    return (
+        f"After {FINETUNE_STEPS} steps on {NUM_TRAIN} labelled pictures, AP50 is {100 * ours['AP50']:.1f} if the "
+        f"Transformer first saw {NUM_UNLABELLED} pictures without labels, and {100 * scratch['AP50']:.1f} if not."
+    )
+
+
+def own_images(out: Path) -> str:
+    """The command that pretrains and finetunes on the user's images."""
+    programs, backbone, recipe = map(
+        shlex.quote,
+        (str(Path(sys.executable).parent), str(backbone_file(out)), os.path.relpath(ROOT / "configs/fast.sh")),
+    )
+    places = f"PHOTOS=your_photos DATA=your_labelled_set BACKBONE={backbone}"
+    return f"PATH={programs}:$PATH {places} bash {recipe} conditional"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The demo: its backbone file is the right one, and the scripts accept its commands."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import main_finetune
 import main_pretrain
-from tools import demo
+from tools import demo, make_proposals
 from util.args import finetune_parser, pretrain_parser
 from util.checkpoint import load_file, save_file
 from util.errors import CheckpointError, UserError
@@ -56,23 +57,36 @@ def test_renaming_checks_number_and_shapes() -> None:
 
 
 def test_pretraining_command_is_understood() -> None:
-    command = demo.pretrain_command(OUT)
+    command = demo.pretrain_command(OUT, 3)
     assert Path(command[1]).name == "main_pretrain.py"
-    args = pretrain_parser(main_pretrain.choices()).parse_args(command[2:])
+    args, _ = main_pretrain.parse(command[2:])
     assert (args.dataset_file, args.data_path) == ("imagefolder", "some folder/data/unlabelled")
     assert args.backbone_weights == str(demo.backbone_file(OUT))
+    assert (args.recipe, args.matching, args.seed) == ("fast", "own", 3)
     assert args.resume == "auto"
     assert 0 < args.lr_drop_step < args.max_steps
     assert args.batch_size <= demo.NUM_UNLABELLED
 
 
+def test_regions_are_those_that_are_proposed() -> None:
+    proposing = make_proposals.make_parser().parse_args(demo.proposal_command(OUT)[2:])
+    pretraining, _ = main_pretrain.parse(demo.pretrain_command(OUT, 0)[2:])
+    views = demo.picture_commands(OUT)["views"]
+    drawn, _ = main_pretrain.parse(views[views.index("--out") + 2 :])
+    for args in (pretraining, drawn):
+        assert (args.proposals, args.proposal_dir) == (proposing.method, proposing.output_dir)
+        assert args.data_path == proposing.data_path
+    for name in ("num_regions", "region_nms", "crop_size", "scales", "max_size", "num_queries", "backbone"):
+        assert getattr(drawn, name) == getattr(pretraining, name)
+
+
 def test_finetuning_commands_differ_only_in_what_they_start_from() -> None:
     runs = {}
     for folder in demo.RUNS:
-        command = demo.finetune_command(OUT, folder)
+        command = demo.finetune_command(OUT, folder, 3)
         assert Path(command[1]).name == "main_finetune.py"
         runs[folder] = vars(finetune_parser(main_finetune.choices()).parse_args(command[2:]))
-    pretraining = vars(pretrain_parser(main_pretrain.choices()).parse_args(demo.pretrain_command(OUT)[2:]))
+    pretraining = vars(pretrain_parser(main_pretrain.choices()).parse_args(demo.pretrain_command(OUT, 3)[2:]))
     assert runs["siamese"]["pretrain"] == f"{pretraining['output_dir']}/checkpoint.pth"
     different = {name for name, value in runs["scratch"].items() if runs["siamese"][name] != value}
     taken_from_checkpoint = {name for name in different if runs["siamese"][name] is None}
@@ -81,11 +95,29 @@ def test_finetuning_commands_differ_only_in_what_they_start_from() -> None:
         assert runs["scratch"][name] == pretraining[name]
 
 
+def test_both_checkpoints_are_in_the_picture() -> None:
+    command = demo.picture_commands(OUT)["predictions"]
+    drawn = [command[command.index(flag) + 1] for flag in ("--resume", "--beside")]
+    written = [demo.finetune_command(OUT, folder, 0) for folder in demo.RUNS]
+    assert drawn == [f"{words[words.index('--output_dir') + 1]}/checkpoint.pth" for words in written]
+
+
 def test_scripts_of_all_commands_exist() -> None:
-    commands = [demo.pretrain_command(OUT), *(demo.finetune_command(OUT, folder) for folder in demo.RUNS)]
-    commands += demo.picture_commands(OUT).values()
+    commands = [demo.pretrain_command(OUT, 0), *(demo.finetune_command(OUT, folder, 0) for folder in demo.RUNS)]
+    commands += [demo.proposal_command(OUT), *demo.picture_commands(OUT).values()]
     for command in commands:
         assert Path(command[1]).is_file()
+
+
+def test_what_the_table_means_and_what_to_do_next() -> None:
+    told = demo.meaning({"AP50": 0.512}, {"AP50": 0.034})
+    assert f"{demo.FINETUNE_STEPS} steps on {demo.NUM_TRAIN} labelled pictures" in told
+    assert told.index("51.2") < told.index(f"{demo.NUM_UNLABELLED} pictures") < told.index("3.4")
+    words = shlex.split(demo.own_images(OUT))
+    assert f"BACKBONE={demo.backbone_file(OUT)}" in words
+    assert Path(words[-2]).name == "fast.sh"
+    assert Path(words[-2]).is_file()
+    assert f"    {words[-1]})" in Path(words[-2]).read_text()
 
 
 def test_a_failing_command_stops_the_demo_and_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -114,7 +146,7 @@ def test_preparing_twice_keeps_what_is_there(weights: dict, tmp_path: Path, monk
         monkeypatch.setattr(demo, name, 1)
     files = {}
     for _ in range(2):
-        demo.prepare(tmp_path / "demo")
+        demo.prepare(tmp_path / "demo", 0)
         found = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
         assert files in ({}, found)
         files = found
