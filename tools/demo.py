@@ -33,7 +33,7 @@ DETECTOR = (
     f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
     "--enc_layers 1 --dec_layers 3 --hidden_dim 128 --dim_feedforward 512 --num_queries 30"
 ).split()
-PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 240
+PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 120
 RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
 
 
@@ -146,7 +146,7 @@ def finetune_command(out: Path, folder: str, seed: int) -> list[str]:
         else [*DETECTOR, "--backbone_weights", str(backbone_file(out))]
     )
     schedule = f"--batch_size 8 --lr 1e-3 --lr_backbone 0 --max_steps {FINETUNE_STEPS}"
-    schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 10 --log_every 10"
+    schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 5 --log_every 10"
     return [
         *script("main_finetune.py"),
         *("--dataset_file", "coco", "--data_path", str(out / "data")),
