@@ -1,12 +1,14 @@
 """Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps; `msda`
 compares the compiled operator with plain PyTorch, `detector` a whole Deformable DETR with that of transformers, `data`
-the making of two-view samples with a plain arrangement of Pillow and torchvision.
+the making of two-view samples with a plain arrangement of Pillow and torchvision, `eval` the scores by faster-coco-eval
+with those by pycocotools.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
     python tools/benchmark.py msda --rounds 10
     python tools/benchmark.py detector --device cuda --batch_size 4
     python tools/benchmark.py data --num_workers 2 --dataset_file imagefolder --data_path DIR
+    python tools/benchmark.py eval --images 5000
 
 Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py; so is
 what stands behind `data` but --samples.
@@ -33,6 +35,7 @@ import main_finetune
 import main_pretrain
 from tools.benchmark_data import benchmark_data
 from tools.benchmark_detector import benchmark_detector
+from tools.benchmark_eval import benchmark_eval
 from tools.benchmark_msda import benchmark_msda
 from tools.clock import milliseconds
 from training import Training
@@ -61,6 +64,12 @@ def main(argv: list[str] | None = None) -> None:
         command.add_argument("--batch_size", type=int, default=1, help="images")
     data = commands.add_parser("data", help="two-view samples a second, by part, against a plain arrangement")
     data.add_argument("--samples", type=int, default=50, help="samples that are measured, spread over the data set")
+    scores = commands.add_parser("eval", help="seconds of COCO's scores by both packages, and of gathering")
+    scores.add_argument("--rounds", type=int, default=1, help="rounds that are measured")
+    scores.add_argument("--images", type=int, default=5000)
+    scores.add_argument("--classes", type=int, default=80)
+    scores.add_argument("--detections", type=int, default=100, help="of each image")
+    scores.add_argument("--processes", type=int, default=64, help="that share the images, simulated")
     args, rest = parser.parse_known_args(argv)
     if args.command == "step":
         at_least(args, 1, "steps")
@@ -70,6 +79,9 @@ def main(argv: list[str] | None = None) -> None:
         benchmark_data(args.samples, rest)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    elif args.command == "eval":
+        at_least(args, 1, "rounds", "images", "classes", "detections", "processes")
+        benchmark_eval(args.rounds, args.images, args.classes, args.detections, args.processes)
     else:
         at_least(args, 1, "rounds", "batch_size")
         device = select_device(args.device)

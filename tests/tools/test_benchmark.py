@@ -68,3 +68,13 @@ def test_methods_without_two_views_are_refused():
 def test_no_steps_are_refused():
     with pytest.raises(UserError, match="--steps 0"):
         benchmark.main(["step", "pretrain", "--steps", "0"])
+
+
+def test_both_scorers_are_timed(capsys):
+    pytest.importorskip("faster_coco_eval")
+    benchmark.main(["eval", "--images", "12", "--classes", "3", "--detections", "20", "--processes", "4"])
+    told = capsys.readouterr().out
+    assert re.search(r"^pycocotools 2\S+ +[\d.]+ s ", told, re.M)
+    assert re.search(r"^faster-coco-eval \S+ +[\d.]+ s ", told, re.M)
+    assert float(re.search(r"differ by at most (\S+)$", told, re.M)[1]) < 1e-12
+    assert re.search(r"over 4 processes: each sends [\d.]+ MiB and receives [\d.]+ MiB", told)
