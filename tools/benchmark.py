@@ -1,7 +1,7 @@
 """Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps; `msda`
 compares the compiled operator with plain PyTorch, `detector` a whole Deformable DETR with that of transformers, `data`
 the making of two-view samples with a plain arrangement of Pillow and torchvision, `eval` the scores by faster-coco-eval
-with those by pycocotools.
+with those by pycocotools. `scale` says what 1.3 million images and 64 processes cost, as far as one machine can show.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
@@ -9,6 +9,7 @@ with those by pycocotools.
     python tools/benchmark.py detector --device cuda --batch_size 4
     python tools/benchmark.py data --num_workers 2 --dataset_file imagefolder --data_path DIR
     python tools/benchmark.py eval --images 5000
+    python tools/benchmark.py scale
 
 Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py; so is
 what stands behind `data` but --samples.
@@ -37,6 +38,7 @@ from tools.benchmark_data import benchmark_data
 from tools.benchmark_detector import benchmark_detector
 from tools.benchmark_eval import benchmark_eval
 from tools.benchmark_msda import benchmark_msda
+from tools.benchmark_scale import benchmark_scale
 from tools.clock import milliseconds
 from training import Training
 from util.check_args import at_least
@@ -70,6 +72,11 @@ def main(argv: list[str] | None = None) -> None:
     scores.add_argument("--classes", type=int, default=80)
     scores.add_argument("--detections", type=int, default=100, help="of each image")
     scores.add_argument("--processes", type=int, default=64, help="that share the images, simulated")
+    scale = commands.add_parser("scale", help="start-up, coverage, bytes and checkpoints of a large run")
+    scale.add_argument("--images", type=int, default=1_300_000, help="empty files in the folder for temporary files")
+    scale.add_argument("--folders", type=int, default=1000)
+    scale.add_argument("--processes", type=int, default=64, help="of the simulated run")
+    scale.add_argument("--batch_size", type=int, default=4, help="images per process")
     args, rest = parser.parse_known_args(argv)
     if args.command == "step":
         at_least(args, 1, "steps")
@@ -82,6 +89,9 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "eval":
         at_least(args, 1, "rounds", "images", "classes", "detections", "processes")
         benchmark_eval(args.rounds, args.images, args.classes, args.detections, args.processes)
+    elif args.command == "scale":
+        at_least(args, 1, "images", "folders", "processes", "batch_size")
+        benchmark_scale(args.images, args.folders, args.processes, args.batch_size)
     else:
         at_least(args, 1, "rounds", "batch_size")
         device = select_device(args.device)

@@ -78,3 +78,16 @@ def test_both_scorers_are_timed(capsys):
     assert re.search(r"^faster-coco-eval \S+ +[\d.]+ s ", told, re.M)
     assert float(re.search(r"differ by at most (\S+)$", told, re.M)[1]) < 1e-12
     assert re.search(r"over 4 processes: each sends [\d.]+ MiB and receives [\d.]+ MiB", told)
+
+
+@pytest.mark.slow
+def test_scale(capsys):
+    benchmark.main(["scale", "--images", "24000", "--folders", "10", "--processes", "4", "--batch_size", "7"])
+    told = capsys.readouterr().out
+    rows = re.findall(r"^([18]) x (\S.*\S) +([\d.]+) +(-?\d+) +(\d+)$", told, re.M)
+    assert [(count, name) for count, name, *_ in rows] == [
+        (count, name) for count in "18" for name in ("every process lists", "first start", "later start")
+    ]
+    assert "23,996 images once, 0 twice, 4 left out" in told
+    sent = {name: int(size) for name, size in re.findall(r"^(\w+) +all-reduces (\d+) MiB", told, re.M)}
+    assert sent["vanilla"] < sent["conditional"] < 100
