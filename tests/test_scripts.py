@@ -277,3 +277,23 @@ def test_the_progress_bar_is_for_terminals(data, tmp_path, capsys, monkeypatch):
     bar = capsys.readouterr().err
     for word in ("2/2", "loss", "lr", "images/s"):
         assert word in bar
+
+
+@pytest.mark.parametrize("method", ["siamese", "updetr"])
+def test_pretraining_pads_to_multiples(data, tmp_path, method):
+    argv = ["--data_path", f"{data}/train", "--output_dir", str(tmp_path), *PRETRAIN, *DETECTOR, "--method", method]
+    args, origin = main_pretrain.parse([*argv, "--pad_to", "48", "--max_steps", "1"])
+    _, loader, _ = main_pretrain.build(args, origin, torch.device("cpu"))
+    batch = next(iter(loader)).to("cpu")
+    images = batch.views if method == "siamese" else batch.images.tensors
+    assert [side % 48 for side in images.shape[-2:]] == [0, 0]
+
+
+def test_finetuning_pads_to_multiples(data, tmp_path):
+    argv = ["--data_path", str(data), "--output_dir", str(tmp_path), *COMMON, *DETECTOR, "--pad_to", "48"]
+    args, origin = main_finetune.parse([*argv, "--max_steps", "1"])
+    _, train_loader, val_loader = main_finetune.build(args, origin, torch.device("cpu"))
+    images, _ = next(iter(train_loader))
+    assert [side % 48 for side in images.tensors.shape[-2:]] == [0, 0]
+    images, _ = next(iter(val_loader))  # scores do not depend on a flag of training
+    assert any(side % 48 for side in images.tensors.shape[-2:])

@@ -148,7 +148,7 @@ def paths_of_process(rank, root, out):
     real = listing.list_with_times
     listing.list_with_times = lambda folder: walks.append(folder) or real(folder)
     images = UnlabelledImages.from_folder(root, out)
-    return images.relative_paths(), len(walks), isinstance(images._paths, np.memmap)
+    return images.relative_paths(), len(walks), isinstance(images.paths, np.memmap)
 
 
 @pytest.mark.slow

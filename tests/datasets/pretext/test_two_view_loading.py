@@ -69,7 +69,7 @@ def load(folder: Path, num_workers: int, **options) -> list[str]:
 
 def load_on_rank(rank: int, folder: Path) -> list[str]:
     """The digests of one of two processes, loaded as main_pretrain.py does."""
-    args = argparse.Namespace(batch_size=BATCH // 2, seed=SEED, num_workers=1, device="cpu")
+    args = argparse.Namespace(batch_size=BATCH // 2, seed=SEED, num_workers=1, pad_to=1, device="cpu")
     return digests(make_train_loader(make_dataset(folder), collate_two_view, args))
 
 
