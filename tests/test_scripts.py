@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import main_finetune
+import main_pretrain
 from datasets.proposals.store import write_proposals
 from tests.conftest import ROOT
 from tests.gloo import run_script
 from tests.runs import assert_equal, finetune, pretrain, read_log
-from tests.tiny import DETECTOR, PRETRAIN, SMALL_DETECTOR, write_voc
+from tests.tiny import COMMON, DETECTOR, PRETRAIN, SMALL_DETECTOR, write_voc
 from util.checkpoint import load_file
 from util.errors import CheckpointError, DataError
 
