@@ -20,6 +20,7 @@ from models.supervised import SupervisedDETR
 from tools.clock import describe, milliseconds
 from tools.launches import count_launches, show_fused_kernels
 from tools.memory import peak_megabytes
+from training import Training, make_training, speed_up
 from util.nested_tensor import NestedTensor
 from util.records import num_outputs
 
@@ -129,8 +130,8 @@ def pretraining(argv: list[str], size: tuple[int, int], device: torch.device) ->
     """Steps of main_pretrain.py."""
     args, _ = main_pretrain.parse(["--data_path", ".", *argv])
     method = PRETEXTS[args.method].build(args, main_pretrain.build_detector(args, None))
-    engine.prepare(method, args, device)
-    training = engine.make_training(args, method, main_pretrain.param_groups(args, method), device, 10**6)
+    speed_up(method.to(device), args)
+    training = make_training(args, method, main_pretrain.param_groups(args, method), device, 10**6)
     return _steps(training, args, device, lambda batch_size: two_view_batch(args, batch_size, *size))
 
 
@@ -141,8 +142,8 @@ def finetuning(argv: list[str], size: tuple[int, int], device: torch.device) -> 
     outputs = num_outputs(NUM_CLASSES, record.classification)
     detector = record.build(args, outputs, classification=record.classification, train_backbone=args.lr_backbone > 0)
     method = SupervisedDETR(detector=detector, criterion=main_finetune.make_criterion(args, detector))
-    engine.prepare(method, args, device)
-    training = engine.make_training(args, method, main_finetune.param_groups(args, detector), device, 10**6)
+    speed_up(method.to(device), args)
+    training = make_training(args, method, main_finetune.param_groups(args, detector), device, 10**6)
     return _steps(training, args, device, lambda batch_size: labelled_batch(batch_size, *size))
 
 
@@ -150,7 +151,7 @@ STAGES = {"pretrain": pretraining, "finetune": finetuning}
 
 
 def _steps(
-    training: engine.Training, args: argparse.Namespace, device: torch.device, make_batch: Callable[[int], Any]
+    training: Training, args: argparse.Namespace, device: torch.device, make_batch: Callable[[int], Any]
 ) -> StepOf:
     training.method.train()
 

@@ -11,11 +11,11 @@ from statistics import median
 import numpy as np
 import torch
 
-import engine
 import main_pretrain
 from datasets.loader import EpochBatchSampler
 from models import PRETEXTS
 from tools.benchmark_start import make_empty_files, print_starts
+from training import Training, make_training, parameters_to_train
 from util.checkpoint import save_checkpoint
 
 DETECTORS = ("vanilla", "conditional", "deformable")
@@ -60,8 +60,8 @@ def print_coverage(num_images: int, num_processes: int, batch_size: int) -> None
 
 def print_exchange(name: str, num_images: int, num_processes: int, batch_size: int) -> None:
     """Print what a detector's pretraining sends in a step, and how long a checkpoint takes to write."""
-    training = make_training(name, num_images)
-    sent = sum(parameter.numel() for parameter in engine.parameters_to_train(training.method)) * 4
+    training = pretraining_of(name, num_images)
+    sent = sum(parameter.numel() for parameter in parameters_to_train(training.method)) * 4
     with tempfile.TemporaryDirectory() as folder:
         seconds = []
         for _ in range(3):
@@ -78,13 +78,13 @@ def print_exchange(name: str, num_images: int, num_processes: int, batch_size: i
     )
 
 
-def make_training(name: str, num_images: int) -> engine.Training:
+def pretraining_of(name: str, num_images: int) -> Training:
     """A pretraining of a detector with ResNet-50 whose optimizer has made a step."""
     args, _ = main_pretrain.parse(["--detr", name, "--data_path", ".", "--device", "cpu"])
     method = PRETEXTS[args.method].build(args, main_pretrain.build_detector(args, None))
     groups = main_pretrain.param_groups(args, method)
-    training = engine.make_training(args, method, groups, torch.device("cpu"), num_images)
-    for parameter in engine.parameters_to_train(method):
+    training = make_training(args, method, groups, torch.device("cpu"), num_images)
+    for parameter in parameters_to_train(method):
         parameter.grad = torch.zeros_like(parameter)
     training.optimizer.step()
     return training
