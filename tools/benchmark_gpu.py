@@ -128,7 +128,7 @@ StepOf = Callable[[int], Callable[[], object]]
 
 def pretraining(argv: list[str], size: tuple[int, int], device: torch.device) -> StepOf:
     """Steps of main_pretrain.py."""
-    args, _ = main_pretrain.parse(["--data_path", ".", *argv])
+    args, _ = main_pretrain.parse(["--dataset_file", "imagefolder", "--data_path", ".", *argv])
     method = PRETEXTS[args.method].build(args, main_pretrain.build_detector(args, None))
     speed_up(method.to(device), args)
     training = make_training(args, method, main_pretrain.param_groups(args, method), device, 10**6)
@@ -137,7 +137,7 @@ def pretraining(argv: list[str], size: tuple[int, int], device: torch.device) ->
 
 def finetuning(argv: list[str], size: tuple[int, int], device: torch.device) -> StepOf:
     """Steps of main_finetune.py."""
-    args, _ = main_finetune.parse(["--data_path", ".", *argv])
+    args, _ = main_finetune.parse(["--dataset_file", "coco", "--data_path", ".", *argv])
     record = DETECTORS[args.detr]
     outputs = num_outputs(NUM_CLASSES, record.classification)
     detector = record.build(args, outputs, classification=record.classification, train_backbone=args.lr_backbone > 0)

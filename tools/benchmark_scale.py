@@ -80,7 +80,9 @@ def print_exchange(name: str, num_images: int, num_processes: int, batch_size: i
 
 def pretraining_of(name: str, num_images: int) -> Training:
     """A pretraining of a detector with ResNet-50 whose optimizer has made a step."""
-    args, _ = main_pretrain.parse(["--detr", name, "--data_path", ".", "--device", "cpu"])
+    args, _ = main_pretrain.parse(
+        ["--detr", name, "--dataset_file", "imagefolder", "--data_path", ".", "--device", "cpu"]
+    )
     method = PRETEXTS[args.method].build(args, main_pretrain.build_detector(args, None))
     groups = main_pretrain.param_groups(args, method)
     training = make_training(args, method, groups, torch.device("cpu"), num_images)
