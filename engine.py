@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,4 +339,9 @@ def evaluate(
         loss.update(outputs, to_device(targets, device))
     evaluator.synchronize()
     losses = loss.read()
-    return {**evaluator.summarize(), **losses} if distributed.is_main() else None
+    if not distributed.is_main():
+        return None
+    began = time.perf_counter()
+    summary = evaluator.summarize()
+    say(f"scored by {evaluator.scorer.name} in {time.perf_counter() - began:.1f} s")
+    return {**summary, **losses}

@@ -35,7 +35,7 @@ from models.postprocess import PostProcess
 from models.predictor import Predictor
 from models.run_pictures import draw_found, draw_samples
 from models.supervised import SupervisedDETR
-from training import Training, group_parameters, make_training, resume
+from training import Training, group_parameters, make_training, resume, speed_up
 from util import recipes
 from util.args import finetune_parser
 from util.check_args import check_finetune
@@ -182,6 +182,7 @@ def build(
     training = make_training(args, method, param_groups(args, detector), device, len(train_set))
     if args.ema:
         training.ema = Ema(detector, args.ema)
+    speed_up(method, args)  # behind the copies that are not trained
     resume(training, origin, args)
     return training, train_loader, val_loader
 

@@ -33,7 +33,7 @@ from models.detr import DETR
 from models.pretext.base import PretextTask
 from models.pretext.evaluate import evaluate, table
 from models.run_pictures import draw_views
-from training import Training, group_parameters, make_training, resume
+from training import Training, group_parameters, make_training, resume, speed_up
 from util import distributed, recipes
 from util.args import pretrain_parser
 from util.check_args import check_pretrain
@@ -133,6 +133,7 @@ def build(
     detector = build_detector(args, origin)
     method = task.build(args, detector).to(device)
     training = make_training(args, method, param_groups(args, method), device, len(dataset))
+    speed_up(method, args)
     resume(training, origin, args)
     return training, loader, val_loader
 

@@ -14,11 +14,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datasets import DATASETS
 from models.checkpoints.origin import Origin
+from models.fast.compiled import compile_steps
+from models.fast.frozen_backbone import frozen_parts, hold_weights_in
 from util import distributed
 from util.checkpoint import written_before
 from util.ema import Ema
 from util.errors import CheckpointError, UserError
 from util.logger import find_evaluation, say
+from util.precision import AMP_TYPES
 from util.recipes import SCHEDULE, tell_changes
 from util.rng import restore_rank_rng, rng_state
 from util.saved_state import load_optimizer, load_scaler, load_scheduler
@@ -117,6 +120,21 @@ class Training:
         self.scheduler.base_lrs = list(self.rates)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group.update(initial_lr=rate, lr=rate * factor, weight_decay=args.weight_decay)
+
+
+def speed_up(method: nn.Module, args: argparse.Namespace) -> None:
+    """Prepare ``method``, on its device, for the steps that ``--amp`` and ``--compile`` ask for, in place.
+
+    What is compiled belongs to this module: copies of the detector must be made before.
+
+    Raises:
+        UserError: nothing can be compiled here.
+    """
+    if args.amp != "none":
+        for module in frozen_parts(method):
+            hold_weights_in(module, AMP_TYPES[args.amp])
+    if args.compile:
+        compile_steps(method)
 
 
 def make_training(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.coco_places import LOOKS, coco_places
-from datasets.image_folder import UnlabelledImages
+from datasets.image_folder import UnlabelledImages, output_of_training
 from datasets.image_names import ImageNames
 from datasets.images import measured_size
 from datasets.layout import Layout, not_found
@@ -309,7 +309,7 @@ def _read_labelled(args: argparse.Namespace, split: str, categories: list[dict] 
 def _read_unlabelled(args: argparse.Namespace, split: str) -> UnlabelledImages:
     usual = coco_image_folder(args.data_path, split)
     if usual is not None:
-        return UnlabelledImages.from_folder(usual)
+        return UnlabelledImages.from_folder(usual, output_of_training(args))
     annotations, images = coco_paths(args.data_path, split)
     return UnlabelledImages(images, read_coco(images, annotations).relative_paths())
 

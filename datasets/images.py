@@ -251,21 +251,31 @@ def list_images(folder: str | Path) -> list[str]:
     Raises:
         DataError: no such folder, a folder without permission to read, a dangling link, or no image at all.
     """
+    return list_with_times(folder)[0]
+
+
+def list_with_times(folder: str | Path) -> tuple[list[str], dict[str, int]]:
+    """As :func:`list_images`; and when each folder, ``folder`` being "", last got or lost an entry: nanoseconds."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
-    paths = sorted(_walk(folder, "", ()))
+    times: dict[str, int] = {}
+    paths = sorted(_walk(folder, "", (), times))
     if not paths:
         raise DataError(f"{folder}: no images in this folder or below (looked for {_EXTENSIONS})")
-    return paths
+    return paths, times
 
 
-def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
-    """Image paths below ``folder``, each with ``prefix`` in front; links back to one of ``ancestors`` are skipped."""
+def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...], times: dict[str, int]) -> Iterator[str]:
+    """Image paths below ``folder``, each with ``prefix`` in front; links back to one of ``ancestors`` are skipped.
+
+    The folders' times go into ``times``, by prefix.
+    """
     here = os.path.realpath(folder)
     if here in ancestors:
         return
     try:
+        times[prefix] = os.stat(folder).st_mtime_ns  # before its entries: what comes later makes it younger
         entries = list(os.scandir(folder))
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
@@ -273,7 +283,7 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here))
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here), times)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
             if entry.is_symlink() and not os.path.exists(entry.path):
                 raise DataError(f"{entry.path}: dangling link to {os.readlink(entry.path)}; repair or remove it")

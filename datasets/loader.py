@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,19 @@ class EvalSampler(Sampler[list[Key]]):
             yield [(0, index) for index in self.indices[start : start + self.batch_size]]
 
 
-def collate_detection(batch: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[NestedTensor, list[dict[str, Tensor]]]:
+def collate_detection(
+    batch: list[tuple[Tensor, dict[str, Tensor]]], pad_to: int = 1
+) -> tuple[NestedTensor, list[dict[str, Tensor]]]:
     """Samples of :class:`datasets.detection.DetectionDataset` -> (padded images, list of their targets)."""
     images, targets = zip(*batch, strict=True)
-    return nested_tensor_from_tensor_list(list(images)), list(targets)
+    return nested_tensor_from_tensor_list(list(images), pad_to), list(targets)
 
 
-def make_train_loader(dataset: Dataset, collate_fn: Callable[[list], Any], args: argparse.Namespace) -> DataLoader:
-    """Shuffled training batches of this process: ``--batch_size``, ``--seed`` and ``--num_workers`` of ``args``.
+def make_train_loader(dataset: Dataset, collate_fn: Callable[..., Any], args: argparse.Namespace) -> DataLoader:
+    """Shuffled training batches of this process: ``--batch_size``, ``--pad_to``, ``--seed`` and ``--num_workers``.
+
+    Args:
+        collate_fn: (samples, pad_to=) -> batch.
 
     Raises:
         UserError: fewer images than one global batch.
@@ -106,6 +112,7 @@ def make_train_loader(dataset: Dataset, collate_fn: Callable[[list], Any], args:
         world_size=distributed.world_size(),
         rank=distributed.rank(),
     )
+    collate_fn = partial(collate_fn, pad_to=args.pad_to)
     return make_loader(dataset, sampler, collate_fn, num_workers=args.num_workers, pin_memory=args.device == "cuda")
 
 

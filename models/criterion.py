@@ -139,11 +139,21 @@ class SetCriterion(nn.Module):
     def _sums(
         self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], matching: Matching
     ) -> dict[str, Tensor]:
-        labels, boxes = pad_targets(targets)
-        labels, boxes = labels[matching.image, matching.target], boxes[matching.image, matching.target].float()
-        logits, pred_boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
-        pred_boxes = pred_boxes[matching.layer, matching.image, matching.query]
+        return self.terms(outputs["pred_logits"], outputs["pred_boxes"], *pad_targets(targets), matching)
 
+    def terms(
+        self, logits: Tensor, pred_boxes: Tensor, labels: Tensor, boxes: Tensor, matching: Matching
+    ) -> dict[str, Tensor]:
+        """The sums [L] that :meth:`forward` divides: arithmetic on tensors only, for ``--compile``.
+
+        Args:
+            logits, pred_boxes: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4].
+            labels, boxes: [B, T] and [B, T, 4], see :func:`pad_targets`.
+            matching: of the L layers.
+        """
+        labels, boxes = labels[matching.image, matching.target], boxes[matching.image, matching.target].float()
+        logits, pred_boxes = logits.float(), pred_boxes.float()
+        pred_boxes = pred_boxes[matching.layer, matching.image, matching.query]
         sum_ce = self._sum_softmax if self.classification == "softmax" else self._sum_focal
         return {
             "ce": sum_ce(logits, labels, matching),
@@ -167,17 +177,21 @@ class SetCriterion(nn.Module):
                 is matched). cardinality_error: mean over images of | number of detections - number of objects |. A
                 query detects if its largest logit is not "no object" (softmax) or a probability is above 0.5 (focal).
         """
-        logits = outputs["pred_logits"][-1].float()
-        last = matching.of_last_layer(len(outputs["pred_logits"]))
         labels, _ = pad_targets(targets)
+        counts = torch.tensor([len(target["labels"]) for target in targets])
+        counts = counts.to(labels.device, non_blocking=True)
+        return self.error_rates(outputs["pred_logits"], labels, counts, matching)
+
+    def error_rates(self, logits: Tensor, labels: Tensor, counts: Tensor, matching: Matching) -> dict[str, Tensor]:
+        """What of :meth:`errors` is arithmetic on tensors alone; counts [B] of the objects, the others as above."""
+        last = matching.of_last_layer(len(logits))
+        logits = logits[-1].float()
         wrong = logits[last.image, last.query].argmax(-1) != labels[last.image, last.target]
 
         if self.classification == "softmax":
             says_object = logits.argmax(-1) != self.num_logits - 1
         else:
             says_object = logits.max(-1).values > 0  # the logit of probability 0.5
-        counts = torch.tensor([len(target["labels"]) for target in targets])
-        counts = counts.to(logits.device, non_blocking=True)
         return {
             "class_error": 100 * wrong.sum() / max(len(wrong), 1),
             "cardinality_error": (says_object.sum(-1) - counts).abs().float().mean(),

@@ -31,7 +31,7 @@ from models.layers import (
 )
 from models.position_encoding import sine_waves
 from models.reference_points import anchors_of, as_box_logits, pixel_centres, valid_ratios
-from ops.module import MSDeformAttn
+from ops.module import Levels, MSDeformAttn
 from util.errors import UserError
 from util.records import SWITCH, Classification, DetectorRecord, Finetuning, Flag, Stage
 
@@ -54,11 +54,9 @@ class DeformableEncoderLayer(TransformerLayer):
         self.norm1 = nn.LayerNorm(config.d_model)
         self.norm2 = nn.LayerNorm(config.d_model)
 
-    def forward(
-        self, src: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
-    ) -> Tensor:
-        """src and pos [B, S, C], reference [B, S, levels, 2], mask [B, S] (True = padding) -> [B, S, C]."""
-        src = self.sublayer(src, self.norm1, lambda x: self.self_attn(x + pos, reference, x, mask, shapes))
+    def forward(self, src: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, levels: Levels) -> Tensor:
+        """src and pos [B, S, C], reference [B, S, L, 2], mask [B, S] (True = padding) -> [B, S, C]."""
+        src = self.sublayer(src, self.norm1, lambda x: self.self_attn(x + pos, reference, x, mask, levels))
         return self.sublayer(src, self.norm2, self.feed_forward)
 
 
@@ -70,12 +68,10 @@ class DeformableEncoder(nn.Module):
         num_layers = config.num_encoder_layers
         self.layers = nn.ModuleList(DeformableEncoderLayer(config, **sampling) for _ in range(num_layers))
 
-    def forward(
-        self, src: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, shapes: list[tuple[int, int]]
-    ) -> Tensor:
+    def forward(self, src: Tensor, pos: Tensor, reference: Tensor, mask: Tensor, levels: Levels) -> Tensor:
         """As :meth:`DeformableEncoderLayer.forward`."""
         for layer in self.layers:
-            src = layer(src, pos, reference, mask, shapes)
+            src = layer(src, pos, reference, mask, levels)
         return src
 
 
@@ -94,7 +90,13 @@ class DeformableDecoderLayer(TransformerLayer):
         self.norm3 = nn.LayerNorm(config.d_model)
 
     def forward(
-        self, tgt: Tensor, query_pos: Tensor, reference: Tensor, memory: Memory, query_mask: Tensor | None
+        self,
+        tgt: Tensor,
+        query_pos: Tensor,
+        reference: Tensor,
+        memory: Memory,
+        levels: Levels,
+        query_mask: Tensor | None,
     ) -> Tensor:
         """One layer.
 
@@ -103,6 +105,7 @@ class DeformableDecoderLayer(TransformerLayer):
             query_pos: [B, Q, C], the queries' positions, added to ``tgt`` in queries and keys, never in values.
             reference: [B, Q, levels, 2 or 4], points or boxes relative to the padded maps.
             memory: of the encoder.
+            levels: of the memory.
             query_mask: see :meth:`DeformableTransformer.decode`.
 
         Returns:
@@ -114,7 +117,7 @@ class DeformableDecoderLayer(TransformerLayer):
             return self.self_attn(q, k, x, attn_mask=query_mask)
 
         def cross_attention(x: Tensor) -> Tensor:
-            return self.cross_attn(x + query_pos, reference, memory.tokens, memory.mask, memory.shapes)
+            return self.cross_attn(x + query_pos, reference, memory.tokens, memory.mask, levels)
 
         tgt = self.sublayer(tgt, self.norm2, self_attention)
         tgt = self.sublayer(tgt, self.norm1, cross_attention)
@@ -149,10 +152,11 @@ class DeformableDecoder(nn.Module):
             query_mask: see :meth:`DeformableTransformer.decode`.
         """
         ratios = valid_ratios(memory.mask, memory.shapes, reference.dtype)[:, None]  # [B, 1, levels, 2]
+        levels = Levels.of(memory.shapes, memory.tokens)
         hidden, references = [], []
         for index, layer in enumerate(self.layers):
             in_padded_maps = reference[:, :, None] * ratios.repeat(1, 1, 1, reference.shape[-1] // 2)
-            tgt = layer(tgt, query_pos, in_padded_maps, memory, query_mask)
+            tgt = layer(tgt, query_pos, in_padded_maps, memory, levels, query_mask)
             hidden.append(tgt)
             references.append(inverse_sigmoid(reference))
             if self.bbox_embed is not None:
@@ -265,7 +269,8 @@ class DeformableTransformer(nn.Module):
         ratios = valid_ratios(mask, shapes, self.level_embed.dtype)
         centres = torch.cat(pixel_centres(ratios, shapes), dim=1)
         reference = centres[:, :, None] * ratios[:, None]  # [B, S, levels, 2]
-        return Memory(self.encoder(src, positions, reference, mask, shapes), mask, positions, shapes)
+        tokens = self.encoder(src, positions, reference, mask, Levels.of(shapes, src))
+        return Memory(tokens, mask, positions, shapes)
 
     def decode(self, memory: Memory, queries: Tensor | None, query_mask: Tensor | None = None) -> Decoded:
         """Decode the queries; returns the outputs of all decoder layers.

@@ -20,7 +20,8 @@ FOCAL_PRIOR = 0.01
 class DETR(nn.Module):
     """A detector; pretext tasks call its stages one by one.
 
-    ``forward(images)`` is ``predict(decode(encode(features(images), images.mask), queries(len(images))))``.
+    ``forward(images)`` is ``predict(decode(encode(features(images), images.mask), queries(len(images))))``; :meth:`ask`
+    is all of it but the features.
 
     Attributes:
         hidden_dim: C, width of decoder outputs.
@@ -129,7 +130,22 @@ class DETR(nn.Module):
             outputs = {"pred_logits": self.class_embed(hidden), "pred_boxes": boxes.sigmoid()}
         return outputs if decoded.proposals is None else {**outputs, "enc_outputs": decoded.proposals}
 
+    def ask(
+        self,
+        features: list[NestedTensor],
+        image_mask: Tensor,
+        queries: Tensor | None,
+        query_mask: Tensor | None = None,
+    ) -> tuple[Memory, Decoded, dict[str, Any]]:
+        """What the queries find in the images of these features: :meth:`encode`, :meth:`decode` and :meth:`predict`.
+
+        One call, for ``--compile`` makes one graph of it.
+        """
+        memory = self.encode(features, image_mask)
+        decoded = self.decode(memory, queries, query_mask)
+        return memory, decoded, self.predict(decoded)
+
     def forward(self, images: NestedTensor) -> dict[str, Any]:
         """Detect with the learned queries; returns what :meth:`predict` does."""
-        memory = self.encode(self.features(images), images.mask)
-        return self.predict(self.decode(memory, self.queries(len(images))))
+        _, _, outputs = self.ask(self.features(images), images.mask, self.queries(len(images)))
+        return outputs

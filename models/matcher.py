@@ -102,12 +102,20 @@ class HungarianMatcher(nn.Module):
 
     def costs(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
         """Costs [L, B, Q, T] float32 of each image's predictions and objects, padded to the largest T."""
-        labels, boxes = pad_targets(targets)
-        num_layers, _, num_queries, _ = outputs["pred_logits"].shape
-        pred_boxes = outputs["pred_boxes"].float()
+        return self.pair_costs(outputs["pred_logits"], outputs["pred_boxes"], *pad_targets(targets))
+
+    def pair_costs(self, logits: Tensor, pred_boxes: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
+        """The same of padded targets, for ``--compile``: arithmetic on tensors alone.
+
+        Args:
+            logits, pred_boxes: pred_logits [L, B, Q, K] and pred_boxes [L, B, Q, 4].
+            labels, boxes: [B, T] and [B, T, 4], see :func:`pad_targets`.
+        """
+        num_layers, _, num_queries, _ = logits.shape
+        pred_boxes = pred_boxes.float()
         labels = labels[None, :, None].expand(num_layers, -1, num_queries, -1)
 
-        class_costs = self._class_costs(outputs["pred_logits"].float(), labels)
+        class_costs = self._class_costs(logits.float(), labels)
         l1 = torch.cdist(pred_boxes, boxes.float().expand(num_layers, -1, -1, -1), p=1)
         giou = generalized_box_iou(
             box_cxcywh_to_xyxy(pred_boxes)[:, :, :, None], box_cxcywh_to_xyxy(boxes.float())[:, None]

@@ -30,9 +30,7 @@ class SupervisedDETR(nn.Module):
         with record_function("backbone"):
             features = self.detector.features(images)
         with record_function("transformer"):
-            memory = self.detector.encode(features, images.mask)
-            decoded = self.detector.decode(memory, self.detector.queries(len(images)))
-            outputs = self.detector.predict(decoded)
+            _, _, outputs = self.detector.ask(features, images.mask, self.detector.queries(len(images)))
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
             total = self.criterion.total(losses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -10,6 +11,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .functional import ms_deform_attn
+
+
+@dataclass
+class Levels:
+    """The maps whose positions stand one after the other in the tokens [B, S, C]; made once for all layers.
+
+    Attributes:
+        shapes: (height, width) of each.
+        sizes: the same as int64 [L, 2].
+        starts: int64 [L], where each begins in S. Both stay on the CPU, as :func:`ms_deform_attn` prefers them.
+        pixel: [L, 2], width and height of a pixel, the map's being 1; where the tokens are.
+    """
+
+    shapes: list[tuple[int, int]]
+    sizes: Tensor
+    starts: Tensor
+    pixel: Tensor
+
+    @classmethod
+    def of(cls, shapes: list[tuple[int, int]], tokens: Tensor) -> Levels:
+        """The levels of ``tokens``; pixels are in the precision that coordinates have, float32 at least."""
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        width_height = torch.tensor([(width, height) for height, width in shapes], dtype=dtype)
+        return cls(
+            shapes=shapes,
+            sizes=torch.tensor(shapes, dtype=torch.int64),
+            starts=torch.tensor([0, *accumulate(height * width for height, width in shapes[:-1])], dtype=torch.int64),
+            pixel=1 / width_height.to(tokens.device, non_blocking=True),
+        )
 
 
 class MSDeformAttn(nn.Module):
@@ -55,7 +85,7 @@ class MSDeformAttn(nn.Module):
         reference: Tensor,
         tokens: Tensor,
         mask: Tensor,
-        shapes: list[tuple[int, int]],
+        levels: Levels,
     ) -> Tensor:
         """Equation 3 of the paper: sum over heads, levels and points of W_m A W'_m x(reference + offset).
 
@@ -65,7 +95,7 @@ class MSDeformAttn(nn.Module):
                 the padded map; float32 or float64.
             tokens: [B, S, C], x of the paper: all levels one after the other.
             mask: [B, S] bool, True at padded positions, which count as zeros.
-            shapes: (height, width) of each level.
+            levels: of the tokens.
 
         Returns:
             [B, Q, C].
@@ -73,14 +103,12 @@ class MSDeformAttn(nn.Module):
         dtype = torch.promote_types(query.dtype, torch.float32)  # 16 bits are too few for coordinates
         value = self._values(tokens, mask).to(dtype)  # W'_m x: [B, S, M, C / M]
         weights = self._weights(query, dtype)  # A: [B, Q, M, L, P]
-        locations = self._locations(query.to(dtype), reference, shapes)  # [B, Q, M, L, P, 2]
-        return self.output_proj(self._sample(value, shapes, locations, weights))
+        locations = self._locations(query.to(dtype), reference, levels.pixel)  # [B, Q, M, L, P, 2]
+        return self.output_proj(self._sample(value, levels, locations, weights))
 
-    def _sample(self, value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    def _sample(self, value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
         """The weighted sums of samples [B, Q, C], from values [B, S, M, C / M]; see :func:`ms_deform_attn`."""
-        sizes = torch.tensor(shapes, dtype=torch.int64)
-        starts = torch.tensor([0, *accumulate(height * width for height, width in shapes[:-1])], dtype=torch.int64)
-        return ms_deform_attn(value, sizes, starts, locations, weights)
+        return ms_deform_attn(value, levels.sizes, levels.starts, locations, weights)
 
     def _values(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Tokens [B, S, C] -> [B, S, M, C / M], zeros at padding."""
@@ -93,7 +121,7 @@ class MSDeformAttn(nn.Module):
         weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.nhead, -1)).softmax(dim=-1)
         return weights.unflatten(-1, (self.num_levels, self.num_points))
 
-    def _locations(self, query: Tensor, reference: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+    def _locations(self, query: Tensor, reference: Tensor, pixel: Tensor) -> Tensor:
         """Where each query samples, (x, y) relative to each level: [B, Q, M, L, P, 2].
 
         Around points: ``reference + offsets / (W, H)``, offsets in pixels of the level. Around boxes:
@@ -105,8 +133,7 @@ class MSDeformAttn(nn.Module):
             centre, size = reference[..., :2], reference[..., 2:]
             factor = reference.new_full((self.num_levels, 2), 0.5 / self.num_points)
             return centre + self._offsets_times(factor, query) * size
-        width_height = torch.tensor([(width, height) for height, width in shapes], dtype=query.dtype)
-        return reference + self._offsets_times(1 / width_height.to(query.device, non_blocking=True), query)
+        return reference + self._offsets_times(pixel, query)
 
     def _offsets_times(self, factor: Tensor, query: Tensor) -> Tensor:
         """``sampling_offsets(query) * factor``: [B, Q, M, L, P, 2] times [L, 2], one factor per level and axis.

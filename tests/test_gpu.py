@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.devices import needs_gpu
 from tests.runs import finetune, pretrain, read_log
 from tests.tiny import COMMON, DETECTOR, PRETRAIN
+from tools import benchmark
 from util.checkpoint import load_file
 from util.script import start
 
@@ -102,6 +103,33 @@ def test_mixed_precision(data, tmp_path, detector, amp):
     # zeros before training; fp16 skips the first steps until the scale of the loss fits
     last = [name for name in saved["model"] if name.startswith("bbox_embed") and name.endswith("layers.2.weight")]
     assert all(saved["model"][name].any() for name in last)
+
+
+@pytest.mark.parametrize("detector", DETECTORS[1:4:2], ids=" ".join)
+def test_compiled_steps_are_the_eager_ones(data, tmp_path, full_precision, detector):
+    argv = [*ON_GPU, *detector, "--dropout", "0", "--max_steps", "3", "--pad_to", "64"]
+    for kind in ([], ["--compile"]):
+        pretrain(data, tmp_path / f"run{len(kind)}", *argv, *kind)
+    eager, fused = (read_log(tmp_path / run, "train") for run in ("run0", "run1"))
+    assert first_losses(tmp_path / "run1") == pytest.approx(first_losses(tmp_path / "run0"), rel=1e-3)
+    assert [line["grad_norm"] for line in fused][:1] == pytest.approx([eager[0]["grad_norm"]], rel=1e-2)
+    assert all(math.isfinite(line["loss"]) for line in fused)
+
+
+def test_compiled_steps_in_bf16(data, tmp_path):
+    argv = [*ON_GPU, "--amp", "bf16", "--compile", "--no_global_loss", "--dropout", "0", "--max_steps", "3"]
+    pretrain(data, tmp_path / "eager", *[flag for flag in argv if flag != "--compile"])
+    pretrain(data, tmp_path / "fused", *argv)
+    eager, fused = (read_log(tmp_path / run, "train")[0]["loss"] for run in ("eager", "fused"))
+    assert fused == pytest.approx(eager, rel=0.02)
+
+
+def test_compiled_steps_launch_fewer_kernels(capsys):
+    argv = "gpu pretrain --detectors vanilla --precisions bf16 --batch_sizes 2 --size 64 96 --steps 2".split()
+    benchmark.main([*argv, *DETECTOR, "--num_regions", "5", "--crop_size", "32"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("vanilla")]
+    launches = {row[2]: int(row[8]) for row in rows}
+    assert 0 < launches["compiled"] < launches["eager"]
 
 
 @pytest.mark.parametrize("detector", DETECTORS[:2], ids=" ".join)

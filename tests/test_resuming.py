@@ -201,3 +201,16 @@ def test_a_checkpoint_that_somebody_changed_is_one_error(data, tmp_path_factory,
     with pytest.raises(UserError, match=told):
         pretrain(data, tmp_path / "b", "--resume", str(tmp_path / "changed.pth"), "--max_steps", "2")
     assert not (tmp_path / "b" / "checkpoint.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_bit_for_bit(data, tmp_path):
+    """Dropout's random numbers and images of other sizes included."""
+    torch._dynamo.reset()
+    argv = ["--compile", "--max_steps", "4", "--save_every_steps", "2", "--keep_checkpoints", "9"]
+    whole = pretrain(data, tmp_path / "whole", *argv)
+    torch._dynamo.reset()
+    rest = pretrain(data, tmp_path / "rest", "--resume", f"{tmp_path}/whole/checkpoint_00000002.pth")
+    assert rest["args"]["compile"]
+    assert_equal(rest["model"], whole["model"])
+    assert_equal(rest["optimizer"], whole["optimizer"])

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import main_finetune
+import main_pretrain
 from datasets.proposals.store import write_proposals
 from tests.conftest import ROOT
 from tests.gloo import run_script
 from tests.runs import assert_equal, finetune, pretrain, read_log
-from tests.tiny import DETECTOR, PRETRAIN, SMALL_DETECTOR, write_voc
+from tests.tiny import COMMON, DETECTOR, PRETRAIN, SMALL_DETECTOR, write_voc
 from util.checkpoint import load_file
 from util.errors import CheckpointError, DataError
 
@@ -277,3 +278,23 @@ def test_the_progress_bar_is_for_terminals(data, tmp_path, capsys, monkeypatch):
     bar = capsys.readouterr().err
     for word in ("2/2", "loss", "lr", "images/s"):
         assert word in bar
+
+
+@pytest.mark.parametrize("method", ["siamese", "updetr"])
+def test_pretraining_pads_to_multiples(data, tmp_path, method):
+    argv = ["--data_path", f"{data}/train", "--output_dir", str(tmp_path), *PRETRAIN, *DETECTOR, "--method", method]
+    args, origin = main_pretrain.parse([*argv, "--pad_to", "48", "--max_steps", "1"])
+    _, loader, _ = main_pretrain.build(args, origin, torch.device("cpu"))
+    batch = next(iter(loader)).to("cpu")
+    images = batch.views if method == "siamese" else batch.images.tensors
+    assert [side % 48 for side in images.shape[-2:]] == [0, 0]
+
+
+def test_finetuning_pads_to_multiples(data, tmp_path):
+    argv = ["--data_path", str(data), "--output_dir", str(tmp_path), *COMMON, *DETECTOR, "--pad_to", "48"]
+    args, origin = main_finetune.parse([*argv, "--max_steps", "1"])
+    _, train_loader, val_loader = main_finetune.build(args, origin, torch.device("cpu"))
+    images, _ = next(iter(train_loader))
+    assert [side % 48 for side in images.tensors.shape[-2:]] == [0, 0]
+    images, _ = next(iter(val_loader))  # scores do not depend on a flag of training
+    assert any(side % 48 for side in images.tensors.shape[-2:])

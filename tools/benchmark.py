@@ -1,15 +1,20 @@
 """Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps; `msda`
 compares the compiled operator with plain PyTorch, `detector` a whole Deformable DETR with that of transformers, `data`
-the making of two-view samples with a plain arrangement of Pillow and torchvision.
+the making of two-view samples with a plain arrangement of Pillow and torchvision, `eval` the scores by faster-coco-eval
+with those by pycocotools. `scale` says what 1.3 million images and 64 processes cost, as far as one machine can show.
+`gpu` compares training steps as they are and compiled, in float32 and in 16 bits: the one script for a lent GPU.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
     python tools/benchmark.py msda --rounds 10
     python tools/benchmark.py detector --device cuda --batch_size 4
     python tools/benchmark.py data --num_workers 2 --dataset_file imagefolder --data_path DIR
+    python tools/benchmark.py eval --images 5000
+    python tools/benchmark.py scale
+    python tools/benchmark.py gpu pretrain --device cuda --detectors conditional --batch_sizes 8 32
 
 Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py; so is
-what stands behind `data` but --samples.
+what stands behind `data` but --samples, and what `gpu` does not know itself.
 """
 
 from __future__ import annotations
@@ -31,13 +36,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import engine
 import main_finetune
 import main_pretrain
+from models import DETECTORS
 from tools.benchmark_data import benchmark_data
 from tools.benchmark_detector import benchmark_detector
+from tools.benchmark_eval import benchmark_eval
+from tools.benchmark_gpu import benchmark_gpu
 from tools.benchmark_msda import benchmark_msda
+from tools.benchmark_scale import benchmark_scale
 from tools.clock import milliseconds
 from training import Training
 from util.check_args import at_least
 from util.parser import DocFormatter, Parser
+from util.precision import AMP_TYPES
 from util.script import run_script, select_device, start
 
 PARTS = ("data", "backbone", "transformer", "matching", "losses", "backward", "optimizer")
@@ -46,6 +56,39 @@ WARM_UP_STEPS = 2
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the benchmark's own arguments and hand the rest to the script that is measured."""
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    counts = ("steps", "samples", "rounds", "batch_size", "images", "classes", "detections", "processes", "folders")
+    at_least(args, 1, *(name for name in counts if name in args))
+    if rest and args.command not in ("step", "data", "gpu"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.command == "step":
+        benchmark_step(args.stage, args.steps, rest)
+    elif args.command == "data":
+        benchmark_data(args.samples, rest)
+    elif args.command == "gpu":
+        benchmark_gpu(
+            args.stage,
+            detectors=args.detectors,
+            precisions=args.precisions,
+            batch_sizes=args.batch_sizes,
+            size=tuple(args.size),
+            steps=args.steps,
+            device=select_device(args.device),
+            argv=rest,
+        )
+    elif args.command == "eval":
+        benchmark_eval(args.rounds, args.images, args.classes, args.detections, args.processes)
+    elif args.command == "scale":
+        benchmark_scale(args.images, args.folders, args.processes, args.batch_size)
+    elif args.command == "msda":
+        benchmark_msda(args.rounds, getattr(torch, args.dtype), args.batch_size, select_device(args.device))
+    else:
+        benchmark_detector(args.rounds, args.batch_size, select_device(args.device))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The benchmark's own command line."""
     parser = Parser("benchmark.py", description=__doc__, formatter_class=DocFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="milliseconds for each part of a training step")
@@ -61,22 +104,32 @@ def main(argv: list[str] | None = None) -> None:
         command.add_argument("--batch_size", type=int, default=1, help="images")
     data = commands.add_parser("data", help="two-view samples a second, by part, against a plain arrangement")
     data.add_argument("--samples", type=int, default=50, help="samples that are measured, spread over the data set")
-    args, rest = parser.parse_known_args(argv)
-    if args.command == "step":
-        at_least(args, 1, "steps")
-        benchmark_step(args.stage, args.steps, rest)
-    elif args.command == "data":
-        at_least(args, 1, "samples")
-        benchmark_data(args.samples, rest)
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    else:
-        at_least(args, 1, "rounds", "batch_size")
-        device = select_device(args.device)
-        if args.command == "msda":
-            benchmark_msda(args.rounds, getattr(torch, args.dtype), args.batch_size, device)
-        else:
-            benchmark_detector(args.rounds, args.batch_size, device)
+    add_large_benchmarks(commands)
+    return parser
+
+
+def add_large_benchmarks(commands: argparse._SubParsersAction) -> None:
+    """What is measured for large runs: scores, scale, GPUs."""
+    scores = commands.add_parser("eval", help="seconds of COCO's scores by both packages, and of gathering")
+    scores.add_argument("--rounds", type=int, default=1, help="rounds that are measured")
+    scores.add_argument("--images", type=int, default=5000)
+    scores.add_argument("--classes", type=int, default=80)
+    scores.add_argument("--detections", type=int, default=100, help="of each image")
+    scores.add_argument("--processes", type=int, default=64, help="that share the images, simulated")
+    scale = commands.add_parser("scale", help="start-up, coverage, bytes and checkpoints of a large run")
+    scale.add_argument("--images", type=int, default=1_300_000, help="empty files in the folder for temporary files")
+    scale.add_argument("--folders", type=int, default=1000)
+    scale.add_argument("--processes", type=int, default=64, help="of the simulated run")
+    scale.add_argument("--batch_size", type=int, default=4, help="images per process")
+    gpu = commands.add_parser("gpu", help="training steps, eager and compiled, float32 and 16 bits, on made-up images")
+    gpu.add_argument("stage", choices=["pretrain", "finetune"])
+    usual = ["vanilla", "conditional", "deformable"]
+    gpu.add_argument("--detectors", nargs="+", choices=list(DETECTORS), default=usual)
+    gpu.add_argument("--precisions", nargs="+", choices=list(AMP_TYPES), default=["none", "bf16"])
+    gpu.add_argument("--batch_sizes", nargs="+", type=int, default=[8, 32], help="images")
+    gpu.add_argument("--size", nargs=2, type=int, default=(384, 512), metavar=("H", "W"), help="of the images")
+    gpu.add_argument("--steps", type=int, default=10, help="steps that are measured")
+    gpu.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
 
 
 def benchmark_step(stage: str, num_steps: int, argv: list[str]) -> None:

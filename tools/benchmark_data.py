@@ -8,7 +8,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -21,6 +20,7 @@ from datasets.loader import EpochBatchSampler, make_loader
 from datasets.pretext.two_view import TwoViewDataset, as_planes, change_colours, collate_two_view, cut_crops, cut_views
 from models import PRETEXTS
 from tests.datasets.pretext.plain_two_view import cut_crops_plainly, cut_plainly, finish_plainly
+from tools.memory import private_megabytes
 from util.errors import UserError
 
 PARTS = ("read", "draw", "views", "crops", "colours")
@@ -128,20 +128,13 @@ def measure_workers(dataset: TwoViewDataset, args: argparse.Namespace) -> None:
         began, batches = time.perf_counter(), iter(loader)
         for _ in batches:
             pass
-        used.append(private_megabytes(batches))
+        used.append(memory_of_workers(batches))
     rate = len(sampler) * args.batch_size / (time.perf_counter() - began)
     print(f"{args.num_workers} workers, batches of {args.batch_size}: {rate:.1f} samples/s")
     print(f"memory of their own, MB: {used[0]:.0f} after one epoch, {used[1]:.0f} after another")
 
 
-def private_megabytes(batches: DataLoader) -> float:
+def memory_of_workers(batches: DataLoader) -> float:
     """Memory that the loader's workers (without any: this process) share with no other process, in MB; Linux only."""
     processes = getattr(batches, "_workers", [])
-    return (
-        sum(_private_kilobytes(process.pid) for process in processes) / 1024 or _private_kilobytes(os.getpid()) / 1024
-    )
-
-
-def _private_kilobytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return sum(private_megabytes(process.pid) for process in processes) or private_megabytes(os.getpid())

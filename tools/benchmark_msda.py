@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 from ops import ms_deform_attn, ms_deform_attn_reference
 from ops.extension import has_kernels
 from tools.clock import describe, milliseconds
+from tools.memory import peak_megabytes
 from util.errors import UserError
 
 LEVELS = ((100, 134), (50, 67), (25, 33), (12, 16))  # of an 800 x 1066 image at strides 8, 16, 32, 64
@@ -97,15 +96,8 @@ def _peak_growth(form: str, shape: str, dtype: torch.dtype, batch_size: int, dev
     arguments = make_arguments(shape, dtype, batch_size, device)
     has_kernels(device.type)
     run: Callable[..., Tensor] = FORMS[form]
-    before = _peak(device)
+    before = peak_megabytes(device)
     output = run(*arguments)
     output.backward(torch.ones_like(output))
     results = [output, *(tensor.grad for tensor in arguments if tensor.grad is not None)]
-    return _peak(device) - before - sum(tensor.nbytes for tensor in results) / 2**20
-
-
-def _peak(device: torch.device) -> float:
-    """Megabytes: the most that was allocated on the GPU so far, or the largest resident size (Linux)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    return peak_megabytes(device) - before - sum(tensor.nbytes for tensor in results) / 2**20

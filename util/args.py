@@ -101,6 +101,13 @@ def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> arg
         "--scales", type=int, nargs="+", help="short sides in pixels; one is drawn for each image; default: the paper's"
     )
     group.add_argument("--max_size", type=int, help="limit of the long side in pixels; default: the paper's")
+    group.add_argument(
+        "--pad_to",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pad training batches to multiples of N pixels: fewer sizes for a GPU to prepare itself for; default: 1",
+    )
     add_image_file_arguments(group)
     group.add_argument(
         "--check_images",
@@ -241,6 +248,11 @@ def add_optimizer_arguments(
         "--warmup_steps", type=int, default=0, help="steps in which lr rises linearly at the beginning; default: 0"
     )
     group.add_argument("--amp", choices=["none", "bf16", "fp16"], help="mixed precision; default: none")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="fuse a step's operations by torch.compile; the first steps take minutes",
+    )
     return group
 
 

@@ -35,11 +35,19 @@ class NestedTensor:
         return len(self.tensors)
 
 
-def nested_tensor_from_tensor_list(images: list[Tensor]) -> NestedTensor:
-    """Pad images [C, h_i, w_i] on the right and at the bottom to the largest height and width among them."""
+def up_to_multiple(size: int, divisor: int) -> int:
+    """The least multiple of ``divisor`` that is not below ``size``."""
+    return -(-size // divisor) * divisor
+
+
+def nested_tensor_from_tensor_list(images: list[Tensor], pad_to: int = 1) -> NestedTensor:
+    """Pad images [C, h_i, w_i] on the right and at the bottom to the largest height and width among them.
+
+    These are rounded up to multiples of ``pad_to``.
+    """
     channels = images[0].shape[0]
-    height = max(image.shape[1] for image in images)
-    width = max(image.shape[2] for image in images)
+    height = up_to_multiple(max(image.shape[1] for image in images), pad_to)
+    width = up_to_multiple(max(image.shape[2] for image in images), pad_to)
     tensors = images[0].new_zeros(len(images), channels, height, width)
     mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
     for image, padded, padding in zip(images, tensors, mask, strict=True):

@@ -191,7 +191,7 @@ class PretextRecord:
         classification: of the class head; None: the detector's own.
         dataset: class of the data set, see :class:`datasets.pretext.samples.PretextDataset`.
         build_transform: (args, options that all transforms share) -> the transform that makes samples.
-        collate: list of samples -> batch.
+        collate: (list of samples, pad_to=) -> batch, height and width being multiples of ``pad_to`` pixels.
         flags: its own flags.
         defaults: what its recipe changes, for all detectors; see ``pretraining`` of :class:`DetectorRecord`.
         recipes: ``--recipe`` -> values of flags that replace the paper's.
@@ -210,7 +210,7 @@ class PretextRecord:
     classification: Classification | None
     dataset: type
     build_transform: Callable[[argparse.Namespace, dict[str, Any]], Callable]
-    collate: Callable[[list], Any]
+    collate: Callable[..., Any]
     flags: tuple[Flag, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

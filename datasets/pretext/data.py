@@ -35,7 +35,7 @@ def build_val_data(
     args: argparse.Namespace, task: PretextRecord, mean: tuple[float, ...], std: tuple[float, ...], seed: int
 ) -> PretextDataset:
     """As :func:`build_pretext_data`, of the images in ``--val_path`` and the proposals in ``--val_proposal_dir``."""
-    images = UnlabelledImages.from_folder(args.val_path)
+    images = UnlabelledImages.from_folder(args.val_path, args.output_dir)
     return _build(args, task, images, args.val_proposal_dir, mean, std, seed)
 
 

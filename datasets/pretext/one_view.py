@@ -201,10 +201,10 @@ class OneViewBatch:
         return len(self.images)
 
 
-def collate_one_view(samples: list[OneViewSample]) -> OneViewBatch:
-    """Samples -> padded batch."""
+def collate_one_view(samples: list[OneViewSample], pad_to: int = 1) -> OneViewBatch:
+    """Samples -> batch, padded to multiples of ``pad_to``."""
     return OneViewBatch(
-        images=nested_tensor_from_tensor_list([sample.view for sample in samples]),
+        images=nested_tensor_from_tensor_list([sample.view for sample in samples], pad_to),
         boxes=[sample.boxes for sample in samples],
         crops=torch.cat([sample.crops for sample in samples]),
     )

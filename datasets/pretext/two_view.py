@@ -28,6 +28,7 @@ from datasets.pretext.view_geometry import (
     draw_geometry,
     greatest_zoom,
 )
+from util.nested_tensor import up_to_multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,10 +272,10 @@ class UnfinishedBatch:
         return len(self.batch)
 
 
-def collate_two_view(samples: list[TwoViewSample]) -> UnfinishedBatch:
-    """Samples -> padded batch."""
+def collate_two_view(samples: list[TwoViewSample], pad_to: int = 1) -> UnfinishedBatch:
+    """Samples -> batch, padded to multiples of ``pad_to``."""
     size = torch.stack([sample.size for sample in samples])
-    height, width = size.amax(dim=0).tolist()
+    height, width = (up_to_multiple(side, pad_to) for side in size.amax(dim=0).tolist())
     views = zeros_to_send((len(samples), 2, 3, height, width))
     mask = torch.ones(len(samples), 2, height, width, dtype=torch.bool)
     crops = zeros_to_send((len(samples), *samples[0].crops.shape))

@@ -39,6 +39,22 @@ def fold_frozen_batch_norms(backbone: Backbone) -> Backbone:
     return folded.to(memory_format=torch.channels_last)
 
 
+def frozen_parts(method: nn.Module) -> list[nn.Module]:
+    """The modules of a method that are never trained nor saved: a pretext task calls them ``frozen_...``."""
+    return [module for name, module in method.named_children() if name.startswith("frozen_")]
+
+
+def hold_weights_in(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the weights of all convolutions and linear layers to 16 bits, in place, for autocast to ``dtype``.
+
+    Autocast would convert the same weights in every step; it keeps those alone that require a gradient. All numbers
+    stay the same. Afterwards the module works under this autocast alone.
+    """
+    for layer in module.modules():
+        if _is_plain_convolution(layer) or type(layer) is nn.Linear:
+            layer.to(dtype)
+
+
 def _find_pairs(body: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
     """Pairs of a convolution and the only norm that reads its output, both called once per forward pass."""
     watch = _Watch()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.criterion import SetCriterion
 from models.detr import DETR
-from models.fast.frozen_backbone import fold_frozen_batch_norms
+from models.fast.frozen_backbone import fold_frozen_batch_norms, frozen_parts
 from models.interface import ContentPlace, Decoded
 from models.layers import MLP, to_float32
 from models.matcher import Matching
@@ -45,9 +45,8 @@ class PretextTask(nn.Module):
     def train(self, mode: bool = True) -> PretextTask:
         """As usual, but frozen modules stay in evaluation mode."""
         super().train(mode)
-        for name, module in self.named_children():
-            if name.startswith("frozen_"):
-                module.eval()
+        for module in frozen_parts(self):
+            module.eval()
         return self
 
     def sum_up(

@@ -70,9 +70,8 @@ class DETReg(PretextTask):
     def look(self, features: list[NestedTensor], image_mask: Tensor) -> tuple[Decoded, dict[str, Tensor]]:
         """Detect with the learned queries, from the features of the images."""
         with record_function("transformer"):
-            memory = self.detector.encode(features, image_mask)
-            decoded = self.detector.decode(memory, self.detector.queries(len(image_mask)))
-            return decoded, self.detector.predict(decoded)
+            _, decoded, outputs = self.detector.ask(features, image_mask, self.detector.queries(len(image_mask)))
+            return decoded, outputs
 
     def measure(self, batch: OneViewBatch) -> dict[str, Tensor]:
         """Values [L, n] of the regions; see :func:`measure_recall`."""

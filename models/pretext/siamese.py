@@ -138,9 +138,7 @@ class SiameseDETR(RegionQueryTask):
     def look(self, views: SeenViews, told: Tensor | None = None) -> tuple[Memory, Decoded, dict[str, Tensor]]:
         """Ask every view for the regions of its partner; where ``told`` [2B] is False, without telling which."""
         with record_function("transformer"):
-            memory = self.detector.encode(views.features, views.mask)
-            decoded = self.detector.decode(memory, other_view(self.region_queries(views.regions, told)))
-            return memory, decoded, self.detector.predict(decoded)
+            return self.detector.ask(views.features, views.mask, other_view(self.region_queries(views.regions, told)))
 
     def learn(self, views: SeenViews) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses; see :meth:`forward`."""

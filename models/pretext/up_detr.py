@@ -86,9 +86,9 @@ class UPDETR(RegionQueryTask):
             patches = pooled_features(self.frozen_backbone, batch.crops).unflatten(0, (len(images), self.num_regions))
 
         with record_function("transformer"):
-            memory = self.detector.encode(features, images.mask)
-            decoded = self.detector.decode(memory, self.patch_queries(patches), self.query_mask)
-            return patches, decoded, self.detector.predict(decoded)
+            queries = self.patch_queries(patches)
+            _, decoded, outputs = self.detector.ask(features, images.mask, queries, self.query_mask)
+            return patches, decoded, outputs
 
     def measure(self, batch: OneViewBatch) -> dict[str, Tensor]:
         """Values [L, n] of the patches; see :mod:`models.pretext.measure`."""

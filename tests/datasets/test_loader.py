@@ -101,6 +101,17 @@ def test_evaluation_sees_every_sample_once(length, world_size):
     assert all(len(batch) <= 2 for shard in shards for batch in shard)
 
 
+@pytest.mark.parametrize(("pad_to", "size"), [(1, (9, 17)), (8, (16, 24)), (17, (17, 17)), (64, (64, 64))])
+def test_batches_are_padded_to_multiples(pad_to, size):
+    small, large = torch.ones(3, 9, 5), torch.ones(3, 4, 17)
+    images, _ = collate_detection([(small, {}), (large, {})], pad_to)
+    assert images.tensors.shape == (2, 3, *size)
+    assert images.mask.shape == (2, *size)
+    assert (~images.mask).sum((1, 2)).tolist() == [45, 68]
+    assert images.tensors.sum().item() == 3 * (45 + 68)
+    assert not images.tensors.movedim(1, -1)[images.mask].any()
+
+
 def test_collate_by_hand():
     small, large = torch.ones(3, 1, 2), torch.full((3, 2, 1), 5.0)
     images, targets = collate_detection([(small, {"labels": 1}), (large, {"labels": 2})])

@@ -10,7 +10,7 @@ from models.detr import DETR
 from models.layers import inverse_sigmoid
 from models.matcher import HungarianMatcher
 from models.supervised import SupervisedDETR
-from ops.module import MSDeformAttn
+from ops.module import Levels, MSDeformAttn
 from tests.models.detection_case import random_targets
 from tests.models.detectors import (
     NUM_LOGITS,
@@ -226,7 +226,15 @@ def test_proposals_lie_where_their_positions_are() -> None:
 def test_the_layer_takes_an_empty_batch():
     layer = MSDeformAttn(d_model=16, nhead=2, num_levels=2, num_points=3)
     tokens, mask = torch.zeros(0, 20, 16, requires_grad=True), torch.zeros(0, 20, dtype=torch.bool)
-    found = layer(torch.zeros(0, 5, 16), torch.zeros(0, 5, 2, 2), tokens, mask, [(4, 4), (2, 2)])
+    levels = Levels.of([(4, 4), (2, 2)], tokens)
+    found = layer(torch.zeros(0, 5, 16), torch.zeros(0, 5, 2, 2), tokens, mask, levels)
     found.sum().backward()
     assert found.shape == (0, 5, 16)
     assert tokens.grad.shape == (0, 20, 16)
+
+
+def test_levels_by_hand():
+    levels = Levels.of([(4, 8), (2, 5)], torch.zeros(1, 42, 16, dtype=torch.bfloat16))
+    assert levels.sizes.tolist() == [[4, 8], [2, 5]]
+    assert levels.starts.tolist() == [0, 32]
+    torch.testing.assert_close(levels.pixel, torch.tensor([[1 / 8, 1 / 4], [1 / 5, 1 / 2]]))

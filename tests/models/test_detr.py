@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import DETECTORS
 from models.checkpoints.renaming import apply_rules, compile_rules
@@ -255,3 +255,20 @@ def test_training_under_autocast_has_finite_gradients(detr: str) -> None:
     outputs["pred_boxes"].sum().backward()
     for name, parameter in detector.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_more_padding_of_the_maps_changes_nothing(detr: str) -> None:
+    """As ``--pad_to`` adds it: the Transformer answers the same, Deformable DETR included, but for rounding."""
+    detector = small_detector(detr)
+    levels = [torch.randn(2, detector.hidden_dim, *shape) for shape in [(8, 10), (4, 5), (2, 3), (1, 2)]]
+    levels = levels[: getattr(detector.input_proj, "__len__", lambda: 1)()]
+    answers = []
+    for extra in (0, 5):
+        padded = [nn.functional.pad(level, (0, extra, 0, extra), value=7.0) for level in levels]
+        masks = [nn.functional.pad(torch.zeros_like(level[:, 0]), (0, extra, 0, extra), value=1.0) for level in levels]
+        maps = [NestedTensor(level, mask.bool()) for level, mask in zip(padded, masks, strict=True)]
+        pos = [detector.backbone[1](level) for level in maps]
+        memory = detector.transformer.encode([m.tensors for m in maps], [m.mask for m in maps], pos)
+        answers.append(detector.predict(detector.decode(memory, detector.queries(2))))
+    for name in ("pred_logits", "pred_boxes"):
+        torch.testing.assert_close(answers[1][name], answers[0][name], atol=2e-5, rtol=1e-4)

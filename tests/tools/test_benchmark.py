@@ -68,3 +68,41 @@ def test_methods_without_two_views_are_refused():
 def test_no_steps_are_refused():
     with pytest.raises(UserError, match="--steps 0"):
         benchmark.main(["step", "pretrain", "--steps", "0"])
+
+
+def test_both_scorers_are_timed(capsys):
+    pytest.importorskip("faster_coco_eval")
+    benchmark.main(["eval", "--images", "12", "--classes", "3", "--detections", "20", "--processes", "4"])
+    told = capsys.readouterr().out
+    assert re.search(r"^pycocotools 2\S+ +[\d.]+ s ", told, re.M)
+    assert re.search(r"^faster-coco-eval \S+ +[\d.]+ s ", told, re.M)
+    assert float(re.search(r"differ by at most (\S+)$", told, re.M)[1]) < 1e-12
+    assert re.search(r"over 4 processes: each sends [\d.]+ MiB and receives [\d.]+ MiB", told)
+
+
+@pytest.mark.slow
+def test_scale(capsys):
+    benchmark.main(["scale", "--images", "24000", "--folders", "10", "--processes", "4", "--batch_size", "7"])
+    told = capsys.readouterr().out
+    rows = re.findall(r"^([18]) x (\S.*\S) +([\d.]+) +(-?\d+) +(\d+)$", told, re.M)
+    assert [(count, name) for count, name, *_ in rows] == [
+        (count, name) for count in "18" for name in ("every process lists", "first start", "later start")
+    ]
+    assert "23,996 images once, 0 twice, 4 left out" in told
+    sent = {name: int(size) for name, size in re.findall(r"^(\w+) +all-reduces (\d+) MiB", told, re.M)}
+    assert sent["vanilla"] < sent["conditional"] < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_steps_for_a_gpu_in_small(capsys, stage):
+    """Every column has a number, and what is compiled launches fewer operations."""
+    torch._dynamo.reset()
+    argv = "--detectors vanilla --precisions none --batch_sizes 2 --size 64 96 --steps 1 --device cpu".split()
+    own = "--num_regions 5 --crop_size 32".split() if stage == "pretrain" else []
+    benchmark.main(["gpu", stage, *argv, *DETECTOR, *own])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("vanilla")]
+    assert [row[:4] for row in rows] == [["vanilla", "none", mode, "2"] for mode in ("eager", "compiled")]
+    assert all(float(row[4]) > 0 and float(row[5]) > 0 and row[6] == "-" and int(row[7]) > 0 for row in rows)
+    assert int(rows[1][8]) < 0.7 * int(rows[0][8])
+    assert rows[0][-1] == "1.00"

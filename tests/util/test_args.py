@@ -212,6 +212,7 @@ def test_every_flag_is_in_the_help_once():
         (["--method", "detreg", "--global_loss_coef", "0"], "--global_loss_coef goes with"),
         (["--num_proposals", "9"], "--num_proposals goes with --method detreg"),
         (["--method", "detreg", "--num_proposals", "0"], "--num_proposals 0"),
+        (["--pad_to", "0"], "--pad_to 0: must be at least 1"),
         (["--method", "updetr", "--patch_dropout", "1"], "--patch_dropout 1"),
         (["--method", "updetr", "--num_regions", "7"], "--num_queries 100 is not divisible"),
         (

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from models.detr import DETR
 from models.fast.frozen_backbone import fold_frozen_batch_norms
 from models.postprocess import PostProcess
-from ops.module import MSDeformAttn
+from ops.module import Levels, MSDeformAttn
 from util.box_ops import box_cxcywh_to_xyxy
 from util.nested_tensor import NestedTensor
 
@@ -55,8 +55,7 @@ class ExportForm(nn.Module):
         if mask is None:
             mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=pixel_values.device)
         features = self.detector.features(NestedTensor(pixel_values, mask))
-        memory = self.detector.encode(features, mask)
-        outputs = self.detector.predict(self.detector.decode(memory, self.detector.queries(batch_size)))
+        _, _, outputs = self.detector.ask(features, mask, self.detector.queries(batch_size))
         scores, labels, queries = self.postprocess.select(outputs["pred_logits"][-1])
         boxes = outputs["pred_boxes"][-1].gather(1, queries[..., None].expand(-1, -1, 4))
         return box_cxcywh_to_xyxy(boxes), scores, labels
@@ -65,7 +64,8 @@ class ExportForm(nn.Module):
 class StandardMSDeformAttn(MSDeformAttn):
     """The same layer, but it samples with ``grid_sample``, level by level; sizes of levels may be symbolic."""
 
-    def _sample(self, value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    def _sample(self, value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
+        shapes = levels.shapes
         batch_size, _, heads, channels = value.shape
         grids = 2 * locations - 1
         output: Any = 0

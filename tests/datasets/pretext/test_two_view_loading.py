@@ -69,7 +69,7 @@ def load(folder: Path, num_workers: int, **options) -> list[str]:
 
 def load_on_rank(rank: int, folder: Path) -> list[str]:
     """The digests of one of two processes, loaded as main_pretrain.py does."""
-    args = argparse.Namespace(batch_size=BATCH // 2, seed=SEED, num_workers=1, device="cpu")
+    args = argparse.Namespace(batch_size=BATCH // 2, seed=SEED, num_workers=1, pad_to=1, device="cpu")
     return digests(make_train_loader(make_dataset(folder), collate_two_view, args))
 
 
@@ -109,7 +109,7 @@ def test_colours_left_to_the_device_are_the_same(folder: Path, alone: list[str])
 
 @pytest.mark.slow
 def test_memory_of_the_workers_is_flat(folder: Path) -> None:
-    from tools.benchmark_data import private_megabytes  # imports all of training, which the two ranks do not need
+    from tools.benchmark_data import memory_of_workers  # imports all of training, which the two ranks do not need
 
     sampler = EpochBatchSampler(SAMPLES, BATCH, seed=SEED)
     loader = make_loader(make_dataset(folder), sampler, collate_two_view, num_workers=1, pin_memory=False)
@@ -119,5 +119,5 @@ def test_memory_of_the_workers_is_flat(folder: Path) -> None:
         batches = iter(loader)
         for _ in batches:
             pass
-        used.append(private_megabytes(batches))
+        used.append(memory_of_workers(batches))
     assert used[-1] < used[4] + 5

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbone import Backbone, build_backbone
 from models.backbone_weights import load_backbone_weights
-from models.fast.frozen_backbone import fold_frozen_batch_norms
+from models.fast.frozen_backbone import fold_frozen_batch_norms, hold_weights_in
 from tests.models.detectors import randomize, unequal_images
 
 LITE0 = "timm:tf_efficientnet_lite0"
@@ -123,3 +124,31 @@ def test_only_what_may_be_folded_is():
     kept = {name for name, norm in folded.body.norms.items() if isinstance(norm, FrozenBatchNorm2d)}
     assert kept == set(backbone.body.norms) - {"good"}
     assert_same_maps(folded, backbone)
+
+
+class Conversions(TorchDispatchMode):
+    """Counts conversions between types."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["resnet18", LITE0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_weights_in_16_bits_give_the_numbers_of_autocast(name, dtype):
+    """Bit for bit, and nothing but the images is converted."""
+    folded = fold_frozen_batch_norms(build(name))
+    images = unequal_images((64, 96), (59, 64))
+    with torch.autocast("cpu", dtype):
+        expected = folded(images)
+        hold_weights_in(folded, dtype)
+        with Conversions() as conversions:
+            found = folded(images)
+    for feature, wanted in zip(found, expected, strict=True):
+        assert feature.tensors.dtype == dtype
+        assert torch.equal(feature.tensors, wanted.tensors)
+    assert conversions.count == 1 + 2 * len(found)  # and the rows and columns of the masks
