@@ -52,7 +52,7 @@ Steps = tuple[Callable[[], None], Callable[[], None]]
 
 
 def _ours(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
-    args, _ = main_finetune.parse(["--detr", "deformable", "--data_path", "."])
+    args, _ = main_finetune.parse(["--detr", "deformable", "--dataset_file", "coco", "--data_path", "."])
     detector = DETECTORS["deformable"].build(args, 91, classification="focal", train_backbone=True)
     method = SupervisedDETR(detector=detector, criterion=main_finetune.make_criterion(args, detector))
     method.to(pixels.device)
