@@ -22,7 +22,7 @@ from util.ema import Ema
 from util.errors import CheckpointError, UserError
 from util.logger import find_evaluation, say
 from util.precision import AMP_TYPES
-from util.recipes import SCHEDULE, tell_changes
+from util.recipes import SCHEDULE, report_changes
 from util.rng import restore_rank_rng, rng_state
 from util.saved_state import load_optimizer, load_scaler, load_scheduler
 from util.schedule import Schedule
@@ -187,7 +187,7 @@ def resume(training: Training, origin: Origin | None, args: argparse.Namespace) 
     say(f"resumed from {origin.path} at step {training.step} of {training.schedule.total_steps}")
     if training.schedule.is_finished:
         say("nothing is left to do; to go on, raise --epochs or --max_steps")
-    tell_changes(args, origin.content["args"], DATASETS)
+    report_changes(args, origin.content["args"], DATASETS)
 
 
 def group_parameters(

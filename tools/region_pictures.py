@@ -61,8 +61,8 @@ def find_regions(method: SiameseDETR, batch: object) -> Tensor:
     Args:
         batch: a :class:`datasets.pretext.two_view.TwoViewBatch` of one image.
     """
-    views = method.see(batch)
-    _, _, outputs = method.look(views)
+    views = method.extract_features(batch)
+    _, _, outputs = method.predict(views)
     confidence = class_confidence(outputs, REGION_LABEL, method.detector.classification)
     query = most_confident(confidence, method.num_regions)[-1, 1]  # entry 1: queries of view 0's regions, in view 1
     boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"][-1, 1].float()[query])

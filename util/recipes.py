@@ -312,7 +312,7 @@ def _as_typed(value: Any) -> str:
     return shlex.join(map(str, value)) if isinstance(value, list) else shlex.quote(str(value))
 
 
-def tell_changes(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapping[str, DataRecord]) -> None:
+def report_changes(args: argparse.Namespace, saved: dict[str, Any], datasets: Mapping[str, DataRecord]) -> None:
     """Say what a resumed run does otherwise than the stopped one; places do not count."""
     known = places(datasets)
     changes = [

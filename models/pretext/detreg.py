@@ -59,7 +59,7 @@ class DETReg(PretextTask):
             features = self.frozen_backbone(images)
             wanted = None if self.feature_embed is None else pooled_features(self.frozen_encoder, batch.crops)
 
-        decoded, outputs = self.look(features, images.mask)
+        decoded, outputs = self.predict(features, images.mask)
         targets = as_targets(batch.boxes, OBJECT_LABEL)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
@@ -67,7 +67,7 @@ class DETReg(PretextTask):
             total, logs = self.sum_up(losses, feature, outputs, targets, matching)
         return total, {"loss": total, **logs}
 
-    def look(self, features: list[NestedTensor], image_mask: Tensor) -> tuple[Decoded, dict[str, Tensor]]:
+    def predict(self, features: list[NestedTensor], image_mask: Tensor) -> tuple[Decoded, dict[str, Tensor]]:
         """Detect with the learned queries, from the features of the images."""
         with record_function("transformer"):
             _, decoded, outputs = self.detector.ask(features, image_mask, self.detector.queries(len(image_mask)))
@@ -75,7 +75,7 @@ class DETReg(PretextTask):
 
     def measure(self, batch: OneViewBatch) -> dict[str, Tensor]:
         """Values [L, n] of the regions; see :func:`measure_recall`."""
-        _, outputs = self.look(self.frozen_backbone(batch.images), batch.images.mask)
+        _, outputs = self.predict(self.frozen_backbone(batch.images), batch.images.mask)
         confidence = class_confidence(outputs, OBJECT_LABEL, self.detector.classification)
         return measure_recall(confidence, outputs["pred_boxes"].float(), batch.boxes)
 

@@ -43,7 +43,7 @@ MATCHERS = {"free": HungarianMatcher, "own": GroupMatcher}
 
 
 @dataclass(kw_only=True)
-class SeenViews:
+class ViewFeatures:
     """The 2B views of a batch and their regions, as the frozen backbone sees them.
 
     Attributes:
@@ -117,17 +117,17 @@ class SiameseDETR(RegionQueryTask):
         Returns:
             As :meth:`sum_up`; the total and the log include the global loss.
         """
-        views = self.see(batch)
-        return self.learn(views)
+        views = self.extract_features(batch)
+        return self.compute_losses(views)
 
-    def see(self, batch: TwoViewBatch) -> SeenViews:
+    def extract_features(self, batch: TwoViewBatch) -> ViewFeatures:
         """Run the frozen backbone on a batch (see :meth:`forward`)."""
-        images, boxes, sizes = views_in_a_row(batch)
+        images, boxes, sizes = flatten_views(batch)
         with record_function("backbone"), torch.no_grad():
             features = self.frozen_backbone(images)
             regions = self.region_features(features, boxes, sizes)
             crops = None if self.feature_align is None else self.crop_features(batch.crops)
-        return SeenViews(features=features, mask=images.mask, boxes=boxes, sizes=sizes, regions=regions, crops=crops)
+        return ViewFeatures(features=features, mask=images.mask, boxes=boxes, sizes=sizes, regions=regions, crops=crops)
 
     def draw_told(self, boxes: Tensor) -> Tensor | None:
         """Which views' queries are told what to look for: bool [2B], or None: all. ``boxes`` are [2B, R, 4]."""
@@ -135,15 +135,15 @@ class SiameseDETR(RegionQueryTask):
             return None
         return torch.rand(len(boxes), device=boxes.device) >= self.content_dropout
 
-    def look(self, views: SeenViews, told: Tensor | None = None) -> tuple[Memory, Decoded, dict[str, Tensor]]:
+    def predict(self, views: ViewFeatures, told: Tensor | None = None) -> tuple[Memory, Decoded, dict[str, Tensor]]:
         """Ask every view for the regions of its partner; where ``told`` [2B] is False, without telling which."""
         with record_function("transformer"):
             return self.detector.ask(views.features, views.mask, other_view(self.region_queries(views.regions, told)))
 
-    def learn(self, views: SeenViews) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_losses(self, views: ViewFeatures) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses; see :meth:`forward`."""
         told = self.draw_told(views.boxes)
-        memory, decoded, outputs = self.look(views, told)
+        memory, decoded, outputs = self.predict(views, told)
         targets = region_targets(views.boxes, views.sizes)
         matching = None if told is None else match_as_told(self.criterion.matcher, outputs, targets, told)
         losses, matching = self.criterion(outputs, targets, matching)
@@ -165,8 +165,8 @@ class SiameseDETR(RegionQueryTask):
 
     def measure(self, batch: TwoViewBatch) -> dict[str, Tensor]:
         """Values [L, n] of all regions except the first of each view; see :mod:`models.pretext.measure`."""
-        views = self.see(batch)
-        _, decoded, outputs = self.look(views)
+        views = self.extract_features(batch)
+        _, decoded, outputs = self.predict(views)
         targets = region_targets(views.boxes, views.sizes)
         wanted = torch.stack([target["boxes"] for target in targets])
         confidence = class_confidence(outputs, REGION_LABEL, self.detector.classification)
@@ -236,7 +236,7 @@ class SiameseDETR(RegionQueryTask):
         return self.queries_with_content(self.detector.queries(len(regions)), content)
 
 
-def views_in_a_row(batch: TwoViewBatch) -> tuple[NestedTensor, Tensor, Tensor]:
+def flatten_views(batch: TwoViewBatch) -> tuple[NestedTensor, Tensor, Tensor]:
     """Images (2B), boxes [2B, R, 4] and sizes [2B, 2]: all first views, then all second views."""
     images = NestedTensor(batch.views.transpose(0, 1).flatten(0, 1), batch.mask.transpose(0, 1).flatten(0, 1))
     return images, batch.boxes.transpose(0, 1).flatten(0, 1), batch.size.repeat(2, 1)

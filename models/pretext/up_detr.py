@@ -67,7 +67,7 @@ class UPDETR(RegionQueryTask):
         Returns:
             As :meth:`sum_up`; the log includes the total.
         """
-        patches, decoded, outputs = self.look(batch)
+        patches, decoded, outputs = self.predict(batch)
         targets = as_targets(batch.boxes, REGION_LABEL)
         losses, matching = self.criterion(outputs, targets)
         with record_function("losses"):
@@ -78,7 +78,7 @@ class UPDETR(RegionQueryTask):
             total, logs = self.sum_up(losses, feature, outputs, targets, matching)
         return total, {"loss": total, **logs}
 
-    def look(self, batch: OneViewBatch) -> tuple[Tensor, Decoded, dict[str, Tensor]]:
+    def predict(self, batch: OneViewBatch) -> tuple[Tensor, Decoded, dict[str, Tensor]]:
         """Ask every image for its patches: features of the patches [B, R, K], decoded queries, predictions."""
         images = batch.images
         with record_function("backbone"), torch.no_grad():
@@ -92,7 +92,7 @@ class UPDETR(RegionQueryTask):
 
     def measure(self, batch: OneViewBatch) -> dict[str, Tensor]:
         """Values [L, n] of the patches; see :mod:`models.pretext.measure`."""
-        patches, decoded, outputs = self.look(batch)
+        patches, decoded, outputs = self.predict(batch)
         return measure_queries(
             class_confidence(outputs, REGION_LABEL, self.detector.classification),
             outputs["pred_boxes"].float(),

@@ -155,8 +155,8 @@ def test_swapping_the_views_leaves_the_loss(detr):
     for name, value in logs.items():
         torch.testing.assert_close(swapped_logs[name], value, rtol=1e-5, atol=1e-5, msg=name)
     regions, other = model.region_features, siamese.other_view
-    images, boxes, sizes = siamese.views_in_a_row(batch)
-    swapped = siamese.views_in_a_row(swap_views(batch))
+    images, boxes, sizes = siamese.flatten_views(batch)
+    swapped = siamese.flatten_views(swap_views(batch))
     features = model.frozen_backbone(images)
     torch.testing.assert_close(
         regions(model.frozen_backbone(swapped[0]), *swapped[1:]), other(regions(features, boxes, sizes)),
@@ -187,7 +187,7 @@ def test_gradients_reach_everything_but_the_backbone(detr, off):
 @pytest.mark.parametrize("detr", DETRS)
 def test_queries_differ_between_the_images_of_a_batch(detr):
     model, batch = build(detr=detr).eval(), random_batch()
-    images, boxes, sizes = siamese.views_in_a_row(batch)
+    images, boxes, sizes = siamese.flatten_views(batch)
     queries = model.region_queries(model.region_features(model.frozen_backbone(images), boxes, sizes))
     learned = model.detector.query_embed.weight.expand(4, -1, -1)
     content = queries[..., 4:] if detr == "dab" else queries[..., :32] - learned[..., :32]
@@ -204,7 +204,7 @@ def test_every_image_is_asked_for_its_own_regions(detr):
     model = build(detr=detr, no_global_loss=True).eval()
     batch, other = random_batch(), random_batch()
     other.boxes[0, 0] += 8
-    images, boxes, sizes = siamese.views_in_a_row(batch)
+    images, boxes, sizes = siamese.flatten_views(batch)
     features = model.frozen_backbone(images)
     memory = model.detector.encode(features, images.mask)
 
@@ -213,14 +213,14 @@ def test_every_image_is_asked_for_its_own_regions(detr):
         return model.detector.decode(memory, queries).hidden
 
     # entry 0 is view 1 of image 0: its regions are looked for in entry 2, view 2 of that image
-    difference = hidden(siamese.views_in_a_row(other)[1]) - hidden(boxes)
+    difference = hidden(siamese.flatten_views(other)[1]) - hidden(boxes)
     changed = difference.abs().amax(dim=(0, 2, 3)) > 1e-6
     assert changed.tolist() == [False, False, True, False]
 
 
 def test_whatever_stands_in_the_padding_of_the_features_changes_nothing():
     model, batch = build().eval(), random_batch()
-    images, _, _ = siamese.views_in_a_row(batch)
+    images, _, _ = siamese.flatten_views(batch)
     features = model.frozen_backbone(images)
     clean = model.detector.encode(features, images.mask)
     assert features[0].mask.any()
@@ -245,7 +245,7 @@ def test_jitter_stays_within_its_bounds_and_the_view():
 
 def test_jitter_moves_queries_in_training_only_and_never_targets():
     model, batch = build(), random_batch()
-    images, boxes, sizes = siamese.views_in_a_row(batch)
+    images, boxes, sizes = siamese.flatten_views(batch)
     features = model.frozen_backbone(images)
     model.train()
     assert not torch.equal(model.region_features(features, boxes, sizes), model.region_features(features, boxes, sizes))
@@ -307,7 +307,7 @@ FAST = {"matching": "own", "content_in": "tgt", "contrast_loss_coef": 0.5}
 def test_content_in_what_the_decoder_starts_with(detr):
     """The positions stay the learned ones, and content 0 decodes as the learned queries do."""
     model, batch = build(detr=detr, content_in="tgt").eval(), random_batch()
-    views = model.see(batch)
+    views = model.extract_features(batch)
     queries = model.region_queries(views.regions)
     learned = model.detector.queries(4)
     positions = 4 if detr == "dab" else 32
@@ -326,10 +326,10 @@ def test_content_in_what_the_decoder_starts_with(detr):
 def test_queries_that_are_told_nothing_are_the_detectors_own(content_in):
     """Where view 0 of image 1 (entry 1 of 4) is not told, its partner (entry 3) gives no content to its queries."""
     model, batch = build(content_in=content_in).eval(), random_batch()
-    views = model.see(batch)
+    views = model.extract_features(batch)
     told = torch.tensor([True, False, True, True])
-    _, decoded, _ = model.look(views, told)
-    _, all_told, _ = model.look(views)
+    _, decoded, _ = model.predict(views, told)
+    _, all_told, _ = model.predict(views)
     memory = model.detector.encode(views.features, views.mask)
     empty = model.detector.with_content(model.detector.queries(4), torch.zeros(4, 6, 32), content_in)
     alone = model.detector.decode(memory, empty).hidden
@@ -358,8 +358,8 @@ def test_the_parts_of_the_fast_recipe_add_up(detr):
     assert torch.equal(found[0].query // 2, found[0].target)
     plain = build(detr=detr, **{**FAST, "contrast_loss_coef": 0.0}).eval()
     without, _ = plain(batch)
-    views = model.see(batch)
-    _, decoded, _ = model.look(views)
+    views = model.extract_features(batch)
+    _, decoded, _ = model.predict(views)
     wanted = F.normalize(siamese.other_view(views.crops), dim=-1)
     contrast = 0
     for hidden, query in zip(decoded.hidden, found[0].query.view(2, 4, 3), strict=True):
@@ -374,7 +374,7 @@ def test_the_parts_of_the_fast_recipe_add_up(detr):
 def test_measuring_asks_each_view_for_the_regions_of_its_partner():
     """A detector that answers every query with the right box is perfect."""
     model, batch = build().eval(), random_batch()
-    views = model.see(batch)
+    views = model.extract_features(batch)
     right = torch.stack([target["boxes"] for target in siamese.region_targets(views.boxes, views.sizes)])
     predict = model.detector.predict
 
