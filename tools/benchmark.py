@@ -1,13 +1,14 @@
-"""Where the time goes. `step` prints milliseconds a part of a training step, medians over several steps; `msda`
-compares the compiled operator with plain PyTorch, `detector` a whole Deformable DETR with that of transformers, `data`
-the making of two-view samples with a plain arrangement of Pillow and torchvision, `eval` the scores by faster-coco-eval
-with those by pycocotools. `scale` says what 1.3 million images and 64 processes cost, as far as one machine can show.
-`gpu` compares training steps as they are and compiled, in float32 and in 16 bits: the one script for a lent GPU.
+"""Where the time goes. `step` prints milliseconds for each part of a training step, medians over several steps; `msda`
+compares the compiled operator with plain PyTorch, `detector` a whole detector with that of transformers, `export` its
+exported forms with eager mode, `data` the making of two-view samples with plain Pillow and torchvision, `eval` the
+scores by faster-coco-eval with those by pycocotools. `scale` says what 1.3 million images and 64 processes cost, as far
+as one machine can show. `gpu` compares training steps eager and compiled, in float32 and in 16 bits.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
     python tools/benchmark.py msda --rounds 10
-    python tools/benchmark.py detector --device cuda --batch_size 4
+    python tools/benchmark.py detector --detr conditional --device cuda --batch_size 4
+    python tools/benchmark.py export --detr conditional
     python tools/benchmark.py data --num_workers 2 --dataset_file imagefolder --data_path DIR
     python tools/benchmark.py eval --images 5000
     python tools/benchmark.py scale
@@ -38,8 +39,9 @@ import main_finetune
 import main_pretrain
 from models import DETECTORS
 from tools.benchmark_data import benchmark_data
-from tools.benchmark_detector import benchmark_detector
+from tools.benchmark_detector import THEIRS, benchmark_detector
 from tools.benchmark_eval import benchmark_eval
+from tools.benchmark_export import benchmark_export
 from tools.benchmark_gpu import benchmark_gpu
 from tools.benchmark_msda import benchmark_msda
 from tools.benchmark_scale import benchmark_scale
@@ -83,8 +85,10 @@ def main(argv: list[str] | None = None) -> None:
         benchmark_scale(args.images, args.folders, args.processes, args.batch_size)
     elif args.command == "msda":
         benchmark_msda(args.rounds, getattr(torch, args.dtype), args.batch_size, select_device(args.device))
+    elif args.command == "export":
+        benchmark_export(args.detr, args.rounds, tuple(args.size))
     else:
-        benchmark_detector(args.rounds, args.batch_size, select_device(args.device))
+        benchmark_detector(args.detr, args.rounds, args.batch_size, select_device(args.device))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -97,8 +101,12 @@ def make_parser() -> argparse.ArgumentParser:
     msda = commands.add_parser("msda", help="multi-scale deformable attention, compiled and in PyTorch")
     msda.add_argument("--rounds", type=int, default=7, help="rounds that are measured")
     msda.add_argument("--dtype", choices=["float32", "float64", "bfloat16", "float16"], default="float32")
-    detector = commands.add_parser("detector", help="Deformable DETR, this one and that of transformers")
-    detector.add_argument("--rounds", type=int, default=3, help="rounds that are measured")
+    detector = commands.add_parser("detector", help="a detector, this one and that of transformers")
+    export = commands.add_parser("export", help="an exported detector: size, and milliseconds beside eager mode")
+    export.add_argument("--size", nargs=2, type=int, default=(640, 800), metavar=("H", "W"), help="of the image")
+    for command, detectors in ((detector, THEIRS), (export, DETECTORS)):
+        command.add_argument("--detr", choices=list(detectors), default="deformable")
+        command.add_argument("--rounds", type=int, default=3, help="rounds that are measured")
     for command in (msda, detector):
         command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
         command.add_argument("--batch_size", type=int, default=1, help="images")

@@ -1,7 +1,8 @@
-"""A whole multi-scale Deformable DETR against that of Hugging Face's transformers: `benchmark.py detector`."""
+"""A whole detector against that of Hugging Face's transformers: `benchmark.py detector`."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable
 from statistics import median
@@ -15,16 +16,23 @@ from models.supervised import SupervisedDETR
 from tools.clock import describe, milliseconds
 from util.nested_tensor import NestedTensor
 from util.optional import require
+from util.records import num_outputs
 
 HEIGHT, WIDTH = 640, 800
 NUM_OBJECTS = 8
+NUM_CLASSES = 91
+THEIRS = {  # --detr -> its name in transformers, and the stages of the ResNet that it sees
+    "vanilla": ("Detr", ["stage4"]),
+    "conditional": ("ConditionalDetr", ["stage4"]),
+    "deformable": ("DeformableDetr", ["stage2", "stage3", "stage4"]),
+}
 
 
-def benchmark_detector(rounds: int, batch_size: int, device: torch.device) -> None:
+def benchmark_detector(detr: str, rounds: int, batch_size: int, device: torch.device) -> None:
     """Print milliseconds of an inference and of a training step of both, in turn, with random weights.
 
-    ResNet-50, 300 queries, four levels, 6 + 6 layers, images of 640 x 800; a training step is forward, losses of all
-    layers, backward and AdamW.
+    ResNet-50, 6 + 6 layers, as many queries as the recipe has, images of 640 x 800. A training step is forward, losses
+    of all layers, backward and AdamW.
 
     Raises:
         UserError: transformers is not installed.
@@ -33,8 +41,10 @@ def benchmark_detector(rounds: int, batch_size: int, device: torch.device) -> No
     pixels = torch.randn(batch_size, 3, HEIGHT, WIDTH).to(device)
     labels = torch.randint(90, (NUM_OBJECTS,)).to(device)
     boxes = (torch.rand(NUM_OBJECTS, 4) * 0.3 + 0.2).to(device)
-    steps = {"ours": _ours(pixels, labels, boxes), "transformers": _theirs(pixels, labels, boxes)}
-    print(f"{describe(device)}, {batch_size} x float32, medians of {rounds} rounds in turn")
+    args, _ = main_finetune.parse(["--detr", detr, "--dataset_file", "coco", "--data_path", "."])
+    targets = (pixels, labels, boxes)
+    steps = {"ours": _ours(args, *targets), "transformers": _theirs(detr, args.num_queries, *targets)}
+    print(f"{describe(device)}, {detr}, {batch_size} x float32, medians of {rounds} rounds in turn")
     print(f"{'':<14}{'ours':>12}{'transformers':>15}{'ratio':>8}")
     for index, part in enumerate(("inference", "training step")):
         times: dict[str, list[float]] = {name: [] for name in steps}
@@ -51,9 +61,10 @@ def benchmark_detector(rounds: int, batch_size: int, device: torch.device) -> No
 Steps = tuple[Callable[[], None], Callable[[], None]]
 
 
-def _ours(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
-    args, _ = main_finetune.parse(["--detr", "deformable", "--dataset_file", "coco", "--data_path", "."])
-    detector = DETECTORS["deformable"].build(args, 91, classification="focal", train_backbone=True)
+def _ours(args: argparse.Namespace, pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
+    record = DETECTORS[args.detr]
+    num_logits = num_outputs(NUM_CLASSES, record.classification)
+    detector = record.build(args, num_logits, classification=record.classification, train_backbone=True)
     method = SupervisedDETR(detector=detector, criterion=main_finetune.make_criterion(args, detector))
     method.to(pixels.device)
     images = NestedTensor(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool))
@@ -61,14 +72,17 @@ def _ours(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
     return _steps(method, lambda: detector(images), lambda: method(batch)[0])
 
 
-def _theirs(pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
+def _theirs(detr: str, num_queries: int, pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
     transformers = require("transformers", "transformers", "this comparison")
-    backbone = transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
-    # activation_dropout: where the public code has it, too
-    config = transformers.DeformableDetrConfig(
-        backbone_config=backbone, num_labels=91, auxiliary_loss=True, activation_dropout=0.1
+    name, stages = THEIRS[detr]
+    config = getattr(transformers, f"{name}Config")(
+        backbone_config=transformers.ResNetConfig(out_features=stages),
+        num_labels=NUM_CLASSES,
+        num_queries=num_queries,
+        auxiliary_loss=True,
+        activation_dropout=0.1,  # where the public code has it, too
     )
-    model = transformers.DeformableDetrForObjectDetection(config).to(pixels.device)
+    model = getattr(transformers, f"{name}ForObjectDetection")(config).to(pixels.device)
     _train_as_the_recipe_does(model)
     targets = [{"class_labels": labels, "boxes": boxes}] * len(pixels)
     return _steps(model, lambda: model(pixels), lambda: model(pixels, labels=targets).loss)

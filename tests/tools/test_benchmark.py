@@ -106,3 +106,12 @@ def test_steps_for_a_gpu_in_small(capsys, stage):
     assert all(float(row[4]) > 0 and float(row[5]) > 0 and row[6] == "-" and int(row[7]) > 0 for row in rows)
     assert int(rows[1][8]) < 0.7 * int(rows[0][8])
     assert rows[0][-1] == "1.00"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detr", ["vanilla", "deformable"])
+def test_exported_forms_in_small(capsys, detr):
+    benchmark.main(["export", "--detr", detr, "--rounds", "1", "--size", "64", "96"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["eager", ".onnx", ".pt2"]
+    assert all(float(row[row.index("ms") - 1]) > 0 for row in rows)
