@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import main_finetune
 from models import DETECTORS
+from models.detr import DETR
 from models.supervised import SupervisedDETR
 from tools.clock import describe, milliseconds
 from util.nested_tensor import NestedTensor
@@ -61,10 +62,15 @@ def benchmark_detector(detr: str, rounds: int, batch_size: int, device: torch.de
 Steps = tuple[Callable[[], None], Callable[[], None]]
 
 
-def _ours(args: argparse.Namespace, pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
+def random_detector(args: argparse.Namespace, *, train_backbone: bool) -> DETR:
+    """The detector of ``--detr`` for COCO, with random weights."""
     record = DETECTORS[args.detr]
     num_logits = num_outputs(NUM_CLASSES, record.classification)
-    detector = record.build(args, num_logits, classification=record.classification, train_backbone=True)
+    return record.build(args, num_logits, classification=record.classification, train_backbone=train_backbone)
+
+
+def _ours(args: argparse.Namespace, pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
+    detector = random_detector(args, train_backbone=True)
     method = SupervisedDETR(detector=detector, criterion=main_finetune.make_criterion(args, detector))
     method.to(pixels.device)
     images = NestedTensor(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool))

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 import main_finetune
-from models import DETECTORS
 from models.postprocess import PostProcess
 from models.predictor import Predictor
+from tools.benchmark_detector import random_detector
 from tools.clock import describe, milliseconds
 from tools.exporting.check import open_file
 from tools.exporting.form import ExportForm
 from tools.exporting.write import program_of, write_onnx, write_pt2
 from util.nested_tensor import NestedTensor
-from util.records import num_outputs
 
-NUM_CLASSES = 91
 CPU = torch.device("cpu")
 
 
@@ -59,11 +57,9 @@ def benchmark_export(detr: str, rounds: int, size: tuple[int, int]) -> None:
 def random_predictor(detr: str) -> Predictor:
     """A ResNet-50 detector as the recipe builds it, with random weights."""
     args, _ = main_finetune.parse(["--detr", detr, "--dataset_file", "coco", "--data_path", "."])
-    record = DETECTORS[detr]
-    num_logits = num_outputs(NUM_CLASSES, record.classification)
-    detector = record.build(args, num_logits, classification=record.classification, train_backbone=False)
-    postprocess = PostProcess(record.classification)
-    return Predictor(detector.eval(), postprocess, [], backbone=args.backbone, device=CPU, amp="none")
+    detector = random_detector(args, train_backbone=False).eval()
+    postprocess = PostProcess(detector.classification)
+    return Predictor(detector, postprocess, [], backbone=args.backbone, device=CPU, amp="none")
 
 
 def write(predictor: Predictor, path: Path, pixels: Tensor) -> Path:
