@@ -28,7 +28,9 @@ def saved_categories(found: Any) -> list[dict[str, Any]] | None:
 
 
 def _is_category(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in _KINDS.items())
+    return isinstance(entry, dict) and all(
+        key in entry and isinstance(entry[key], kind) for key, kind in _KINDS.items()
+    )
 
 
 def named_categories(names: dict[int, str]) -> list[dict[str, Any]]:
