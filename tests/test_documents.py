@@ -20,7 +20,7 @@ from datasets.coco import COCO_CATEGORIES
 from tests.conftest import ROOT
 from tests.models.public_layouts import DETR_R50, PRETRAINING_LAYOUTS, PUBLIC_LAYOUTS, SWAV_LAYOUT
 from tests.pages import COMMANDS, PAGES
-from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
+from tests.tiny import COMMON, DETECTOR, write_data_set, write_voc
 from tools import convert_checkpoint
 
 SCRIPTS = sorted({command.script for command in COMMANDS if command.script} - {"tools/run_onnx.py"})  # it has no flags
@@ -65,7 +65,7 @@ def help_of(script: str, sub: str, monkeypatch, capsys) -> str:
 
 
 SIZES = {  # what makes the commands of a script small
-    "main_pretrain.py": [*PRETRAIN, "--max_steps", "1"],
+    "main_pretrain.py": [*COMMON, "--crop_size", "32", "--max_steps", "1"],
     "main_finetune.py": [*COMMON, "--max_steps", "1"],
     "main_predict.py": ["--device", "cpu", "--num_workers", "0"],
 }
@@ -84,6 +84,12 @@ def place(tmp_path_factory) -> Path:
     categories = [{"id": number, "name": name} for number, name in COCO_CATEGORIES.items()]
     for path in (place / "data" / "coco" / "annotations").iterdir():
         path.write_text(json.dumps(json.loads(path.read_text()) | {"categories": categories}))
+    write_voc(place / "data" / "VOCdevkit" / "VOC2007", place / "data" / "mine")
+    for name, split in (("a", "train"), ("b", "val")):
+        shutil.copy(place / "data" / "mine" / "annotations" / f"instances_{split}.json", place / f"{name}.json")
+        shutil.copytree(place / "data" / "mine" / split, place / "images" / name)
+    without_val = shutil.ignore_patterns("val", "instances_val.json")
+    shutil.copytree(place / "data" / "mine", place / "data" / "unsplit", ignore=without_val)
     photos = place / "data" / "coco" / "train"
     for name in ("data/imagenet/train/n01", "data/photos", "data/new", "photos", "more/deep"):
         shutil.copytree(photos, place / name)
@@ -118,6 +124,7 @@ def test_command_runs(command, place):
     if command.script == "main_pretrain.py" and "--resume" not in words:
         words += [*DETECTOR, "--backbone_weights", "swav_800ep_pretrain.pth.tar", "--backbone", "resnet50"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
+    shutil.rmtree(place / "outputs", ignore_errors=True)  # where runs write whose command ends in "..."
     run = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"{command}\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}"
 
