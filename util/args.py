@@ -347,6 +347,25 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
         usage="%(prog)s --data_path DIR --output_dir OUT [--pretrain FILE] [--FLAG VALUE ...]",
     )
     data = add_data_arguments(parser, choices)
+    add_labelled_arguments(data)
+    add_owned_arguments(parser, choices, "dataset_file")
+    add_detector_arguments(parser, choices)
+    add_loss_arguments(parser, choices.detectors)
+    recipes = {name: record.finetuning for name, record in choices.detectors.items()}
+    optimization = add_optimizer_arguments(
+        parser,
+        batch_size="2",
+        lr=with_exceptions(FIRST_LR, choices.detectors, lambda record: record.finetuning.lr),
+        drop=by_name({name: f"{recipe.drop_at:.2g}" for name, recipe in recipes.items()}),
+    )
+    add_backbone_rate(optimization, choices)
+    add_ema(optimization)
+    add_finetuning_arguments(add_run_arguments(parser))
+    return parser
+
+
+def add_labelled_arguments(data: argparse._ArgumentGroup) -> None:
+    """Which labelled images, how they are changed, and how they are evaluated."""
     data.add_argument(
         "--train_fraction", type=float, metavar="F", help="train on a share of the labelled images, drawn by --seed"
     )
@@ -377,16 +396,10 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
         help="of an image at evaluation; above 100 there are scores AP@N, AP50@N and AR@N beside those of COCO, in "
         "which 100 count; default: 100",
     )
-    add_owned_arguments(parser, choices, "dataset_file")
-    add_detector_arguments(parser, choices)
-    add_loss_arguments(parser, choices.detectors)
-    recipes = {name: record.finetuning for name, record in choices.detectors.items()}
-    optimization = add_optimizer_arguments(
-        parser,
-        batch_size="2",
-        lr=with_exceptions(FIRST_LR, choices.detectors, lambda record: record.finetuning.lr),
-        drop=by_name({name: f"{recipe.drop_at:.2g}" for name, recipe in recipes.items()}),
-    )
+
+
+def add_backbone_rate(optimization: argparse._ArgumentGroup, choices: Choices) -> None:
+    """``--lr_backbone``, whose default depends on the detector and on the start."""
     pretrained = with_exceptions(
         Finetuning.lr_backbone_pretrained, choices.detectors, lambda record: record.finetuning.lr_backbone_pretrained
     )
@@ -398,7 +411,22 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
         type=float,
         help=f"0 freezes it; default after pretraining: {pretrained}; from scratch: {scratch}",
     )
-    run = add_run_arguments(parser)
+
+
+def add_ema(optimization: argparse._ArgumentGroup) -> None:
+    """The average of the weights."""
+    optimization.add_argument(
+        "--ema",
+        type=float,
+        default=0.0,
+        metavar="DECAY",
+        help="average the weights over the steps (0.9997, or less for short runs) and evaluate the average; it lies in "
+        "the checkpoints, and --resume FILE --eval, --pretrain and main_predict.py take it; default: 0, no average",
+    )
+
+
+def add_finetuning_arguments(run: argparse._ArgumentGroup) -> None:
+    """What a finetuning starts from, and when it is evaluated and ends."""
     run.add_argument(
         "--pretrain",
         metavar="FILE",
@@ -428,12 +456,3 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
         metavar="N",
         help="end training after N evaluations without a better --best_by; default: 0, never",
     )
-    optimization.add_argument(
-        "--ema",
-        type=float,
-        default=0.0,
-        metavar="DECAY",
-        help="average the weights over the steps (0.9997, or less for short runs) and evaluate the average; it lies in "
-        "the checkpoints, and --resume FILE --eval, --pretrain and main_predict.py take it; default: 0, no average",
-    )
-    return parser
