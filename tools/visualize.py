@@ -42,7 +42,7 @@ from models.postprocess import PostProcess
 from models.predictor import Predictor
 from models.run_pictures import draw_views, legible_zoom
 from tools.looking.pictures import collect, draw_confusion, draw_curves, draw_worst
-from tools.looking.predictions import Found, draw_found, fitting_threshold
+from tools.looking.predictions import Found, draw_side_by_side, fitting_threshold
 from tools.region_pictures import draw_regions
 from util.check_args import at_least
 from util.errors import UserError
@@ -216,7 +216,7 @@ def draw_predictions(
         least = fitting_threshold(cases, list(seen.names())) if threshold is None else threshold
         found.append(Found(name, cases, least))
     first = evaluated[0]
-    return draw_found(found, first.names(), load=first.load, files=first.files(), count=count)
+    return draw_side_by_side(found, first.names(), load=first.load, files=first.files(), count=count)
 
 
 def name_checkpoints(paths: Sequence[Path]) -> list[str]:

@@ -292,7 +292,7 @@ def add_pretext_arguments(parser: argparse.ArgumentParser, choices: Choices) -> 
     group = parser.add_argument_group("pretext task (default: the checkpoint's)")
     add_choice(group, "method", choices.pretexts)
     ours = {name: task for task, record in choices.pretexts.items() for name in record.recipes}
-    words = "".join(f"; {name}: ours for short --method {task}, see the README" for name, task in ours.items())
+    words = "".join(f"; {name}: ours for short --method {task}, see docs/pretraining.md" for name, task in ours.items())
     group.add_argument("--recipe", choices=[PAPER, *ours], default=PAPER, help=f"{PAPER}: the paper's values{words}")
     add_owned_arguments(parser, choices, "method")
 
@@ -430,8 +430,8 @@ def add_finetuning_arguments(run: argparse._ArgumentGroup) -> None:
     run.add_argument(
         "--pretrain",
         metavar="FILE",
-        help="start from this checkpoint's detector, also of other projects (see the README); its class head is kept "
-        "if the categories are the same",
+        help="start from this checkpoint's detector, also of other projects (see docs/checkpoints.md); its class head "
+        "is kept if the categories are the same",
     )
     run.add_argument(
         "--new_parts",

@@ -38,7 +38,7 @@ def fitting_threshold(cases: Sequence[ImageCase], labels: Sequence[int]) -> floa
     return best_threshold([curve_of(cases, label) for label in labels])[0]
 
 
-def draw_found(
+def draw_side_by_side(
     detectors: Sequence[Found],
     names: dict[int, str],
     *,

@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.tools.looking.test_matching import case
 from tools.looking import predictions
-from tools.looking.predictions import Found, best_few, draw_found, fitting_threshold, verdict
+from tools.looking.predictions import Found, best_few, draw_side_by_side, fitting_threshold, verdict
 from util.plot_utils import colour_of
 
 CUP, LEAF = (0, 10, 10, 40, 40), (1, 60, 50, 90, 90)
@@ -37,7 +37,7 @@ def test_no_thickets() -> None:
 def test_each_detector_has_a_column_of_boxes_above_its_threshold() -> None:
     names, sizes = {0: "cup", 1: "leaf"}, [(100, 100), (400, 200)]
     detectors = [Found("one", [SEEN, SEEN], 0.95), Found("other", [SEEN, SEEN], 0.31)]
-    sheet = draw_found(
+    sheet = draw_side_by_side(
         detectors, names, load=lambda index: Image.new("RGB", sizes[index]), files=["a.jpg", "b.jpg"], count=5
     )
     pixels = np.asarray(sheet)
