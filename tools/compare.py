@@ -2,14 +2,15 @@
 
     python tools/compare.py configs/comparison.json --output_dir out/comparison --jobs 2
 
-It runs only main_pretrain.py and main_finetune.py, and writes table.md, table.json, plot.png and commands.sh to
---output_dir. After an interruption the same command continues: finished runs stay, stopped ones go on.
+It runs only main_pretrain.py and main_finetune.py. It writes table.md, table.json, plot.png, curves.png and commands.sh
+to --output_dir. After an interruption the same command continues: finished runs stay, stopped ones go on.
 
 The specification is a JSON object. Flags are one string, or an object of strings: those under "all" always apply,
 those under the name of a data set, detector or method only with it. $NAME is replaced by that environment variable.
 
     seeds             [1, 2]
     methods           {"scratch": "", "updetr": "", "siamese": flags of main_pretrain.py for this method, no budgets}
+                      a hyphen makes a variant: "siamese-fast": "--recipe fast"
     detectors         {"conditional": flags of both scripts that define the detector}
     backbone_weights  file from which pretraining and "scratch" start
     pretrain          {"photos": flags of main_pretrain.py: data, image sizes, schedule}

@@ -66,6 +66,16 @@ def test_pretrainings_are_shared_and_budgets_equal(tmp_path):
     assert set(up_detr) ^ set(detreg) == {"updetr", "detreg", "--num_regions", "5", "--num_proposals", "3"}
 
 
+def test_a_hyphen_makes_a_variant_and_seeds_are_finished_one_by_one(tmp_path):
+    content = specification(tmp_path, methods={"scratch": "", "siamese": "", "siamese-fast": "--recipe fast"})
+    runs = make_runs(read_specification(write(tmp_path, content)))
+    assert [run.labels["seed"] for run in runs] == [1] * 5 + [2] * 5
+    plain, fast = (run for run in runs[:5] if run.script == "main_pretrain.py")
+    assert plain.flags[:2] == fast.flags[:2] == ("--method", "siamese")
+    assert [flag for flag in fast.flags if flag not in plain.flags] == ["--recipe", "fast"]
+    assert "finetune/shapes/conditional/siamese-fast_noise/seed1" in {run.name for run in runs}
+
+
 def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
     monkeypatch.setenv("SOMEWHERE", "/data")
     flags = {"all": "--data_path $SOMEWHERE/x", "conditional": "--lr 1", "vanilla": "--lr 2"}
@@ -118,7 +128,11 @@ def test_a_wrong_specification_is_refused(tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     ("file", "num_runs"),
-    [("comparison.json", 3 * 2 * 2 + 4 * 2 * 2 * 2), ("comparison_own_images.json", 3 * 2 * 2 * 2 + 4 * 2 * 2 * 2)],
+    [
+        ("comparison.json", 3 * 2 * 2 + 4 * 2 * 2 * 2),
+        ("comparison_own_images.json", 3 * 2 * 2 * 2 + 4 * 2 * 2 * 2),
+        ("comparison_small.json", 3 * 2 * 5 + 3 * 2 * 2 * 6),
+    ],
 )
 def test_the_examples_are_made_of_flags_that_go_together(monkeypatch, file, num_runs):
     names = "BACKBONE PHOTOS RACCOON BCCD PHOTO_PROPOSALS RACCOON_PROPOSALS BCCD_PROPOSALS"
@@ -151,8 +165,20 @@ def test_means_and_spreads_by_hand():
         "seeds": [1],
         "AP": [0.5],
         "AP50": [1],
+        "over_steps": [{"AP": [[10, 20], [0.2, 0.5]], "AP50": [[10, 20], [0.4, 1]]}],
     }
-    assert as_markdown([row]).splitlines()[-1] == "| s | d | scratch | - | 1 | 50.0 | 100.0 |"
+    two = {"seeds": [1, 2], "AP": [0.6, 0.8], "AP50": [1, 1], "over_steps": [curve_of(0.6, 0.6), curve_of(0.4, 0.8)]}
+    ours = {**row, "method": "siamese", "pretrain": "p", **two}
+    lines = as_markdown([row, ours]).splitlines()
+    assert lines[2] == "| s | d | scratch | - | 1 | 50.0 | 100.0 | 20 |"
+    assert lines[3] == f"| s | d | siamese | p | 2 | 70.0 ± {10 * math.sqrt(2):.1f} | 100.0 ± 0.0 | 10 |"
+    slow = {**ours, "over_steps": [curve_of(0.1, 0.4), curve_of(0.1, 0.4)]}
+    assert as_markdown([row, slow]).splitlines()[3].endswith("| - |")
+    assert as_markdown([ours]).splitlines()[2].endswith("| - |")  # nothing to compare with
+
+
+def curve_of(first: float, last: float) -> dict:
+    return {"AP": [[10, 20], [first, last]], "AP50": [[10, 20], [first, last]]}
 
 
 def test_a_whole_comparison_fails_is_mended_and_goes_on(data, tmp_path, capsys):
@@ -173,7 +199,8 @@ def test_a_whole_comparison_fails_is_mended_and_goes_on(data, tmp_path, capsys):
         scores = json.loads((out / "finetune/shapes/conditional" / start / "seed1/eval.json").read_text())
         assert (row["AP"], row["AP50"]) == ([scores["AP"]], [scores["AP50"]])
     assert as_markdown(rows) in capsys.readouterr().out
-    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("plot.png", "curves.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
     assert len((out / "commands.sh").read_text().splitlines()) == 3
 
     # an interrupted run continues; finished ones are not touched

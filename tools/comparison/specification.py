@@ -108,7 +108,7 @@ def _check_names(content: dict[str, Any], path: str | Path) -> None:
     """Raise UserError for an unknown method, and for flags under a name that is never combined with their entry."""
     known = (SCRATCH, *PRETEXTS)
     for method in content["methods"]:
-        if method not in known:
+        if method != SCRATCH and task_of(method) not in PRETEXTS:
             raise UserError(f'{path}: "methods: {method}" is not one of {", ".join(known)}')
     if content["methods"].get(SCRATCH):
         raise UserError(f'{path}: "methods: {SCRATCH}" means no pretraining, so it must have no flags')
@@ -120,6 +120,11 @@ def _check_names(content: dict[str, Any], path: str | Path) -> None:
                 if name not in names:
                     place = table if entry == table else f"{table}: {entry}"
                     raise UserError(f'{path}: "{place}: {name}" is never used; use {", ".join(sorted(names))}')
+
+
+def task_of(method: str) -> str:
+    """``"siamese-fast"`` -> ``"siamese"``: what follows the first hyphen names a variant of the pretext task."""
+    return method.partition("-")[0]
 
 
 def _is_flags(text: Any) -> bool:
@@ -157,7 +162,7 @@ def _check_budget(content: dict[str, Any], method: str, path: str | Path) -> Non
 
 
 def make_runs(specification: dict[str, Any]) -> list[Run]:
-    """All runs; pretraining runs come before the finetuning runs that need them.
+    """All runs, seed by seed; pretraining runs come before the finetuning runs that need them.
 
     One pretraining run serves all finetuning sets that it is paired with. Without pretraining there is one run per
     finetuning set.
@@ -173,7 +178,8 @@ def make_runs(specification: dict[str, Any]) -> list[Run]:
                         runs.setdefault(pretraining.name, pretraining)
                     finetuning = _finetuning(specification, pretraining, finetune_set, detector, seed)
                     runs.setdefault(finetuning.name, finetuning)
-    return sorted(runs.values(), key=lambda run: run.needs is not None)
+    seeds = specification["seeds"]
+    return sorted(runs.values(), key=lambda run: (seeds.index(run.labels["seed"]), run.needs is not None))
 
 
 def _pretraining(specification: dict[str, Any], data: str, detector: str, method: str, seed: int) -> Run:
@@ -182,7 +188,7 @@ def _pretraining(specification: dict[str, Any], data: str, detector: str, method
         name=f"pretrain/{data}/{detector}/{method}/seed{seed}",
         script="main_pretrain.py",
         flags=(
-            *("--method", method),
+            *("--method", task_of(method)),
             *_flags(specification["detectors"][detector], *names),
             *("--backbone_weights", specification["backbone_weights"]),
             *_flags(specification["pretrain"][data], *names),
