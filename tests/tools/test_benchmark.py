@@ -9,6 +9,7 @@ import main_pretrain
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
 from tools import benchmark
 from tools.benchmark_data import PARTS, PartClock, make_plainly, make_sample
+from tools.benchmark_detector import Arithmetic
 from util.errors import UserError
 
 
@@ -115,3 +116,12 @@ def test_exported_forms_in_small(capsys, detr):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[0] for row in rows] == ["eager", ".onnx", ".pt2"]
     assert all(float(row[row.index("ms") - 1]) > 0 for row in rows)
+
+
+def test_operations_are_counted():
+    convolution, linear = torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.Linear(7, 11)
+    with Arithmetic() as arithmetic:
+        convolution(torch.ones(2, 3, 8, 6))
+        linear(torch.ones(4, 7)).sum().backward()
+    of_convolution, of_linear = 2 * (2 * 8 * 6) * 5 * (3 * 3 * 3), 2 * 4 * 7 * 11
+    assert arithmetic.operations == of_convolution + 2 * of_linear  # the input of the layer needs no gradient
