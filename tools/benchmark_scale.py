@@ -14,13 +14,19 @@ import torch
 import main_pretrain
 from datasets.loader import EpochBatchSampler
 from models import PRETEXTS
+from tests.gloo import run_processes
+from tools.benchmark_gpu import pretraining
 from tools.benchmark_start import make_empty_files, print_starts
 from training import Training, make_training, parameters_to_train
+from util import distributed
 from util.checkpoint import save_checkpoint
 
 DETECTORS = ("vanilla", "conditional", "deformable")
 SHARE_OF_TIME = 0.05
 """That writing checkpoints may take."""
+
+SCALING_SIZE, SCALING_BATCH, SCALING_STEPS, SCALING_ROUNDS = (352, 448), 2, 3, 3
+"""Pixels of the views, images per process, steps and rounds with one process and with two."""
 
 
 def benchmark_scale(num_images: int, num_folders: int, num_processes: int, batch_size: int) -> None:
@@ -43,6 +49,7 @@ def benchmark_scale(num_images: int, num_folders: int, num_processes: int, batch
     print_coverage(num_images, num_processes, batch_size)
     for name in DETECTORS:
         print_exchange(name, num_images, num_processes, batch_size)
+    print_weak_scaling()
 
 
 def print_coverage(num_images: int, num_processes: int, batch_size: int) -> None:
@@ -90,3 +97,35 @@ def pretraining_of(name: str, num_images: int) -> Training:
         parameter.grad = torch.zeros_like(parameter)
     training.optimizer.step()
     return training
+
+
+def print_weak_scaling() -> None:
+    """Print how many images per second two processes train on, with one thread each, against one such process.
+
+    A step waits for the slowest process. So the time of each round is that of the slower one.
+    """
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(SCALING_ROUNDS):
+        for count, rounds in times.items():
+            rounds.append(max(run_processes(_seconds_per_step, world_size=count)))
+    one, two = (median(rounds) for rounds in times.values())
+    spread = [single / double for single, double in zip(times[1], times[2], strict=True)]
+    print(
+        f"conditional, {SCALING_BATCH} images per process, one thread each: a step takes {one:.2f} s with one process, "
+        f"{two:.2f} s with two: {one / two:.2f} of the images per second and process ({min(spread):.2f} .. "
+        f"{max(spread):.2f})"
+    )
+
+
+def _seconds_per_step(rank: int) -> float:
+    """Median of some pretraining steps, exchange of gradients included."""
+    make_step = pretraining(["--detr", "conditional", "--device", "cpu"], SCALING_SIZE, torch.device("cpu"))
+    step = make_step(SCALING_BATCH)
+    step()
+    seconds = []
+    for _ in range(SCALING_STEPS):
+        distributed.barrier()
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)

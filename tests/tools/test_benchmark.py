@@ -82,7 +82,9 @@ def test_both_scorers_are_timed(capsys):
 
 
 @pytest.mark.slow
-def test_scale(capsys):
+def test_scale(capsys, monkeypatch):
+    monkeypatch.setattr("tools.benchmark_scale.SCALING_SIZE", (96, 128))
+    monkeypatch.setattr("tools.benchmark_scale.SCALING_ROUNDS", 1)
     benchmark.main(["scale", "--images", "24000", "--folders", "10", "--processes", "4", "--batch_size", "7"])
     told = capsys.readouterr().out
     rows = re.findall(r"^([18]) x (\S.*\S) +([\d.]+) +(-?\d+) +(\d+)$", told, re.M)
@@ -92,6 +94,7 @@ def test_scale(capsys):
     assert "23,996 images once, 0 twice, 4 left out" in told
     sent = {name: int(size) for name, size in re.findall(r"^(\w+) +all-reduces (\d+) MiB", told, re.M)}
     assert sent["vanilla"] < sent["conditional"] < 100
+    assert re.search(r"a step takes [\d.]+ s with one process, [\d.]+ s with two: 0\.\d\d of", told)
 
 
 @pytest.mark.slow
