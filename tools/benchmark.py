@@ -2,7 +2,7 @@
 compares the compiled operator with plain PyTorch, `detector` a whole detector with that of transformers, `export` its
 exported forms with eager mode, `data` the making of two-view samples with plain Pillow and torchvision, `eval` the
 scores by faster-coco-eval with those by pycocotools. `scale` says what 1.3 million images and 64 processes cost, as far
-as one machine can show, and how two processes compare with one. `gpu` compares training steps eager and compiled, in float32 and in 16 bits.
+as one machine can show. `gpu` compares training steps eager and compiled, in float32 and in 16 bits.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
@@ -124,7 +124,9 @@ def add_large_benchmarks(commands: argparse._SubParsersAction) -> None:
     scores.add_argument("--classes", type=int, default=80)
     scores.add_argument("--detections", type=int, default=100, help="of each image")
     scores.add_argument("--processes", type=int, default=64, help="that share the images, simulated")
-    scale = commands.add_parser("scale", help="start-up, coverage, bytes and checkpoints of a large run, and two processes against one")
+    scale = commands.add_parser(
+        "scale", help="start-up, coverage, bytes and checkpoints of a large run, and two processes against one"
+    )
     scale.add_argument("--images", type=int, default=1_300_000, help="empty files in the folder for temporary files")
     scale.add_argument("--folders", type=int, default=1000)
     scale.add_argument("--processes", type=int, default=64, help="of the simulated run")
