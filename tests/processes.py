@@ -4,11 +4,11 @@ import time
 from pathlib import Path
 
 
-def wait_until(condition, seconds: float = 60) -> None:
+def wait_until(condition, seconds: float = 60, every: float = 0.1) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 def session(leader: int) -> list[int]:
