@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datasets.images import Reading, load_image
+from datasets.loader import ProtectedLoader
 from datasets.records import ImageFiles
 from util import distributed
 from util.errors import DataError, one_line
 from util.files import write_json
 from util.logger import say, shows_progress
-from util.signals import protect_worker
 
 FEW = 2_000
 """Data sets of at most this size are checked by default: it takes seconds."""
@@ -107,14 +106,12 @@ def usable_images(
 def check(dataset: Checking, args: argparse.Namespace, name: str) -> list[Found]:
     """What is wrong in a whole data set, in order of index. Every process must call this and reads its share."""
     own = range(distributed.rank(), len(dataset), distributed.world_size())
-    loader = DataLoader(
+    loader = ProtectedLoader(
         dataset,
         batch_size=None,
         sampler=own,
         collate_fn=_as_it_is,
         num_workers=0 if len(own) <= ALONE else args.num_workers,
-        worker_init_fn=protect_worker,
-        generator=torch.Generator(),  # seeds the workers, so that the global random state stays as it is
     )
     bar = tqdm(loader, desc=f"check {name}", unit="images", total=len(own), leave=False, disable=not shows_progress())
     found = [one for one in bar if one is not None]

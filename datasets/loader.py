@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from util import distributed
 from util.errors import UserError
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
-from util.signals import protect_worker
+from util.signals import postponed, protect_worker
 
 Key = tuple[int, int]  # (epoch, index), what the data sets take
 
@@ -124,6 +124,23 @@ def make_eval_loader(dataset: Dataset, args: argparse.Namespace) -> DataLoader:
     )
 
 
+class ProtectedLoader(DataLoader):
+    """A loader whose processes leave signals to their parent, from the moment they start, and end with it.
+
+    Its own generator draws the seed of the processes, so that the global random state does not change.
+
+    Args:
+        options: of ``DataLoader``.
+    """
+
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        super().__init__(dataset, worker_init_fn=protect_worker, generator=torch.Generator(), **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        with postponed():  # a process that gets one before it is protected would end
+            return super().__iter__()
+
+
 def make_loader(
     dataset: Dataset,
     batch_sampler: Sampler[list[Key]],
@@ -132,18 +149,12 @@ def make_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader:
-    """A loader that keeps its workers between epochs and does not change the global random state.
-
-    Its own generator draws a seed for the workers in each epoch; the data sets do not use that seed. Each worker
-    computes with one thread, as torch sets it.
-    """
-    return DataLoader(
+    """A loader that keeps its processes between epochs. Each computes with one thread, as torch sets it."""
+    return ProtectedLoader(
         dataset,
         batch_sampler=batch_sampler,
         collate_fn=collate_fn,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=protect_worker,
-        generator=torch.Generator(),
     )

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datasets import DATASETS, build_unlabelled, reading_of
 from datasets.image_folder import UnlabelledImages
 from datasets.images import Reading, load_image
+from datasets.loader import ProtectedLoader
 from datasets.proposals.journal import Journal, Outcome, encode, read_journal
 from datasets.proposals.methods import METHODS, ProposalMethod
 from datasets.proposals.store import FAILED, ProposalStore, fingerprint, stream_proposals
@@ -41,7 +41,6 @@ from util.inputs import Unreadable, read_bytes
 from util.parser import DocFormatter, Parser
 from util.records import Choices
 from util.script import run_script
-from util.signals import protect_worker
 
 SYNC_SECONDS = 5.0  # the most work lost in a power failure; a killed process loses less
 
@@ -222,15 +221,13 @@ def propose(dataset: Proposing, path: Path, plan: dict[str, Any], number: int, n
     begun, started = journal.done, time.monotonic()
     if begun:
         print(f"{path.name}: {begun} of {end - first} images are already done")
-    loader = DataLoader(
+    loader = ProtectedLoader(
         dataset,
         batch_size=None,
         sampler=range(first + begun, end),
         num_workers=num_workers,
         collate_fn=bytes,
-        worker_init_fn=protect_worker,
         prefetch_factor=16,
-        generator=torch.Generator(),
     )
     bar = tqdm(total=end - first, initial=begun, unit="images", disable=not sys.stderr.isatty(), smoothing=0.05)
     synced = started

@@ -107,6 +107,16 @@ class HeldSignals:
             os.kill(os.getpid(), number)
 
 
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Context in which signals wait. Processes that it starts let them wait until :func:`protect_worker`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def protect_worker(_worker: int = 0) -> None:
     """For a loading process: ignore signals, which the parent handles, and end with the parent.
 
@@ -122,6 +132,7 @@ def protect_worker(_worker: int = 0) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_at_the_second)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     die_with_parent(signal.SIGKILL)
 
 

@@ -8,12 +8,12 @@ import time
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
+from datasets.loader import ProtectedLoader
 from tests.conftest import ROOT
 from tests.gloo import run_processes
 from tests.processes import session, wait_until
-from util.signals import HeldSignals, protect_worker
+from util.signals import HeldSignals
 from util.stopping import Stopping
 
 
@@ -89,9 +89,8 @@ def test_all_processes_stop_after_the_same_step(signalled):
 
 def test_loading_processes_do_not_outlive_their_parent():
     process = start(
-        "import time; from torch.utils.data import DataLoader\n"
-        "from util.signals import protect_worker\n"
-        "it = iter(DataLoader(range(99), num_workers=2, worker_init_fn=protect_worker)); next(it)\n"
+        "import time; from datasets.loader import ProtectedLoader\n"
+        "it = iter(ProtectedLoader(range(99), num_workers=2)); next(it)\n"
         "print('begun', flush=True); time.sleep(60)\n"
     )
     assert process.stdout.readline() == "begun\n"
@@ -101,8 +100,21 @@ def test_loading_processes_do_not_outlive_their_parent():
     wait_until(lambda: not session(process.pid), seconds=3)
 
 
+def test_loading_processes_are_protected_from_the_beginning(monkeypatch):
+    """A signal comes when torch has set its handlers, and before the process has set its own."""
+
+    def signalled() -> None:
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._set_worker_signal_handlers", signalled)
+    loader = ProtectedLoader(torch.arange(40), num_workers=1)
+    assert sum(1 for _ in loader) == 40
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
 def test_loading_processes_go_on_when_the_whole_group_is_told_to_end():
-    loader = DataLoader(torch.arange(40), num_workers=1, worker_init_fn=protect_worker, prefetch_factor=1)
+    loader = ProtectedLoader(torch.arange(40), num_workers=1, prefetch_factor=1)
     batches = iter(loader)
     next(batches)
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datasets.images import Reading, load_image
+from datasets.loader import ProtectedLoader
 from datasets.records import DetectionRecords
 from util.errors import DataError, one_line
 from util.logger import shows_progress
-from util.signals import protect_worker
 
 SIDE = 16
 """The hash has SIDE x SIDE bits."""
@@ -63,13 +62,11 @@ def difference_hash(image: Image.Image) -> np.ndarray:
 
 def look_at(records: DetectionRecords, reading: Reading, num_workers: int, name: str) -> list[Seen]:
     """All images of a data set, in its order, read by ``num_workers`` processes."""
-    loader = DataLoader(
+    loader = ProtectedLoader(
         Looking(records, reading),
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=num_workers,
-        worker_init_fn=protect_worker,
-        generator=torch.Generator(),
     )
     return list(tqdm(loader, desc=f"read {name}", unit="images", leave=False, disable=not shows_progress()))
 
