@@ -234,8 +234,7 @@ def end_epoch(
     """What is due after an epoch, or after the last step: the checkpoint, then evaluation."""
     last = training.schedule.is_finished
     say(f"{training.step}/{training.schedule.total_steps} steps, {training.epoch} epochs done")
-    wanted = last or (args.eval_every and training.epoch % args.eval_every == 0) if evaluation else False
-    training.evaluation_due = bool(wanted)
+    training.evaluation_due = evaluation is not None and training.wants_evaluation(args.eval_every)
     due = last or (args.save_every_epochs and training.epoch % args.save_every_epochs == 0)
     if due or (args.save_every_steps and training.step % args.save_every_steps == 0):
         save(training, args, describe)

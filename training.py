@@ -66,6 +66,10 @@ class Training:
         """Epochs done."""
         return self.schedule.epoch
 
+    def wants_evaluation(self, eval_every: int) -> bool:
+        """Whether the epoch that has just ended is to be evaluated: the last, and every ``eval_every``-th (0: none)."""
+        return self.schedule.is_finished or (eval_every > 0 and self.epoch % eval_every == 0)
+
     def advance(self) -> None:
         """One more step is done."""
         self.schedule.advance()
@@ -179,14 +183,15 @@ def resume(training: Training, origin: Origin | None, args: argparse.Namespace) 
     training.use_rates(args)
     training.saved = origin.path
     training.written = written_before(args.output_dir, origin.path, training.step)
-    if origin.content.get("evaluation_due") is True:
+    ended = training.epoch > position_of(origin.content, training.schedule.num_images)[1]
+    if origin.content.get("evaluation_due") is True or (ended and training.wants_evaluation(args.eval_every)):
         done = find_evaluation(origin.path.parent, training.step) if distributed.is_main() else None
         done = distributed.all_gather_object(done)[0]
         training.evaluation_due = done is None
         training.evaluations += [] if done is None else [done]
     say(f"resumed from {origin.path} at step {training.step} of {training.schedule.total_steps}")
     if training.schedule.is_finished:
-        say("nothing is left to do; to go on, raise --epochs or --max_steps")
+        say("nothing is left to train; to go on, raise --epochs or --max_steps")
     report_changes(args, origin.content["args"], DATASETS)
 
 

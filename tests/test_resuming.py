@@ -90,6 +90,19 @@ def test_a_finished_epoch_is_finished_on_two_processes(sixteen, tmp_path):
     assert load_file(tmp_path / "b" / "checkpoint.pth")["epoch"] == 4
 
 
+def test_an_epoch_that_a_larger_batch_ends_is_evaluated(data, tmp_path):
+    """2 of 10 images are left, which are less than a batch of 4: the epoch is over, but not yet evaluated."""
+    argv = [*DETECTOR, "--lr_drop", "1", "--eval_every", "1", "--save_every_steps", "4", "--resume", "auto"]
+    finetune(data, tmp_path, *argv, "--epochs", "1")
+    (tmp_path / "checkpoint_00000005.pth").unlink()
+    (tmp_path / "checkpoint_00000004.pth").replace(tmp_path / "checkpoint.pth")
+    for _ in range(2):  # the second time it is done
+        finetune(data, tmp_path, *argv, "--epochs", "1", "--batch_size", "4")
+        assert [line["step"] for line in read_log(tmp_path, "eval")] == [4]
+    finetune(data, tmp_path, *argv, "--epochs", "2", "--batch_size", "4")
+    assert [line["step"] for line in read_log(tmp_path, "eval")] == [4, 6]
+
+
 def test_a_checkpoint_of_before_says_its_position_by_its_steps(data, tmp_path):
     pretrain(data, tmp_path / "a", "--epochs", "2", "--save_every_steps", "3", "--keep_checkpoints", "9")
     path = tmp_path / "a" / "checkpoint_00000003.pth"

@@ -261,7 +261,7 @@ def test_an_error_on_one_of_two_processes_is_one_line(data, tmp_path):
 def test_a_finished_run_says_so(data, tmp_path, capsys):
     pretrain(data, tmp_path, "--max_steps", "1")
     pretrain(data, tmp_path, "--max_steps", "1", "--resume", "auto")
-    assert "nothing is left to do" in capsys.readouterr().out
+    assert "nothing is left to train" in capsys.readouterr().out
 
 
 def test_one_decoder_layer_trains_on_two_processes(data, tmp_path):
