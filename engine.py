@@ -309,7 +309,7 @@ def writing_to(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{folder}: cannot write a checkpoint ({error.strerror or error})") from None
+        raise UserError(f"{error.filename or folder}: cannot write a checkpoint ({error.strerror or error})") from None
 
 
 @torch.no_grad()

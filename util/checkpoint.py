@@ -6,7 +6,6 @@ import argparse
 import os
 import pickle
 import re
-import secrets
 import shutil
 import struct
 import tempfile
@@ -20,7 +19,7 @@ import torch
 from util import distributed
 from util.archive import find_damage
 from util.errors import CheckpointError, UserError
-from util.files import write_json, written_whole
+from util.files import hard_link, write_json, written_whole
 from util.plain_content import what_is_wrong
 from util.public_pickle import PUBLIC_GLOBALS
 from util.run_lock import locked
@@ -101,11 +100,7 @@ def save_checkpoint(
     path = folder / f"checkpoint_{checkpoint['step']:08d}.pth"
     written = [] if written is None else written
     save_file(checkpoint, path)
-    temporary = folder / f".{path.name}.{secrets.token_hex(8)}"
-    try:
-        os.link(path, temporary)
-        os.replace(temporary, folder / LATEST)
-    except OSError:  # no hard links here
+    if not hard_link(path, folder / LATEST):
         save_file(checkpoint, folder / LATEST)
     written[:] = [*(old for old in written if old != path), path]
     for old in written[:-keep]:
@@ -117,12 +112,7 @@ def save_checkpoint(
 def keep_as_best(output_dir: str | Path, saved: Path) -> None:
     """Let ``checkpoint_best.pth`` be the checkpoint ``saved``: by a hard link, which costs no space, or as a copy."""
     best = Path(output_dir) / BEST
-    temporary = best.with_name(f".{BEST}.{secrets.token_hex(8)}")
-    try:
-        os.link(saved.resolve(), temporary)
-        os.replace(temporary, best)
-        temporary.unlink(missing_ok=True)  # of two names of one file, replace leaves both
-    except OSError:  # no hard links here
+    if not hard_link(saved.resolve(), best):
         with written_whole(best) as copy:
             shutil.copyfile(saved, copy)
 
@@ -173,7 +163,7 @@ def open_output_dir(args: argparse.Namespace, resumed: Path | None) -> Path:
             raise UserError(
                 f"--output_dir {folder} already holds a run: continue it with --resume auto, or choose another folder"
             )
-        for leftover in folder.glob(".checkpoint_*.pth.*"):  # of a save that was killed
+        for leftover in folder.glob(".checkpoint*.pth.*"):  # of a save that was killed
             leftover.unlink()
         write_json(vars(args), folder / "args.json")
     distributed.barrier()
@@ -204,5 +194,7 @@ def make_writable(folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError:
+        raise UserError(f"--output_dir {folder}: exists and is not a folder") from None
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def _written_whole(path: Path) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_beginning(path), suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -76,13 +77,37 @@ def write_json(value: Any, path: str | Path) -> None:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """An OSError in the block gets the name ``path`` if it has none, as with a full disk."""
+    """An OSError in the block that has no file name (a full disk), or that of a temporary file, gets ``path``."""
+    path = Path(path)
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or Path(str(error.filename)).name.startswith(_beginning(path)):
             error.filename = str(path)
         raise
+
+
+def hard_link(file: str | Path, name: str | Path) -> bool:
+    """Let ``name`` be a hard link to ``file``, in one move even if it exists.
+
+    Returns:
+        False: the file system refuses it, perhaps because it has no hard links.
+    """
+    name = Path(name)
+    temporary = name.with_name(f"{_beginning(name)}{secrets.token_hex(8)}")
+    try:
+        os.link(file, temporary)
+        os.replace(temporary, name)
+    except OSError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)  # of two names of one file, replace leaves both
+    return True
+
+
+def _beginning(path: Path) -> str:
+    """Of the names of temporary files for ``path``."""
+    return f".{path.name}."
 
 
 def write_bytes(content: bytes, path: str | Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from util.errors import UserError
+from util.files import naming
 
 NAME = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -28,22 +29,45 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: another run holds it; the message names its machine and process.
     """
     path = folder / NAME
-    # Not through a link, which could lead to a file of another user.
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with naming(path):
+        handle = _take(path, folder)
     try:
-        try:
-            # The loading processes do not inherit this lock, and it works over NFS.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in TAKEN:
-                error.filename = str(path)
-                raise
-            raise UserError(f"--output_dir {folder}: {_holder(handle)} is writing there: wait for it") from None
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
         yield
     finally:
         os.close(handle)
+
+
+def _take(path: Path, folder: Path) -> int:
+    """The open file ``path``, locked.
+
+    Raises:
+        UserError: another run holds the lock of ``folder``.
+    """
+    # Not through a link, which could lead to a file of another user.
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        if not _lock(handle):
+            raise UserError(f"--output_dir {folder}: {_holder(handle)} is writing there: wait for it")
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _lock(handle: int) -> bool:
+    """Lock a file, or return that another process has locked it.
+
+    Loading processes do not inherit this lock, and it works over NFS.
+    """
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in TAKEN:
+            return False
+        raise
+    return True
 
 
 def _holder(handle: int) -> str:

@@ -15,7 +15,9 @@ from models.checkpoints.origin import Origin
 from tests.gloo import run_processes
 from training import resume
 from util.checkpoint import (
+    BEST,
     LATEST,
+    keep_as_best,
     load_file,
     open_output_dir,
     save_checkpoint,
@@ -149,6 +151,24 @@ def test_only_what_the_run_has_written_is_deleted(tmp_path):
     assert written_before(tmp_path, None, 9) == []
 
 
+@pytest.mark.parametrize("name", [LATEST, "checkpoint_00000001.pth"])
+def test_a_folder_in_place_of_a_checkpoint_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        save_checkpoint(tmp_path, {"step": 1}, keep=1)
+    assert caught.value.filename == str(tmp_path / name)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_in_place_of_the_best_checkpoint_is_named(tmp_path):
+    path = save_checkpoint(tmp_path, {"step": 1}, keep=1)
+    (tmp_path / BEST).mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        keep_as_best(tmp_path, path)
+    assert caught.value.filename == str(tmp_path / BEST)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_random_states_come_back(tmp_path):
     save_file(rng_state(), tmp_path / "rng.pth")
 
@@ -164,6 +184,8 @@ def test_output_dir_that_is_a_file_or_holds_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         open_output_dir(argparse.Namespace(output_dir=str(tmp_path / "file" / "out")), None)
+    with pytest.raises(UserError, match="file: exists and is not a folder"):
+        open_output_dir(argparse.Namespace(output_dir=str(tmp_path / "file")), None)
     args = argparse.Namespace(output_dir=str(tmp_path / "out"))
     open_output_dir(args, None)
     path = save_checkpoint(args.output_dir, {"step": 1}, keep=1)

@@ -55,6 +55,12 @@ def test_a_lock_file_that_says_nothing(holder, tmp_path):
         pass
 
 
+def test_a_pipe_in_its_place_is_named(tmp_path):
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(OSError, match=r"'.*\.lock'"), locked(tmp_path):
+        pass
+
+
 def test_a_link_is_not_followed(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "precious").write_text("content")
