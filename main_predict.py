@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.output_dir)
     make_writable(folder)
     with locked(folder):
-        journal = PredictionJournal(folder, settings_of(args, predictor))
+        ids = {category["id"] for category in predictor.categories.values()}
+        journal = PredictionJournal(folder, settings_of(args, predictor), ids)
         failures = predict(predictor, images, journal, args)
         journal.close()
         finish(predictor, images, journal, failures, args)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, TextIO
 
 from util.errors import UserError
 from util.files import written_whole
+from util.inputs import Unreadable, require_file
 
 JOURNAL = "predictions.jsonl"
 RESULTS = "predictions.json"
@@ -33,6 +36,23 @@ class ImageRecord:
     height: int
     found: list[list[float]]
 
+    def check(self, category_ids: Collection[int]) -> None:
+        """Check a record that was read from a file.
+
+        Raises:
+            ValueError: a type is wrong, a number is not finite, or a category is not in ``category_ids``.
+        """
+        sides = (self.width, self.height)
+        if not isinstance(self.file, str) or any(type(side) is not int for side in sides):
+            raise ValueError("file, width or height")
+        for category_id, *numbers in self.found:
+            if category_id not in category_ids or len(numbers) != 5 or not all(map(_is_finite, numbers)):
+                raise ValueError("found")
+
+
+def _is_finite(number: Any) -> bool:
+    return type(number) in (int, float) and math.isfinite(number)
+
 
 class PredictionJournal:
     """``predictions.jsonl``: first a line with the settings, then a line per finished image.
@@ -43,15 +63,19 @@ class PredictionJournal:
         done: file -> where its line begins, in bytes.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], category_ids: Collection[int]) -> None:
         """Open the journal of ``folder``, a new one or that of a stopped run.
 
+        Args:
+            category_ids: those that the detector can find.
+
         Raises:
-            UserError: the folder holds predictions with other ``settings``.
+            UserError: the folder holds predictions with other ``settings``, or the journal is damaged.
         """
         self._path = folder / JOURNAL
+        self._category_ids = category_ids
         self.done: dict[str, int] = {}
-        if self._path.exists():
+        if os.path.lexists(self._path):
             self._read(settings)
         elif (folder / RESULTS).exists():
             raise UserError(f"--output_dir {folder} holds a {RESULTS} without its {JOURNAL}: choose another folder")
@@ -87,6 +111,10 @@ class PredictionJournal:
 
     def _read(self, settings: dict[str, Any]) -> None:
         """Find the lines of a stopped run, and cut off an unfinished last line."""
+        try:
+            require_file(self._path)
+        except Unreadable as error:
+            raise UserError(f"{self._path}: cannot be read ({error}); move it away") from None
         with self._path.open("r+b") as file:
             start = 0
             for number, line in enumerate(file):
@@ -102,8 +130,10 @@ class PredictionJournal:
             if number == 0:
                 self._compare(content["settings"], json.loads(json.dumps(settings)))
             else:
-                self.done[content["file"]] = start
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                record = ImageRecord(**content)
+                record.check(self._category_ids)
+                self.done[record.file] = start
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise UserError(f"{self._path}, line {number + 1}: damaged; delete the file to start again") from None
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:

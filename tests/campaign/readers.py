@@ -25,6 +25,7 @@ from tools.comparison.specification import make_runs, read_specification
 from util.checkpoint import load_file, save_file
 from util.logger import RunLog, find_evaluation
 from util.plot_utils import curves, read_log
+from util.prediction_files import ImageRecord, PredictionJournal, write_results
 
 PLAN = {"method": "random", "parameters": {"seed": 0}, "num_images": 3, "fingerprint": "f", "shards": 1}
 SPECIFICATION = {
@@ -32,6 +33,7 @@ SPECIFICATION = {
     "backbone_weights": "b.pth", "pretrain": {"photos": {"all": "--data_path p"}}, "finetune": {"raccoon": "--x y"},
     "data": [["photos", "raccoon"]], "common": "--num_workers 0",
 }  # fmt: skip
+SETTINGS = {"detector": "d", "images": ["photos"], "threshold": 0.5, "classes": None}
 IMAGES = {
     "JPEG": "a.jpg",
     "PNG": "b.png",
@@ -77,6 +79,10 @@ def make_inputs(root: Path) -> Path:
     folder = root / "state" / run.name
     folder.mkdir(parents=True)
     (folder / RECORD).write_text(json.dumps(record_of(run, finished=True)))
+    (root / "predictions").mkdir()
+    journal = PredictionJournal(root / "predictions", SETTINGS, [1, 2])
+    journal.add([ImageRecord(f"{n}.png", 60, 40, [[1 + n % 2, 0.5, 1, 2.5, 30, 40]] * n) for n in range(3)])
+    journal.close()
     (root / "log").mkdir()
     lines = [{"kind": "train", "step": n, "loss": 1.0 / n, "lr": 1e-4} for n in range(1, 6)]
     (root / "log" / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -171,6 +177,14 @@ def _state(folder: Path) -> None:
     is_finished(run, folder)
 
 
+def _predictions(folder: Path) -> None:
+    journal = PredictionJournal(folder, SETTINGS, [1, 2])
+    journal.add([ImageRecord("new.png", 60, 40, [])])
+    journal.close()
+    names = ["0.png", "1.png", "2.png", "new.png"]
+    write_results(folder, journal, names, [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}], {})
+
+
 def _log(folder: Path) -> None:
     find_evaluation(folder, 3)
     RunLog(folder, step=3, tensorboard=False).write("train", 4, {"loss": 1.0})
@@ -209,6 +223,7 @@ READERS: dict[str, tuple[Callable[[Path], None], int]] = {
     **dict.fromkeys(OWN_DATA, (_own_data, 240)),
     "proposals": (_proposals, 160), "journal": (_journal, 100), "specification": (_specification, 160),
     "state": (_state, 60), "log": (_log, 100),
+    "predictions": (_predictions, 100),
     **{f"own_{detr}": (_own, 90) for detr in DETRS},
     "own_pretraining": (_own_pretraining, 90),
     **{f"public_{detr}": (_convert, 60) for detr in DETRS},

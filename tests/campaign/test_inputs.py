@@ -37,6 +37,11 @@ def change_a_file(folder: Path, rng: random.Random, proof: Path) -> str:
         change_checkpoint(path, rng, proof)
     elif path.suffix == ".json" and rng.random() < 0.7:
         path.write_bytes(change_json(path.read_bytes(), rng))
+    elif path.suffix == ".jsonl" and rng.random() < 0.7:
+        lines = path.read_bytes().splitlines(keepends=True)
+        number = rng.randrange(len(lines))
+        lines[number] = change_json(lines[number], rng) + b"\n"
+        path.write_bytes(b"".join(lines))
     elif path.suffix in TEXTS and rng.random() < 0.6:
         path.write_bytes(change_text(path.read_bytes(), rng))
     elif rng.random() < 0.03:
