@@ -100,7 +100,7 @@ def _lives(group: int) -> bool:
 
 def rarer(kills: Counter[int]) -> int:
     """The signal that has ended fewer runs."""
-    return min((signal.SIGKILL, signal.SIGTERM), key=lambda number: kills[number])
+    return min((signal.SIGTERM, signal.SIGKILL), key=lambda number: kills[number])
 
 
 def tell(what: str, kills: Counter[int], rounds: int = 1) -> None:
