@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from datasets.images import STRICTLY, Reading, load_image
 from datasets.records import DetectionRecords
 from datasets.transforms import Transform
-from util.distributed import is_main
+from util.logger import say
 
 
 class DetectionDataset(Dataset):
@@ -49,10 +49,10 @@ class DetectionDataset(Dataset):
         self.records = records
         self.transforms = transforms
         self.seed = seed
-        if tell and is_main():
-            print(f"{records.source}: {len(records)} images, {records.dropped.describe()}")
+        if tell:
+            say(f"{records.source}: {len(records)} images, {records.dropped.describe()}")
             for note in records.notes:
-                print(f"warning: {records.source}: {note}")
+                say(f"warning: {records.source}: {note}")
 
     def __len__(self) -> int:
         return len(self.records)

@@ -157,5 +157,6 @@ def shows_progress() -> bool:
 def say(text: str) -> None:
     """Print from the main process, above a progress bar."""
     if distributed.is_main():
-        tqdm.write(text)
-        sys.stdout.flush()
+        with naming("the standard output"):
+            tqdm.write(text)
+            sys.stdout.flush()

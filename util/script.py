@@ -35,6 +35,7 @@ def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> No
     Args:
         interrupted: the message for a signal that ``main`` does not handle.
     """
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the run
             stream.reconfigure(errors="backslashreplace")
@@ -52,6 +53,15 @@ def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> No
         if message is None:
             raise
         _leave(f"{_who()}: {message}", status=1)
+
+
+def _open_missing_streams() -> None:
+    """Give a process that was started without output (``>&-``, some job managers) one that swallows it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process lives
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def explain(error: Exception) -> str | None:

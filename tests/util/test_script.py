@@ -10,7 +10,9 @@ import torch
 from tests.conftest import ROOT
 from util.errors import UserError
 from util.files import write_text
+from util.logger import say
 from util.script import run_script
+from util.signals import tell
 
 
 def told(capsys, error: BaseException) -> str:
@@ -68,6 +70,20 @@ def test_flags_that_no_file_can_be_called(capsys, tmp_path, script, argv, words)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(errors) == 1
     assert words in errors[0]
+
+
+def test_a_process_without_output_runs(monkeypatch):
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        monkeypatch.setattr(sys, name, None)
+
+    def task() -> None:
+        say("seen by nobody")
+        tell("nor this")
+        raise UserError("nor this")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(task)
+    assert stop.value.code == 1
 
 
 def test_letters_that_the_terminal_has_not():
