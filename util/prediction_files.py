@@ -17,6 +17,7 @@ from util.files import written_whole
 from util.inputs import Unreadable, require_file
 
 JOURNAL = "predictions.jsonl"
+BEGINNING = b'{"settings": '  # of the journal
 RESULTS = "predictions.json"
 TABLE = "predictions.csv"
 
@@ -118,7 +119,8 @@ class PredictionJournal:
         with self._path.open("r+b") as file:
             start = 0
             for number, line in enumerate(file):
-                if not line.endswith(b"\n"):
+                begins_well = number or BEGINNING.startswith(line[: len(BEGINNING)])
+                if begins_well and not line.endswith(b"\n"):
                     break
                 self._take(number, start, line, settings)
                 start += len(line)

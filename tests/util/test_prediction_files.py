@@ -1,5 +1,6 @@
 """The journal of predictions: what a damaged one does."""
 
+import contextlib
 import json
 import os
 
@@ -49,6 +50,16 @@ def test_a_whole_journal_goes_on(tmp_path):
         opened.add([record])
         opened.close()
     assert write_results(tmp_path, journal(tmp_path), ["a.png", "b.png"], [{"id": 7, "name": "x"}], {}) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "is_ours"), [("", True), ('{"set', True), ('{"settings": {"thr', True), ("x", False)]
+)
+def test_only_a_line_of_its_own_is_cut_off(tmp_path, content, is_ours):
+    (tmp_path / JOURNAL).write_text(content)
+    with contextlib.nullcontext() if is_ours else pytest.raises(UserError, match="line 1: damaged"):
+        journal(tmp_path).close()
+    assert (tmp_path / JOURNAL).read_text() == ('{"settings": {"threshold": 0.5}}\n' if is_ours else content)
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
