@@ -131,14 +131,21 @@ class ProtectedLoader(DataLoader):
 
     Args:
         options: of ``DataLoader``.
+
+    Iterating raises:
+        UserError: the system has too little of something for so many processes.
     """
 
     def __init__(self, dataset: Dataset, **options: Any) -> None:
         super().__init__(dataset, worker_init_fn=protect_worker, generator=torch.Generator(), **options)
 
     def __iter__(self) -> Iterator[Any]:
-        with postponed():  # a process that gets one before it is protected would end
-            return super().__iter__()
+        try:
+            with postponed():  # a process that gets one before it is protected would end
+                return super().__iter__()
+        except OSError as error:  # too many open files, or no shared memory
+            reason = error.strerror or error
+            raise UserError(f"--num_workers {self.num_workers}: cannot start so many processes ({reason})") from None
 
 
 def make_loader(

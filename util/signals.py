@@ -50,7 +50,7 @@ def end_in_one_line(message: str) -> None:
 
 def tell(message: str) -> None:
     """Write a line to stderr immediately, only from the main process; for signal handlers."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and sys.__stderr__ is not None:
         os.write(sys.__stderr__.fileno(), f"{message}\n".encode(errors="replace"))
 
 
@@ -133,7 +133,14 @@ def protect_worker(_worker: int = 0) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_at_the_second)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    sys.excepthook = _tell_unless_the_parent_left
     die_with_parent(signal.SIGKILL)
+
+
+def _tell_unless_the_parent_left(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """The thread that hands tensors to the parent (multiprocessing's) tells here that a signal has ended the parent."""
+    if not isinstance(error, OSError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def die_with_parent(number: int) -> None:

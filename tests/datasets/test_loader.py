@@ -1,13 +1,16 @@
 """Which samples come in which batch, on which process, in which epoch."""
 
+import contextlib
+import os
 import random
+import resource
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datasets.loader import EpochBatchSampler, EvalSampler, collate_detection, make_loader
+from datasets.loader import EpochBatchSampler, EvalSampler, ProtectedLoader, collate_detection, make_loader
 from tests.datasets.loading import error_of_first_batch
 from util.errors import DataError, UserError
 
@@ -140,6 +143,25 @@ def test_workers_and_position_change_no_byte():
     assert loaded(2) == alone
     assert loaded(2, position=(2, 6)) == alone[3:]
     assert loaded(0, position=(2, 6)) == alone[3:]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's half-made iterator is deleted
+def test_processes_that_cannot_be_started_are_one_error():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                files.append(os.dup(0))
+        for _ in range(3):  # fewer than a loading process takes
+            os.close(files.pop())
+        with pytest.raises(UserError, match=r"--num_workers 1: cannot start so many .* \(Too many open files\)"):
+            iter(ProtectedLoader(torch.arange(4), num_workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for file in files:
+            os.close(file)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -113,6 +113,20 @@ def test_loading_processes_are_protected_from_the_beginning(monkeypatch):
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
+def test_a_parent_that_ends_while_it_takes_a_tensor_is_no_error():
+    process = start(
+        "import os, socket, sys, threading; from multiprocessing import resource_sharer\n"
+        "from util.signals import protect_worker\n"
+        "protect_worker()\n"
+        "address, _ = resource_sharer._resource_sharer.register(print, print)\n"
+        "for number in range(2):  # the second is accepted when the first has been dealt with\n"
+        "    parent = socket.socket(socket.AF_UNIX); parent.connect(address)\n"
+        "    parent.recv(1) if number else parent.close()\n"
+        "sys.excepthook(ValueError, ValueError('an error'), None); sys.stderr.flush(); os._exit(0)\n"
+    )
+    assert process.communicate()[1] == "ValueError: an error\n"
+
+
 def test_loading_processes_go_on_when_the_whole_group_is_told_to_end():
     loader = ProtectedLoader(torch.arange(40), num_workers=1, prefetch_factor=1)
     batches = iter(loader)
