@@ -21,6 +21,8 @@ from datasets.detection import DetectionDataset
 from datasets.finetuning import FEW_IMAGES, build_sets, leave_out_damaged, takes_few
 from datasets.held_out import find_images
 from datasets.loader import collate_detection, make_eval_loader, make_train_loader
+from datasets.records import DetectionRecords
+from datasets.small_recipe import describe, small_recipe, values_of
 from models import DETECTORS
 from models.backbone import backbone_normalization
 from models.backbone_weights import start_backbone
@@ -58,19 +60,21 @@ SHOWN_SCORE = 0.3
 
 def main(argv: list[str] | None = None) -> None:
     """Arguments -> data, detector -> training, or evaluation alone."""
-    args, origin = parse(argv)
+    args, origin, records = parse_and_look(argv)
     device = start(args)
     if args.eval:
         evaluate_only(args, origin, device)
         return
     with output_dir_of_one_run(args):
-        run(args, origin, device)
+        run(args, origin, device, records)
 
 
-def run(args: argparse.Namespace, origin: Origin | None, device: torch.device) -> None:
-    """Build everything and train."""
+def run(
+    args: argparse.Namespace, origin: Origin | None, device: torch.device, records: DetectionRecords | None
+) -> None:
+    """Build everything and train; ``records``: the training images, if they are read already."""
     folder = open_output_dir(args, origin and origin.resumed)
-    training, train_loader, val_loader = build(args, origin, device)
+    training, train_loader, val_loader = build(args, origin, device, records)
     del origin  # a model and its optimizer once more
     log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
     train_set = train_loader.dataset
@@ -136,10 +140,20 @@ def choices() -> Choices:
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None]:
-    """Complete arguments, and the checkpoint to start from, if any.
+    """Complete arguments, and the checkpoint to start from, if any. See :func:`parse_and_look`."""
+    args, origin, _ = parse_and_look(argv)
+    return args, origin
+
+
+def parse_and_look(
+    argv: list[str] | None = None,
+) -> tuple[argparse.Namespace, Origin | None, DetectionRecords | None]:
+    """Complete arguments, the checkpoint to start from, if any, and the training images, if they were looked at.
+
+    A new run looks at them to choose its recipe, unless ``--recipe paper`` is typed.
 
     Raises:
-        UserError: ``--eval`` without a checkpoint, or flags that cannot work.
+        UserError: ``--eval`` without a checkpoint, flags that cannot work, or data that cannot be read.
     """
     known = choices()
     parser = finetune_parser(known)
@@ -151,26 +165,43 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     if args.eval and (origin is None or not origin.resumes):
         found = "--pretrain does not evaluate" if args.resume is None else f"there is none in {args.output_dir}"
         raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE ({found})")
-    start_from = {}
+    start_from: dict[str, Any] = {"fixed": (*FEW_IMAGES, "val_fraction", "recipe")}
+    resumes = origin is not None and origin.resumes
     if origin:
-        start_from = {"saved": origin.content["args"], "source": origin.path, "resumes": origin.resumes}
+        saved = recipes.with_recipe(origin.content["args"])
+        start_from |= {"saved": saved, "source": origin.path, "resumes": resumes}
     if origin and origin.content["stage"] == "backbone":
         if args.backbone_weights:
             raise UserError(f"--pretrain {args.pretrain} is a backbone, and so is --backbone_weights: choose one")
         args.pretrain, args.backbone_weights, origin = None, args.pretrain, None
-    recipes.complete(args, defaults, known, recipes.finetune_recipe, **start_from, fixed=(*FEW_IMAGES, "val_fraction"))
-    check_finetune(args, known)
-    settle_format(args)
-    return args, origin
+
+    def completed(**small: dict[str, Any]) -> argparse.Namespace:
+        complete = argparse.Namespace(**vars(args))
+        recipes.complete(complete, defaults, known, recipes.finetune_recipe, **start_from, **small)
+        check_finetune(complete, known)
+        settle_format(complete)
+        return complete
+
+    paper = completed()
+    if resumes or args.eval or args.recipe == recipes.PAPER:
+        return paper, origin, None
+    args.dataset_file = paper.dataset_file  # recognised, where it was not typed
+    records = DATASETS[args.dataset_file].read_labelled(paper, "train", None)
+    if args.recipe is None and len(records) >= recipes.SMALL_BELOW:
+        return paper, origin, records
+    parts = small_recipe(args, paper, records, DETECTORS[paper.detr])
+    small = completed(small=values_of(parts))
+    say(describe(parts, args, small, len(records)))
+    return small, origin, records
 
 
 def build(
-    args: argparse.Namespace, origin: Origin | None, device: torch.device
+    args: argparse.Namespace, origin: Origin | None, device: torch.device, records: DetectionRecords | None = None
 ) -> tuple[Training, DataLoader, DataLoader | None]:
     """The run, new or as the checkpoint left it, and its training and validation data (None: it is not evaluated)."""
     normalization = backbone_normalization(args.backbone)
     kept = {name: kept_images(origin, name) for name in ("train_images", "val_images")}
-    train_set, val_set = build_sets(args, *normalization, **kept)
+    train_set, val_set = build_sets(args, *normalization, records=records, **kept)
     if val_set is not None and args.best_by == "voc_mAP50" and val_set.metric != "voc":
         raise UserError("--best_by voc_mAP50 goes with data in VOC's form")
     if val_set is None and args.patience:

@@ -110,8 +110,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     start_from = {}
     if origin:
         check_saved_args(parser, origin.content["args"], origin.path)
-        saved = {"recipe": recipes.PAPER} | origin.content["args"]  # older runs knew no other
-        start_from = {"saved": saved, "source": origin.path, "resumes": True}
+        start_from = {"saved": recipes.with_recipe(origin.content["args"]), "source": origin.path, "resumes": True}
     recipes.complete(args, defaults, known, recipes.pretrain_recipe, **start_from, fixed=FIXED)
     check_pretrain(args, known, distributed.num_launched())
     return args, origin

@@ -16,6 +16,7 @@ python main_pretrain.py --recipe fast --dataset_file imagefolder --data_path "$P
     --enc_layers 3 --dec_layers 3 --dim_feedforward 1024 --scales 208 224 240 --max_size 320 \
     --proposals edgebox --proposal_dir out/fast_proposals --batch_size 16 --max_steps 1000 --val_fraction 0.05 \
     --resume auto --output_dir "out/fast_$detr"
-python main_finetune.py --dataset_file coco --data_path "$DATA" --pretrain "out/fast_$detr/checkpoint.pth" \
+python main_finetune.py --recipe paper --dataset_file coco --data_path "$DATA" \
+    --pretrain "out/fast_$detr/checkpoint.pth" \
     --scales 208 224 240 --max_size 320 --batch_size 8 --lr 2e-4 --lr_backbone 0 --max_steps 1000 \
     --resume auto --output_dir "out/fast_${detr}_finetuned"

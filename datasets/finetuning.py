@@ -32,6 +32,7 @@ def build_sets(
     mean: Sequence[float],
     std: Sequence[float],
     *,
+    records: DetectionRecords | None = None,
     train_images: list[str] | None = None,
     val_images: list[str] | None = None,
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
@@ -42,13 +43,17 @@ def build_sets(
 
     Args:
         mean, std: per channel, as the backbone expects them.
+        records: those of the training split, if they are read already.
         train_images, val_images: the images that the resumed run trained on or held out, if it chose some.
 
     Raises:
         UserError: the data are missing or damaged, or the flags do not fit them.
     """
     layout = layout_of(args)
-    train_set = build_detection(args, "train", mean, std)
+    if records is None:
+        train_set = build_detection(args, "train", mean, std)
+    else:
+        train_set = detection_dataset(records, args, "train", mean, std)
     leave_out_damaged(train_set, args, "train")
     if not train_set.num_objects:
         raise DataError(f"{train_set.records.source}: no usable box in the whole training set")

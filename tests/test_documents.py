@@ -20,7 +20,7 @@ from datasets.coco import COCO_CATEGORIES
 from tests.conftest import ROOT
 from tests.models.public_layouts import DETR_R50, PRETRAINING_LAYOUTS, PUBLIC_LAYOUTS, SWAV_LAYOUT
 from tests.pages import COMMANDS, PAGES
-from tests.tiny import COMMON, DETECTOR, write_data_set, write_voc
+from tests.tiny import BOTH, DETECTOR, write_data_set, write_voc
 from tools import convert_checkpoint
 
 SCRIPTS = sorted({command.script for command in COMMANDS if command.script} - {"tools/run_onnx.py"})  # it has no flags
@@ -65,8 +65,8 @@ def help_of(script: str, sub: str, monkeypatch, capsys) -> str:
 
 
 SIZES = {  # what makes the commands of a script small
-    "main_pretrain.py": [*COMMON, "--crop_size", "32", "--max_steps", "1"],
-    "main_finetune.py": [*COMMON, "--max_steps", "1"],
+    "main_pretrain.py": [*BOTH, "--crop_size", "32", "--max_steps", "1"],
+    "main_finetune.py": [*BOTH, "--max_steps", "1"],
     "main_predict.py": ["--device", "cpu", "--num_workers", "0"],
 }
 NOT_RUN = {  # words of a command -> where it is run instead

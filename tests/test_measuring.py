@@ -10,7 +10,7 @@ from PIL import Image
 import main_pretrain
 from datasets.proposals.store import write_proposals
 from tests.runs import assert_equal, read_log
-from tests.tiny import COMMON, DETECTOR, write_data_set
+from tests.tiny import BOTH, DETECTOR, write_data_set
 from tools import visualize
 from util.checkpoint import load_file
 from util.errors import CheckpointError, UserError
@@ -30,7 +30,7 @@ def data(tmp_path_factory) -> Path:
 
 def pretrain(data, out, *argv) -> dict:
     """Run main_pretrain.py; returns the last checkpoint."""
-    flags = [*COMMON, *DETECTOR, "--crop_size", "32", "--max_steps", "4", "--save_every_steps", "1"]
+    flags = [*BOTH, *DETECTOR, "--crop_size", "32", "--max_steps", "4", "--save_every_steps", "1"]
     main_pretrain.main(["--data_path", f"{data}/train", "--output_dir", str(out), *flags, *argv])
     return load_file(Path(out) / "checkpoint.pth")
 
@@ -82,7 +82,7 @@ def test_proposals_go_with_their_images(data, tmp_path):
     write_proposals(
         tmp_path / "p", paths=paths, boxes=boxes, scores=[np.ones(1)] * len(paths), method="edgebox", parameters={}
     )
-    flags = [*COMMON, *DETECTOR, "--output_dir", str(tmp_path), "--val_fraction", "0.5"]
+    flags = [*BOTH, *DETECTOR, "--output_dir", str(tmp_path), "--val_fraction", "0.5"]
     argv = ["--data_path", f"{data}/train", "--proposals", "edgebox", "--proposal_dir", f"{tmp_path}/p", *flags]
     args, _ = main_pretrain.parse(argv)
     parts = main_pretrain.build_datasets(args, None)

@@ -15,8 +15,13 @@ DETECTOR = (
 SMALL_DETECTOR = ["timm:test_resnet" if word == "resnet18" else word for word in DETECTOR]
 """Half a million parameters, so that many checkpoints are written at once; resnet18's take 130 MB each."""
 
-COMMON = "--scales 64 80 --max_size 110 --device cpu --num_workers 0 --batch_size 2 --log_every 1 --seed 3".split()
-PRETRAIN = [*COMMON, *"--num_regions 5 --crop_size 32".split()]
+BOTH = "--scales 64 80 --max_size 110 --device cpu --num_workers 0 --batch_size 2 --log_every 1 --seed 3".split()
+"""Flags of both scripts."""
+
+COMMON = [*BOTH, "--recipe", "paper"]
+"""Finetuning with the paper's recipe: for so few images there is another one."""
+
+PRETRAIN = [*BOTH, *"--num_regions 5 --crop_size 32".split()]
 
 
 def write_data_set(root: Path, num_images: int = 10) -> Path:

@@ -50,7 +50,7 @@ def benchmark_detector(detr: str, rounds: int, batch_size: int, device: torch.de
     pixels = torch.randn(batch_size, 3, HEIGHT, WIDTH).to(device)
     labels = torch.randint(90, (NUM_OBJECTS,)).to(device)
     boxes = (torch.rand(NUM_OBJECTS, 4) * 0.3 + 0.2).to(device)
-    args, _ = main_finetune.parse(["--detr", detr, "--dataset_file", "coco", "--data_path", "."])
+    args, _ = main_finetune.parse(["--recipe", "paper", "--detr", detr, "--dataset_file", "coco", "--data_path", "."])
     targets = (pixels, labels, boxes)
     matrix = torch.randn(SIDE, SIDE).to(device)
 

@@ -56,7 +56,7 @@ def benchmark_export(detr: str, rounds: int, size: tuple[int, int]) -> None:
 
 def random_predictor(detr: str) -> Predictor:
     """A ResNet-50 detector as the recipe builds it, with random weights."""
-    args, _ = main_finetune.parse(["--detr", detr, "--dataset_file", "coco", "--data_path", "."])
+    args, _ = main_finetune.parse(["--recipe", "paper", "--detr", detr, "--dataset_file", "coco", "--data_path", "."])
     detector = random_detector(args, train_backbone=False).eval()
     postprocess = PostProcess(detector.classification)
     return Predictor(detector, postprocess, [], backbone=args.backbone, device=CPU, amp="none")

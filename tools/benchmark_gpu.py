@@ -137,7 +137,7 @@ def pretraining(argv: list[str], size: tuple[int, int], device: torch.device) ->
 
 def finetuning(argv: list[str], size: tuple[int, int], device: torch.device) -> StepOf:
     """Steps of main_finetune.py."""
-    args, _ = main_finetune.parse(["--dataset_file", "coco", "--data_path", ".", *argv])
+    args, _ = main_finetune.parse(["--recipe", "paper", "--dataset_file", "coco", "--data_path", ".", *argv])
     record = DETECTORS[args.detr]
     outputs = num_outputs(NUM_CLASSES, record.classification)
     detector = record.build(args, outputs, classification=record.classification, train_backbone=args.lr_backbone > 0)

@@ -149,7 +149,7 @@ def finetune_command(out: Path, folder: str, seed: int) -> list[str]:
     schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 5 --log_every 10"
     return [
         *script("main_finetune.py"),
-        *("--dataset_file", "coco", "--data_path", str(out / "data")),
+        *("--recipe", "paper", "--dataset_file", "coco", "--data_path", str(out / "data")),
         *start,
         *image_sizes(),
         *schedule.split(),

@@ -13,7 +13,7 @@ from typing import Any
 
 from util.evaluations import MEASURES
 from util.parser import Parser
-from util.recipes import COMMON_ARCHITECTURE, FIRST_LR, PAPER
+from util.recipes import COMMON_ARCHITECTURE, FIRST_LR, PAPER, SMALL, SMALL_BELOW
 from util.records import Choices, DetectorRecord, Finetuning, Flag, Record
 
 DROPOUT = 0.1
@@ -346,6 +346,7 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
         description="Train or evaluate a detector on boxes.",
         usage="%(prog)s --data_path DIR --output_dir OUT [--pretrain FILE] [--FLAG VALUE ...]",
     )
+    add_recipe(parser)
     data = add_data_arguments(parser, choices)
     add_labelled_arguments(data)
     add_owned_arguments(parser, choices, "dataset_file")
@@ -362,6 +363,16 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
     add_ema(optimization)
     add_finetuning_arguments(add_run_arguments(parser))
     return parser
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """``--recipe`` of finetuning, whose default is chosen by the data."""
+    parser.add_argument_group("recipe: the values of what is not typed").add_argument(
+        "--recipe",
+        choices=[PAPER, SMALL],
+        help=f"{PAPER}: the paper's values; {SMALL}: for small data sets, by the number and sizes of the images, see "
+        f"docs/data.md; default: {SMALL} below {SMALL_BELOW:,} labelled training images, else {PAPER}",
+    )
 
 
 def add_labelled_arguments(data: argparse._ArgumentGroup) -> None:

@@ -46,6 +46,12 @@ CLASS_WEIGHTS = ("set_cost_class", "cls_loss_coef", "eos_coef", "focal_alpha")
 PAPER = "paper"
 """The value of ``--recipe`` that changes nothing."""
 
+SMALL = "small"
+"""The value of ``--recipe`` for small data sets of one's own, see :mod:`datasets.small_recipe`."""
+
+SMALL_BELOW = 2000
+"""With fewer labelled training images, finetuning takes :data:`SMALL` unless another recipe is typed."""
+
 FIRST_LR = 1e-4
 """Learning rate of pretraining, and of DETR."""
 
@@ -66,10 +72,15 @@ def parse(
     if args.args_from is not None:
         if args.resume not in (None, "auto"):
             raise UserError("--resume FILE goes on with that run's own arguments: leave --args_from out")
-        saved = read_args(parser, args.args_from)
+        saved = with_recipe(read_args(parser, args.args_from))
         fill(args, still_valid(args, {name: value for name, value in saved.items() if name not in START}, choices))
     fill(args, {name: defaults[name] for name in START if name in defaults})
     return args, defaults
+
+
+def with_recipe(saved: dict[str, Any]) -> dict[str, Any]:
+    """Saved arguments of any version: runs of earlier ones knew no recipe but the paper's."""
+    return {"recipe": PAPER} | saved
 
 
 def complete(
@@ -78,6 +89,7 @@ def complete(
     choices: Choices,
     recipe: Callable[[argparse.Namespace, Choices], dict[str, Any]],
     *,
+    small: Mapping[str, Any] | None = None,
     saved: dict[str, Any] | None = None,
     source: str | Path = "",
     resumes: bool = False,
@@ -88,12 +100,14 @@ def complete(
     1. what the user typed, then what stands in the file of ``--args_from`` (``args``, from :func:`parse`);
     2. what the checkpoint was made with: of any checkpoint the architecture, which it is an error to contradict; of a
        run that is resumed everything else, too, but for :data:`ONCE`;
-    3. the recipe of the papers for the chosen detector, task and data;
-    4. the parser's default.
+    3. ``--recipe small``: what suits the data of this run;
+    4. the recipe of the papers for the chosen detector, task and data;
+    5. the parser's default.
 
     Args:
         defaults: the parser's.
         recipe: :func:`pretrain_recipe` or :func:`finetune_recipe`.
+        small: values of ``--recipe small`` for these data; None: another recipe is used.
         saved: arguments of the checkpoint to start from; None: there is none.
         source: its file, for messages.
         resumes: the run goes on where the checkpoint was written; a new run may have another number of queries.
@@ -109,6 +123,7 @@ def complete(
         adopt(args, fixed, saved, source)
         continue_run(args, saved, choices)
     fill(args, format_of_typed_flags(args, choices))
+    fill(args, small or {})
     fill(args, {option: next(iter(records)) for option, records in choices.tables().items()})
     fill(args, architecture_defaults(choices.detectors[args.detr]))
     fill(args, recipe(args, choices))
@@ -189,6 +204,7 @@ def finetune_recipe(args: argparse.Namespace, choices: Choices) -> dict[str, Any
     record = choices.detectors[args.detr]
     finetuning = record.finetuning
     recipe = {
+        "recipe": PAPER,
         "scales": list(DETECTION_SCALES),
         "max_size": 1333,
         **_class_weights(record.classification),

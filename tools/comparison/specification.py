@@ -211,6 +211,7 @@ def _finetuning(specification: dict[str, Any], pretraining: Run | None, data: st
         name=f"finetune/{data}/{detector}/{origin}/seed{seed}",
         script="main_finetune.py",
         flags=(
+            *("--recipe", "paper"),
             *_flags(specification["detectors"][detector], *names),
             *start,
             *_flags(specification["finetune"][data], *names),

@@ -1,0 +1,135 @@
+"""``--recipe small``: how to finetune on a small data set, by the number of its images, their sizes and objects.
+
+The paper's recipe is for COCO's 118,000 images of 480 x 640 pixels. results/README.md has what this one changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datasets.records import DetectionRecords
+from util import distributed
+from util.recipes import PAPER, SMALL, SMALL_BELOW
+from util.records import DetectorRecord
+from util.resources import MOST_QUERIES
+
+STEPS = 3000
+EPOCHS = 12
+"""Training takes so many steps, but every image is seen at least so often."""
+
+WARMUP_STEPS = 100
+
+EVALUATIONS = 20
+"""About so often the detector is evaluated and saved in a training."""
+
+SHORTEST, LONGEST = 320, 800
+"""The short side of the images becomes at least and at most so many pixels."""
+
+QUERIES = 100
+"""So many, or half as many again as the most crowded image has objects, in fifties."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Values of flags that belong together, and why they are what they are."""
+
+    values: dict[str, Any]
+    why: str
+
+
+def small_recipe(
+    args: argparse.Namespace, paper: argparse.Namespace, records: DetectionRecords, detector: DetectorRecord
+) -> list[Part]:
+    """The parts of the recipe.
+
+    Args:
+        args: what is decided already: typed, or of a checkpoint; the others are None.
+        paper: the same, completed by the paper's recipe.
+        records: the labelled training images, all of them.
+        detector: the record of the one to train.
+    """
+    return [
+        sizes(records),
+        *length(args, paper, records),
+        *rates(args, paper, detector),
+        Part({"dropout": 0.0}, "in a short training it costs more than it gives"),
+        queries(records),
+    ]
+
+
+def sizes(records: DetectionRecords) -> Part:
+    """From 0.7 of the images' own short side to all of it; the long side is limited in the paper's proportion."""
+    own = float(np.median(records.sizes.min(axis=1)))
+    side = min(max(32 * round(own / 32), SHORTEST), LONGEST)
+    scales = list(range(32 * round(0.7 * side / 32), side + 1, 32))
+    return Part({"scales": scales, "max_size": side * 1333 // 800}, f"the images' own short side is {own:.0f} (median)")
+
+
+def length(args: argparse.Namespace, paper: argparse.Namespace, records: DetectionRecords) -> list[Part]:
+    """Epochs for a few thousand steps, if no length is decided, and epochs between evaluations."""
+    images_per_step = paper.batch_size * paper.accum_steps * distributed.num_launched()
+    steps_per_epoch = max(1, trained_on(paper, records) // images_per_step)
+    epochs = max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
+    parts = []
+    if args.epochs is None and args.max_steps is None:
+        parts.append(Part({"epochs": epochs}, f"about {epochs * steps_per_epoch:,} steps; the paper: {paper.epochs}"))
+    else:
+        epochs = args.epochs or args.max_steps / steps_per_epoch
+    every = max(1, round(epochs / EVALUATIONS))
+    return [*parts, Part({"eval_every": every, "save_every_epochs": every}, f"about {EVALUATIONS} times in all")]
+
+
+def rates(args: argparse.Namespace, paper: argparse.Namespace, detector: DetectorRecord) -> list[Part]:
+    """Twice the paper's rate, after a warm-up; a backbone that starts random learns at this rate, too."""
+    lr = 2 * detector.finetuning.lr if args.lr is None else args.lr
+    parts = [Part({"lr": lr, "warmup_steps": WARMUP_STEPS}, f"a short training; the paper: {paper.lr:g}, no warm-up")]
+    if paper.pretrain is None and paper.backbone_weights is None:
+        parts.append(Part({"lr_backbone": lr}, "the backbone starts random and has everything to learn"))
+    return parts
+
+
+def trained_on(args: argparse.Namespace, records: DetectionRecords) -> int:
+    """About how many of the images are trained on."""
+    if args.train_images_per_class is not None:
+        return min(len(records), args.train_images_per_class * len(records.categories))
+    return round(len(records) * (args.train_fraction or 1))
+
+
+def queries(records: DetectionRecords) -> Part:
+    """More queries than any image has objects."""
+    most = int(np.bincount(records.image_of_box()[~records.crowd], minlength=1).max())
+    number = min(max(QUERIES, 50 * math.ceil(1.5 * most / 50)), MOST_QUERIES)
+    return Part({"num_queries": number}, f"the most crowded image has {most} {'object' if most == 1 else 'objects'}")
+
+
+def values_of(parts: list[Part]) -> dict[str, Any]:
+    """All values, with that of ``--recipe`` itself."""
+    return {"recipe": SMALL} | {name: value for part in parts for name, value in part.values.items()}
+
+
+def describe(parts: list[Part], typed: argparse.Namespace, complete: argparse.Namespace, num_images: int) -> str:
+    """A line for each part of which a value is used: not typed, nor fixed by a checkpoint.
+
+    Args:
+        typed: as in :func:`small_recipe`.
+        complete: the arguments of the run.
+        num_images: labelled training images.
+    """
+    why = f"fewer than {SMALL_BELOW:,}" if num_images < SMALL_BELOW else "chosen by you"
+    told = f"--recipe {SMALL}: {num_images:,} labelled training images, {why}"
+    lines = [f"{told}; --recipe {PAPER} has the paper's values"]
+    for part in parts:
+        used = {name: value for name, value in part.values.items() if getattr(typed, name) is None}
+        flags = [f"--{name} {_typed(value)}" for name, value in used.items() if getattr(complete, name) == value]
+        lines += [f"  {' '.join(flags)}: {part.why}"] if flags else []
+    return "\n".join(lines)
+
+
+def _typed(value: Any) -> str:
+    return shlex.join(map(str, value)) if isinstance(value, list) else f"{value:g}"

@@ -1,0 +1,157 @@
+"""``--recipe small``: what it takes from the data, and what wins over it."""
+
+import pytest
+
+import main_finetune
+from datasets.records import RecordBuilder
+from datasets.small_recipe import queries, sizes
+from tests.runs import finetune
+from tests.tiny import SMALL_DETECTOR, write_data_set
+from util.args import finetune_parser
+from util.checkpoint import load_file, save_file
+from util.errors import CheckpointError
+from util.files import write_json
+
+
+def records(image_sizes, objects):
+    """Images of these sizes, each with so many objects and one crowd."""
+    builder = RecordBuilder()
+    for number, (size, count) in enumerate(zip(image_sizes, objects, strict=True)):
+        image = builder.add_image(f"{number}.jpg", number, size)
+        for _ in range(count):
+            builder.add_box(image, (0, 0, 9, 9), 0)
+        builder.add_box(image, (0, 0, 9, 9), 0, crowd=True)
+    place = {"root": "", "source": "", "metric": "coco", "categories": [{"label": 0, "id": 1, "name": "a"}]}
+    return builder.pack(**place, place=lambda *_: "")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten images with short sides of 80 to 130 pixels, two objects each."""
+    return write_data_set(tmp_path_factory.mktemp("data"))
+
+
+def parse(data, *argv):
+    return main_finetune.parse(["--data_path", str(data), *argv])[0]
+
+
+@pytest.mark.parametrize(
+    ("image_sizes", "scales", "max_size"),
+    [
+        ([(416, 416)] * 3, [288, 320, 352, 384, 416], 693),
+        ([(640, 480), (480, 640), (9, 9)], [320, 352, 384, 416, 448, 480], 799),
+        ([(60, 40)], [224, 256, 288, 320], 533),
+        ([(4000, 3000)], list(range(576, 801, 32)), 1333),
+    ],
+)
+def test_sizes_are_near_the_median_of_the_images_own(image_sizes, scales, max_size):
+    part = sizes(records(image_sizes, [1] * len(image_sizes)))
+    assert part.values == {"scales": scales, "max_size": max_size}
+
+
+@pytest.mark.parametrize(("objects", "expected"), [([0, 0], 100), ([3, 66], 100), ([3, 67], 150), ([400], 600)])
+def test_there_are_more_queries_than_objects_in_the_most_crowded_image(objects, expected):
+    assert queries(records([(99, 99)] * len(objects), objects)).values == {"num_queries": expected}
+
+
+def test_a_small_set_gets_it_and_is_told_each_part(data, capsys):
+    args = parse(data, "--backbone_weights", "x.pth")
+    assert (args.recipe, args.dataset_file, args.detr) == ("small", "coco", "conditional")
+    assert (args.scales, args.max_size, args.eval_size, args.eval_max_size) == ([224, 256, 288, 320], 533, 320, 533)
+    assert (args.epochs, args.lr_drop, args.max_steps) == (600, 480, None)  # 3,000 steps of two of ten images
+    assert (args.eval_every, args.save_every_epochs) == (30, 30)
+    assert (args.lr, args.lr_backbone, args.warmup_steps) == (2e-4, 1e-5, 100)
+    assert (args.dropout, args.num_queries, args.batch_size, args.augment) == (0, 100, 2, "detr")
+    out = capsys.readouterr().out
+    assert "--recipe small: 10 labelled training images, fewer than 2,000" in out
+    flags = [word for line in out.splitlines() if line.startswith("  --") for word in line.partition(": ")[0].split()]
+    told = vars(finetune_parser(main_finetune.choices()).parse_args(flags))
+    assert all(told[name] == getattr(args, name) for name in told if f"--{name}" in flags)
+    changed = ("scales", "max_size", "epochs", "eval_every", "lr", "warmup_steps", "dropout", "num_queries")
+    assert {f"--{name}" for name in changed} <= set(flags)
+
+
+def test_a_random_backbone_learns_as_fast_as_the_rest(data):
+    args = parse(data)
+    assert args.lr_backbone == args.lr == 2e-4
+    args = parse(data, "--lr", "1e-3", "--detr", "deformable")
+    assert args.lr_backbone == args.lr == 1e-3
+
+
+def test_what_is_typed_wins(data, capsys):
+    typed = "--scales 96 --lr 0.001 --max_steps 40 --num_queries 7 --eval_every 2 --dropout 0.3 --augment none"
+    args = parse(data, *typed.split())
+    assert (args.recipe, args.scales, args.max_size, args.eval_size) == ("small", [96], 533, 96)
+    assert (args.lr, args.num_queries, args.dropout, args.eval_every) == (0.001, 7, 0.3, 2)
+    assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 40, 32)
+    assert args.save_every_epochs == 1  # eight epochs
+    flags = [word.rstrip(":") for word in capsys.readouterr().out.split() if word.startswith("--")]
+    assert not set(flags) & {word for word in typed.split() if word.startswith("--")}
+
+
+def test_few_of_the_images_are_trained_on_for_as_many_steps(data):
+    assert parse(data, "--train_fraction", "0.4").epochs == 1500
+    assert parse(data, "--train_images_per_class", "3", "--batch_size", "3").epochs == 1500
+    assert parse(data, "--accum_steps", "5").epochs == 3000
+
+
+@pytest.mark.parametrize(("count", "recipe"), [(1999, "small"), (2000, "paper")])
+def test_the_limit_is_2000_labelled_training_images(tmp_path, capsys, count, recipe):
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 640, "height": 480} for n in range(count)]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81} for n in range(count)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
+    write_json(content, tmp_path / "a.json")
+    files = ["--train_ann", f"{tmp_path}/a.json", "--train_images", str(tmp_path)]
+    files += ["--val_fraction", "0", "--damaged", "skip"]
+    args, _ = main_finetune.parse(files)
+    assert (args.recipe, "--recipe small" in capsys.readouterr().out) == (recipe, recipe == "small")
+    assert (max(args.scales), args.epochs) == ((480, 12) if recipe == "small" else (800, 50))
+    args, _ = main_finetune.parse([*files, "--recipe", "small"])
+    assert (args.recipe, args.epochs) == ("small", 12)
+
+
+def test_the_papers_recipe_does_not_look_at_the_data(tmp_path):
+    args = parse(tmp_path / "nothing", "--dataset_file", "coco", "--recipe", "paper")
+    assert (args.recipe, args.scales[-1], args.epochs, args.dropout) == ("paper", 800, 50, 0.1)
+
+
+def test_a_checkpoint_wins(data, tmp_path):
+    """Its architecture, where a run starts from it; all of it, where it is resumed."""
+    flags = [*SMALL_DETECTOR, "--max_steps", "1", "--eval_every", "0"]
+    saved = finetune(data, tmp_path / "a", *flags)  # --recipe paper
+    path = f"{tmp_path}/a/checkpoint.pth"
+    args = parse(data, "--pretrain", path)
+    assert (args.recipe, args.num_queries, args.epochs, args.lr_backbone) == ("small", 10, 600, 5e-5)
+    args = parse(data, "--resume", path)
+    assert (args.recipe, args.scales, args.warmup_steps) == ("paper", [64, 80], 0)
+    with pytest.raises(CheckpointError, match="--recipe small does not fit"):
+        parse(data, "--resume", path, "--recipe", "small")
+    del saved["args"]["recipe"]  # as earlier versions wrote it
+    save_file(saved, tmp_path / "old.pth")
+    args = parse(data, "--resume", f"{tmp_path}/old.pth")
+    assert (args.recipe, args.scales, args.warmup_steps) == ("paper", [64, 80], 0)
+
+
+def test_the_arguments_of_another_run_win(data, tmp_path, capsys):
+    args = parse(data, "--lr", "0.5")
+    write_json(vars(args), tmp_path / "args.json")
+    capsys.readouterr()
+    again = parse(data, "--args_from", str(tmp_path), "--epochs", "5")
+    assert capsys.readouterr().out.splitlines()[1:] == []  # nothing is left to choose
+    assert (again.recipe, again.lr, again.scales, again.epochs, again.lr_drop) == ("small", 0.5, args.scales, 5, 4)
+    write_json({"lr": 0.5}, tmp_path / "args.json")  # of an earlier version
+    old = parse(data, "--args_from", str(tmp_path))
+    assert (old.recipe, old.lr, max(old.scales)) == ("paper", 0.5, 800)
+
+
+def test_a_resumed_run_keeps_what_was_chosen(data, tmp_path, capsys):
+    flags = [*SMALL_DETECTOR, *"--device cpu --num_workers 0 --scales 64 --max_size 90".split()]
+    argv = ["--data_path", str(data), "--output_dir", str(tmp_path), *flags, "--max_steps", "1", "--eval_every", "0"]
+    main_finetune.main(argv)
+    assert "--recipe small" in capsys.readouterr().out
+    saved = load_file(tmp_path / "checkpoint.pth")["args"]
+    assert (saved["recipe"], saved["warmup_steps"], saved["scales"]) == ("small", 100, [64])
+    args, _ = main_finetune.parse(["--resume", "auto", "--output_dir", str(tmp_path)])
+    assert "--recipe small" not in capsys.readouterr().out
+    chosen = [name for name in saved if name not in ("resume", "device")]
+    assert [getattr(args, name) for name in chosen] == [saved[name] for name in chosen]
