@@ -22,7 +22,7 @@ from datasets.finetuning import FEW_IMAGES, build_sets, leave_out_damaged, takes
 from datasets.held_out import find_images
 from datasets.loader import collate_detection, make_eval_loader, make_train_loader
 from datasets.records import DetectionRecords
-from datasets.small_recipe import describe, small_recipe, values_of
+from datasets.small_recipe import describe_recipe, small_recipe, values_of
 from models import DETECTORS
 from models.backbone import backbone_normalization
 from models.backbone_weights import start_backbone
@@ -158,6 +158,37 @@ def parse_and_look(
     known = choices()
     parser = finetune_parser(known)
     args, defaults = recipes.parse(parser, argv, known)
+    origin, start_from = find_start(args, parser)
+
+    def complete(small: dict[str, Any] | None = None) -> argparse.Namespace:
+        completed = argparse.Namespace(**vars(args))
+        fixed = (*FEW_IMAGES, "val_fraction", "recipe")
+        recipes.complete(completed, defaults, known, recipes.finetune_recipe, small=small, fixed=fixed, **start_from)
+        check_finetune(completed, known)
+        settle_format(completed)
+        return completed
+
+    paper = complete()
+    if args.eval or args.recipe == recipes.PAPER or start_from.get("resumes"):
+        return paper, origin, None
+    args.dataset_file = paper.dataset_file  # recognised, where it was not typed
+    records = DATASETS[args.dataset_file].read_labelled(paper, "train", None)
+    if args.recipe is None and len(records) >= recipes.SMALL_BELOW:
+        return paper, origin, records
+    parts = small_recipe(args, paper, records, DETECTORS[paper.detr])
+    small = complete(values_of(parts))
+    say(describe_recipe(parts, args, small, len(records)))
+    return small, origin, records
+
+
+def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[Origin | None, dict[str, Any]]:
+    """The checkpoint to start from, if any, and what :func:`util.recipes.complete` must know of it.
+
+    If it is a backbone alone, ``args`` change as if it were typed as ``--backbone_weights``.
+
+    Raises:
+        UserError: ``--eval`` without a checkpoint, or two backbones.
+    """
     origin = find_origin(args, "finetune")
     if origin and not origin.foreign:
         names = None if origin.resumes else recipes.architecture_names(DETECTORS)
@@ -165,34 +196,15 @@ def parse_and_look(
     if args.eval and (origin is None or not origin.resumes):
         found = "--pretrain does not evaluate" if args.resume is None else f"there is none in {args.output_dir}"
         raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE ({found})")
-    start_from: dict[str, Any] = {"fixed": (*FEW_IMAGES, "val_fraction", "recipe")}
-    resumes = origin is not None and origin.resumes
-    if origin:
-        saved = recipes.with_recipe(origin.content["args"])
-        start_from |= {"saved": saved, "source": origin.path, "resumes": resumes}
-    if origin and origin.content["stage"] == "backbone":
+    if origin is None:
+        return None, {}
+    saved = recipes.with_recipe(origin.content["args"])
+    start_from = {"saved": saved, "source": origin.path, "resumes": origin.resumes}
+    if origin.content["stage"] == "backbone":
         if args.backbone_weights:
             raise UserError(f"--pretrain {args.pretrain} is a backbone, and so is --backbone_weights: choose one")
         args.pretrain, args.backbone_weights, origin = None, args.pretrain, None
-
-    def completed(**small: dict[str, Any]) -> argparse.Namespace:
-        complete = argparse.Namespace(**vars(args))
-        recipes.complete(complete, defaults, known, recipes.finetune_recipe, **start_from, **small)
-        check_finetune(complete, known)
-        settle_format(complete)
-        return complete
-
-    paper = completed()
-    if resumes or args.eval or args.recipe == recipes.PAPER:
-        return paper, origin, None
-    args.dataset_file = paper.dataset_file  # recognised, where it was not typed
-    records = DATASETS[args.dataset_file].read_labelled(paper, "train", None)
-    if args.recipe is None and len(records) >= recipes.SMALL_BELOW:
-        return paper, origin, records
-    parts = small_recipe(args, paper, records, DETECTORS[paper.detr])
-    small = completed(small=values_of(parts))
-    say(describe(parts, args, small, len(records)))
-    return small, origin, records
+    return origin, start_from
 
 
 def build(

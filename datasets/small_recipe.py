@@ -113,7 +113,7 @@ def values_of(parts: list[Part]) -> dict[str, Any]:
     return {"recipe": SMALL} | {name: value for part in parts for name, value in part.values.items()}
 
 
-def describe(parts: list[Part], typed: argparse.Namespace, complete: argparse.Namespace, num_images: int) -> str:
+def describe_recipe(parts: list[Part], typed: argparse.Namespace, complete: argparse.Namespace, num_images: int) -> str:
     """A line for each part of which a value is used: not typed, nor fixed by a checkpoint.
 
     Args:
