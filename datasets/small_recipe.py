@@ -58,7 +58,7 @@ def small_recipe(
         sizes(records),
         *length(args, paper, records),
         *rates(args, paper, detector),
-        Part({"dropout": 0.0}, "in a short training it costs more than it gives"),
+        Part({"dropout": 0.0}, "it slows a short training"),
         queries(records),
     ]
 
@@ -76,21 +76,21 @@ def length(args: argparse.Namespace, paper: argparse.Namespace, records: Detecti
     images_per_step = paper.batch_size * paper.accum_steps * distributed.num_launched()
     steps_per_epoch = max(1, trained_on(paper, records) // images_per_step)
     epochs = max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
-    parts = []
-    if args.epochs is None and args.max_steps is None:
-        parts.append(Part({"epochs": epochs}, f"about {epochs * steps_per_epoch:,} steps; the paper: {paper.epochs}"))
-    else:
-        epochs = args.epochs or args.max_steps / steps_per_epoch
+    why = f"about {epochs * steps_per_epoch:,} steps; the paper: {paper.epochs} epochs"
+    parts = [Part({"epochs": epochs}, why)]
+    if args.epochs is not None or args.max_steps is not None:
+        parts, epochs = [], args.epochs or args.max_steps / steps_per_epoch
     every = max(1, round(epochs / EVALUATIONS))
-    return [*parts, Part({"eval_every": every, "save_every_epochs": every}, f"about {EVALUATIONS} times in all")]
+    return [*parts, Part({"eval_every": every, "save_every_epochs": every}, f"about {EVALUATIONS} evaluations in all")]
 
 
 def rates(args: argparse.Namespace, paper: argparse.Namespace, detector: DetectorRecord) -> list[Part]:
     """Twice the paper's rate, after a warm-up; a backbone that starts random learns at this rate, too."""
     lr = 2 * detector.finetuning.lr if args.lr is None else args.lr
-    parts = [Part({"lr": lr, "warmup_steps": WARMUP_STEPS}, f"a short training; the paper: {paper.lr:g}, no warm-up")]
+    why = f"the training is short; the paper: {paper.lr:g}, no warm-up"
+    parts = [Part({"lr": lr, "warmup_steps": WARMUP_STEPS}, why)]
     if paper.pretrain is None and paper.backbone_weights is None:
-        parts.append(Part({"lr_backbone": lr}, "the backbone starts random and has everything to learn"))
+        parts.append(Part({"lr_backbone": lr}, "the backbone starts random and has all to learn, from few images"))
     return parts
 
 

@@ -38,7 +38,7 @@ def test_eight_images_are_overfitted_from_scratch(real_data, tmp_path, detector,
             shutil.copy(real_data / "bccd" / folder / f"{name}{suffix}", root / folder)
     weights = real_data / "backbones" / "tf_efficientnet_lite0.pth"
     main_finetune.main([
-        "--dataset_file", "voc", "--data_path", str(root), *detector, *SMALL, *FEW_QUERIES,
+        "--recipe", "paper", "--dataset_file", "voc", "--data_path", str(root), *detector, *SMALL, *FEW_QUERIES,
         "--backbone_weights", str(weights),
         *"--scales 240 --max_size 320 --batch_size 4 --lr 4e-4 --lr_backbone 1e-4".split(),
         *schedule.split(), *"--eval_every 0 --save_every_epochs 0".split(),
