@@ -5,7 +5,6 @@ import pytest
 import main_finetune
 from datasets.records import RecordBuilder
 from datasets.small_recipe import queries, sizes
-from tests.runs import finetune
 from tests.tiny import SMALL_DETECTOR, write_data_set
 from util.args import finetune_parser
 from util.checkpoint import load_file, save_file
@@ -115,21 +114,41 @@ def test_the_papers_recipe_does_not_look_at_the_data(tmp_path):
     assert (args.recipe, args.scales[-1], args.epochs, args.dropout) == ("paper", 800, 50, 0.1)
 
 
-def test_a_checkpoint_wins(data, tmp_path):
-    """Its architecture, where a run starts from it; all of it, where it is resumed."""
-    flags = [*SMALL_DETECTOR, "--max_steps", "1", "--eval_every", "0"]
-    saved = finetune(data, tmp_path / "a", *flags)  # --recipe paper
-    path = f"{tmp_path}/a/checkpoint.pth"
-    args = parse(data, "--pretrain", path)
-    assert (args.recipe, args.num_queries, args.epochs, args.lr_backbone) == ("small", 10, 600, 5e-5)
-    args = parse(data, "--resume", path)
-    assert (args.recipe, args.scales, args.warmup_steps) == ("paper", [64, 80], 0)
-    with pytest.raises(CheckpointError, match="--recipe small does not fit"):
-        parse(data, "--resume", path, "--recipe", "small")
-    del saved["args"]["recipe"]  # as earlier versions wrote it
-    save_file(saved, tmp_path / "old.pth")
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The folder of a small run of one step."""
+    out = tmp_path_factory.mktemp("small")
+    flags = [*SMALL_DETECTOR, *"--device cpu --num_workers 0 --scales 64 --max_size 90".split()]
+    argv = ["--data_path", str(data), "--output_dir", str(out), *flags, "--max_steps", "1", "--eval_every", "0"]
+    main_finetune.main(argv)
+    return out
+
+
+def test_a_resumed_run_keeps_what_was_chosen(trained, capsys):
+    saved = load_file(trained / "checkpoint.pth")["args"]
+    assert (saved["recipe"], saved["warmup_steps"], saved["scales"]) == ("small", 100, [64])
+    args, _ = main_finetune.parse(["--resume", "auto", "--output_dir", str(trained)])
+    assert "--recipe small" not in capsys.readouterr().out
+    chosen = [name for name in saved if name not in ("resume", "device")]
+    assert [getattr(args, name) for name in chosen] == [saved[name] for name in chosen]
+    with pytest.raises(CheckpointError, match="--recipe paper does not fit"):
+        main_finetune.parse(["--resume", "auto", "--output_dir", str(trained), "--recipe", "paper"])
+
+
+def test_a_resumed_run_of_an_earlier_version_keeps_the_papers_recipe(data, trained, tmp_path, capsys):
+    content = load_file(trained / "checkpoint.pth")
+    for name in ("recipe", "warmup_steps"):
+        del content["args"][name]
+    save_file(content, tmp_path / "old.pth")
     args = parse(data, "--resume", f"{tmp_path}/old.pth")
-    assert (args.recipe, args.scales, args.warmup_steps) == ("paper", [64, 80], 0)
+    assert (args.recipe, args.scales, args.warmup_steps) == ("paper", [64], 0)
+    assert "--recipe small" not in capsys.readouterr().out
+
+
+def test_a_pretrained_detector_keeps_its_number_of_queries(data, trained, capsys):
+    args = parse(data, "--pretrain", f"{trained}/checkpoint.pth")
+    assert (args.recipe, args.num_queries, args.epochs, args.lr_backbone) == ("small", 10, 600, 5e-5)
+    assert "--num_queries" not in capsys.readouterr().out
 
 
 def test_the_arguments_of_another_run_win(data, tmp_path, capsys):
@@ -142,16 +161,3 @@ def test_the_arguments_of_another_run_win(data, tmp_path, capsys):
     write_json({"lr": 0.5}, tmp_path / "args.json")  # of an earlier version
     old = parse(data, "--args_from", str(tmp_path))
     assert (old.recipe, old.lr, max(old.scales)) == ("paper", 0.5, 800)
-
-
-def test_a_resumed_run_keeps_what_was_chosen(data, tmp_path, capsys):
-    flags = [*SMALL_DETECTOR, *"--device cpu --num_workers 0 --scales 64 --max_size 90".split()]
-    argv = ["--data_path", str(data), "--output_dir", str(tmp_path), *flags, "--max_steps", "1", "--eval_every", "0"]
-    main_finetune.main(argv)
-    assert "--recipe small" in capsys.readouterr().out
-    saved = load_file(tmp_path / "checkpoint.pth")["args"]
-    assert (saved["recipe"], saved["warmup_steps"], saved["scales"]) == ("small", 100, [64])
-    args, _ = main_finetune.parse(["--resume", "auto", "--output_dir", str(tmp_path)])
-    assert "--recipe small" not in capsys.readouterr().out
-    chosen = [name for name in saved if name not in ("resume", "device")]
-    assert [getattr(args, name) for name in chosen] == [saved[name] for name in chosen]
