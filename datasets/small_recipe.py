@@ -23,7 +23,8 @@ STEPS = 3000
 EPOCHS = 12
 """Training takes so many steps, but every image is seen at least so often."""
 
-WARMUP_STEPS = 100
+WARMUP = 1 / 30
+"""Share of the training in which the learning rate rises."""
 
 EVALUATIONS = 20
 """About so often the detector is evaluated and saved in a training."""
@@ -31,8 +32,8 @@ EVALUATIONS = 20
 SHORTEST, LONGEST = 320, 800
 """The short side of the images becomes at least and at most so many pixels."""
 
-QUERIES = 100
-"""So many, or half as many again as the most crowded image has objects, in fifties."""
+QUERIES_PER_OBJECT = 1.5
+"""At least so many for the objects of the most crowded image, in fifties."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,29 @@ def small_recipe(
         records: the labelled training images, all of them.
         detector: the record of the one to train.
     """
+    images_per_step = paper.batch_size * paper.accum_steps * distributed.num_launched()
+    steps_per_epoch = max(1, trained_on(paper, records) // images_per_step)
+    epochs = typed_epochs(args, steps_per_epoch) or max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
+    steps = round(epochs * steps_per_epoch)
     return [
         sizes(records),
-        *length(args, paper, records),
-        *rates(args, paper, detector),
+        *length(args, paper, epochs, steps),
+        *rates(args, paper, detector, steps),
         Part({"dropout": 0.0}, "it slows a short training"),
-        queries(records),
+        queries(records, paper.num_queries),
     ]
+
+
+def trained_on(args: argparse.Namespace, records: DetectionRecords) -> int:
+    """About how many of the images are trained on."""
+    if args.train_images_per_class is not None:
+        return min(len(records), args.train_images_per_class * len(records.categories))
+    return round(len(records) * (args.train_fraction or 1))
+
+
+def typed_epochs(args: argparse.Namespace, steps_per_epoch: int) -> float | None:
+    """The length that is decided already, in epochs; None: none is."""
+    return args.max_steps / steps_per_epoch if args.max_steps is not None else args.epochs
 
 
 def sizes(records: DetectionRecords) -> Part:
@@ -71,41 +88,31 @@ def sizes(records: DetectionRecords) -> Part:
     return Part({"scales": scales, "max_size": side * 1333 // 800}, f"the images' own short side is {own:.0f} (median)")
 
 
-def length(args: argparse.Namespace, paper: argparse.Namespace, records: DetectionRecords) -> list[Part]:
+def length(args: argparse.Namespace, paper: argparse.Namespace, epochs: float, steps: int) -> list[Part]:
     """Epochs for a few thousand steps, if no length is decided, and epochs between evaluations."""
-    images_per_step = paper.batch_size * paper.accum_steps * distributed.num_launched()
-    steps_per_epoch = max(1, trained_on(paper, records) // images_per_step)
-    epochs = max(EPOCHS, math.ceil(STEPS / steps_per_epoch))
-    why = f"about {epochs * steps_per_epoch:,} steps; the paper: {paper.epochs} epochs"
-    parts = [Part({"epochs": epochs}, why)]
-    if args.epochs is not None or args.max_steps is not None:
-        parts, epochs = [], args.epochs or args.max_steps / steps_per_epoch
     every = max(1, round(epochs / EVALUATIONS))
-    return [*parts, Part({"eval_every": every, "save_every_epochs": every}, f"about {EVALUATIONS} evaluations in all")]
+    often = Part({"eval_every": every, "save_every_epochs": every}, f"about {EVALUATIONS} evaluations in all")
+    if args.epochs is not None or args.max_steps is not None:
+        return [often]
+    return [Part({"epochs": epochs}, f"about {steps:,} steps; the paper: {paper.epochs} epochs"), often]
 
 
-def rates(args: argparse.Namespace, paper: argparse.Namespace, detector: DetectorRecord) -> list[Part]:
+def rates(args: argparse.Namespace, paper: argparse.Namespace, detector: DetectorRecord, steps: int) -> list[Part]:
     """Twice the paper's rate, after a warm-up; a backbone that starts random learns at this rate, too."""
     lr = 2 * detector.finetuning.lr if args.lr is None else args.lr
     why = f"the training is short; the paper: {paper.lr:g}, no warm-up"
-    parts = [Part({"lr": lr, "warmup_steps": WARMUP_STEPS}, why)]
+    parts = [Part({"lr": lr, "warmup_steps": round(WARMUP * steps)}, why)]
     if paper.pretrain is None and paper.backbone_weights is None:
         parts.append(Part({"lr_backbone": lr}, "the backbone starts random and has all to learn, from few images"))
     return parts
 
 
-def trained_on(args: argparse.Namespace, records: DetectionRecords) -> int:
-    """About how many of the images are trained on."""
-    if args.train_images_per_class is not None:
-        return min(len(records), args.train_images_per_class * len(records.categories))
-    return round(len(records) * (args.train_fraction or 1))
-
-
-def queries(records: DetectionRecords) -> Part:
-    """More queries than any image has objects."""
+def queries(records: DetectionRecords, usual: int) -> Part:
+    """The detector's ``usual`` number, or more, for the image with the most objects."""
     most = int(np.bincount(records.image_of_box()[~records.crowd], minlength=1).max())
-    number = min(max(QUERIES, 50 * math.ceil(1.5 * most / 50)), MOST_QUERIES)
-    return Part({"num_queries": number}, f"the most crowded image has {most} {'object' if most == 1 else 'objects'}")
+    needed = min(50 * math.ceil(QUERIES_PER_OBJECT * most / 50), MOST_QUERIES)
+    why = f"the most crowded image has {most} {'object' if most == 1 else 'objects'}"
+    return Part({"num_queries": max(usual, needed)}, why)
 
 
 def values_of(parts: list[Part]) -> dict[str, Any]:

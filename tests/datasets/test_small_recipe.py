@@ -50,7 +50,7 @@ def test_sizes_are_near_the_median_of_the_images_own(image_sizes, scales, max_si
 
 @pytest.mark.parametrize(("objects", "expected"), [([0, 0], 100), ([3, 66], 100), ([3, 67], 150), ([400], 600)])
 def test_there_are_more_queries_than_objects_in_the_most_crowded_image(objects, expected):
-    assert queries(records([(99, 99)] * len(objects), objects)).values == {"num_queries": expected}
+    assert queries(records([(99, 99)] * len(objects), objects), usual=100).values == {"num_queries": expected}
 
 
 def test_a_small_set_gets_it_and_is_told_each_part(data, capsys):
@@ -75,6 +75,7 @@ def test_a_random_backbone_learns_as_fast_as_the_rest(data):
     assert args.lr_backbone == args.lr == 2e-4
     args = parse(data, "--lr", "1e-3", "--detr", "deformable")
     assert args.lr_backbone == args.lr == 1e-3
+    assert args.num_queries == 300  # as usual
 
 
 def test_what_is_typed_wins(data, capsys):
@@ -83,7 +84,7 @@ def test_what_is_typed_wins(data, capsys):
     assert (args.recipe, args.scales, args.max_size, args.eval_size) == ("small", [96], 533, 96)
     assert (args.lr, args.num_queries, args.dropout, args.eval_every) == (0.001, 7, 0.3, 2)
     assert (args.epochs, args.lr_drop, args.max_steps, args.lr_drop_step) == (None, None, 40, 32)
-    assert args.save_every_epochs == 1  # eight epochs
+    assert (args.save_every_epochs, args.warmup_steps) == (1, 1)  # eight epochs
     flags = [word.rstrip(":") for word in capsys.readouterr().out.split() if word.startswith("--")]
     assert not set(flags) & {word for word in typed.split() if word.startswith("--")}
 
