@@ -127,7 +127,7 @@ def trained(data, tmp_path_factory):
 
 def test_a_resumed_run_keeps_what_was_chosen(trained, capsys):
     saved = load_file(trained / "checkpoint.pth")["args"]
-    assert (saved["recipe"], saved["warmup_steps"], saved["scales"]) == ("small", 100, [64])
+    assert (saved["recipe"], saved["dropout"], saved["scales"]) == ("small", 0, [64])
     args, _ = main_finetune.parse(["--resume", "auto", "--output_dir", str(trained)])
     assert "--recipe small" not in capsys.readouterr().out
     chosen = [name for name in saved if name not in ("resume", "device")]
@@ -138,11 +138,11 @@ def test_a_resumed_run_keeps_what_was_chosen(trained, capsys):
 
 def test_a_resumed_run_of_an_earlier_version_keeps_the_papers_recipe(data, trained, tmp_path, capsys):
     content = load_file(trained / "checkpoint.pth")
-    for name in ("recipe", "warmup_steps"):
+    for name in ("recipe", "dropout"):
         del content["args"][name]
     save_file(content, tmp_path / "old.pth")
     args = parse(data, "--resume", f"{tmp_path}/old.pth")
-    assert (args.recipe, args.scales, args.warmup_steps) == ("paper", [64], 0)
+    assert (args.recipe, args.scales, args.dropout) == ("paper", [64], 0.1)
     assert "--recipe small" not in capsys.readouterr().out
 
 
