@@ -14,7 +14,7 @@ those under the name of a data set, detector or method only with it. $NAME is re
     detectors         {"conditional": flags of both scripts that define the detector}
     backbone_weights  file from which pretraining and "scratch" start
     pretrain          {"photos": flags of main_pretrain.py: data, image sizes, schedule}
-    finetune          {"raccoon": flags of main_finetune.py, the same after each method}
+    finetune          {"raccoon": flags of main_finetune.py, the same after each method; --recipe paper unless they say}
     data              [["photos", "raccoon"]], pairs of a pretraining and the data set to finetune on
     common            flags of both scripts, such as --num_workers (optional)
 """
