@@ -14,7 +14,7 @@ import torchvision
 import main_finetune
 import main_pretrain
 from tests.processes import session, wait_until
-from tests.tiny import COMMON, DETECTOR, write_data_set
+from tests.tiny import BOTH, DETECTOR, write_data_set
 from tools import compare
 from tools.comparison.report import as_markdown, mean_and_spread
 from tools.comparison.specification import make_runs, read_specification
@@ -27,7 +27,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def specification(root: Path, weights: str = "weights.pth", **changes) -> dict:
-    shared = " ".join(flag for flag in COMMON if flag not in ("--seed", "3"))
+    shared = " ".join(flag for flag in BOTH if flag not in ("--seed", "3"))
     return {
         "seeds": [1, 2],
         "methods": {"scratch": "", "updetr": "--num_regions 5", "detreg": {"all": "--num_proposals 3"}},
