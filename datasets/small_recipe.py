@@ -32,8 +32,9 @@ EVALUATIONS = 20
 SHORTEST, LONGEST = 320, 800
 """The short side of the images becomes at least and at most so many pixels."""
 
-QUERIES_PER_OBJECT = 1.5
-"""At least so many for the objects of the most crowded image, in fifties."""
+FEWEST_QUERIES = 100
+USUAL_PER_OBJECT, LEAST_PER_OBJECT = 10, 1.5
+"""Queries for each object of the most crowded image, in fifties: many learn slowly where there are few objects."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,12 @@ def rates(args: argparse.Namespace, paper: argparse.Namespace, detector: Detecto
 
 
 def queries(records: DetectionRecords, usual: int) -> Part:
-    """The detector's ``usual`` number, or more, for the image with the most objects."""
+    """Ten for each object of the most crowded image, from 100 to the detector's ``usual`` number, or what it needs."""
     most = int(np.bincount(records.image_of_box()[~records.crowd], minlength=1).max())
-    needed = min(50 * math.ceil(QUERIES_PER_OBJECT * most / 50), MOST_QUERIES)
+    wanted, needed = (50 * math.ceil(each * most / 50) for each in (USUAL_PER_OBJECT, LEAST_PER_OBJECT))
+    number = max(min(max(wanted, FEWEST_QUERIES), usual), needed)
     why = f"the most crowded image has {most} {'object' if most == 1 else 'objects'}"
-    return Part({"num_queries": max(usual, needed)}, why)
+    return Part({"num_queries": min(number, MOST_QUERIES)}, why)
 
 
 def values_of(parts: list[Part]) -> dict[str, Any]:

@@ -48,9 +48,20 @@ def test_sizes_are_near_the_median_of_the_images_own(image_sizes, scales, max_si
     assert part.values == {"scales": scales, "max_size": max_size}
 
 
-@pytest.mark.parametrize(("objects", "expected"), [([0, 0], 100), ([3, 66], 100), ([3, 67], 150), ([400], 600)])
-def test_there_are_more_queries_than_objects_in_the_most_crowded_image(objects, expected):
-    assert queries(records([(99, 99)] * len(objects), objects), usual=100).values == {"num_queries": expected}
+@pytest.mark.parametrize(
+    ("objects", "usual", "expected"),
+    [
+        ([0, 0], 100, 100),
+        ([3, 66], 100, 100),
+        ([3, 67], 100, 150),
+        ([3, 1], 300, 100),
+        ([12], 300, 150),
+        ([28], 300, 300),
+        ([250], 300, 400),
+    ],
+)
+def test_queries_by_the_most_crowded_image(objects, usual, expected):
+    assert queries(records([(99, 99)] * len(objects), objects), usual).values == {"num_queries": expected}
 
 
 def test_a_small_set_gets_it_and_is_told_each_part(data, capsys):
@@ -75,7 +86,7 @@ def test_a_random_backbone_learns_as_fast_as_the_rest(data):
     assert args.lr_backbone == args.lr == 2e-4
     args = parse(data, "--lr", "1e-3", "--detr", "deformable")
     assert args.lr_backbone == args.lr == 1e-3
-    assert args.num_queries == 300  # as usual
+    assert args.num_queries == 100  # not 300
 
 
 def test_what_is_typed_wins(data, capsys):
