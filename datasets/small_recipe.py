@@ -63,7 +63,7 @@ def small_recipe(
     return [
         sizes(records),
         *length(args, paper, epochs, steps),
-        *rates(args, paper, detector, steps),
+        rate(detector, steps),
         Part({"dropout": 0.0}, "it slows a short training"),
         queries(records, paper.num_queries),
     ]
@@ -98,14 +98,10 @@ def length(args: argparse.Namespace, paper: argparse.Namespace, epochs: float, s
     return [Part({"epochs": epochs}, f"about {steps:,} steps; the paper: {paper.epochs} epochs"), often]
 
 
-def rates(args: argparse.Namespace, paper: argparse.Namespace, detector: DetectorRecord, steps: int) -> list[Part]:
-    """Twice the paper's rate, after a warm-up; a backbone that starts random learns at this rate, too."""
-    lr = 2 * detector.finetuning.lr if args.lr is None else args.lr
-    why = f"the training is short; the paper: {paper.lr:g}, no warm-up"
-    parts = [Part({"lr": lr, "warmup_steps": round(WARMUP * steps)}, why)]
-    if paper.pretrain is None and paper.backbone_weights is None:
-        parts.append(Part({"lr_backbone": lr}, "the backbone starts random and has all to learn, from few images"))
-    return parts
+def rate(detector: DetectorRecord, steps: int) -> Part:
+    """Twice the paper's rate, after a warm-up."""
+    values = {"lr": 2 * detector.finetuning.lr, "warmup_steps": round(WARMUP * steps)}
+    return Part(values, f"the training is short; the paper: {detector.finetuning.lr:g}, no warm-up")
 
 
 def queries(records: DetectionRecords, usual: int) -> Part:

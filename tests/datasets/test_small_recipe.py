@@ -81,12 +81,9 @@ def test_a_small_set_gets_it_and_is_told_each_part(data, capsys):
     assert {f"--{name}" for name in changed} <= set(flags)
 
 
-def test_a_random_backbone_learns_as_fast_as_the_rest(data):
-    args = parse(data)
-    assert args.lr_backbone == args.lr == 2e-4
-    args = parse(data, "--lr", "1e-3", "--detr", "deformable")
-    assert args.lr_backbone == args.lr == 1e-3
-    assert args.num_queries == 100  # not 300
+def test_the_detectors_own_rate_is_doubled_and_its_many_queries_are_not_needed(data):
+    args = parse(data, "--detr", "deformable")
+    assert (args.lr, args.lr_backbone, args.num_queries) == (4e-4, 2e-5, 100)
 
 
 def test_what_is_typed_wins(data, capsys):
