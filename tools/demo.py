@@ -27,13 +27,14 @@ from util.script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = "tf_efficientnet_lite0"
-NUM_TRAIN, NUM_VAL, NUM_UNLABELLED = 48, 100, 800
+NUM_TRAIN, NUM_VAL, NUM_UNLABELLED = 96, 150, 800
 SIZE, SCALES = 128, ["96", "112", "128"]
+NUM_QUERIES, NUM_REGIONS = "12", "3"
 DETECTOR = (
     f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
-    "--enc_layers 1 --dec_layers 3 --hidden_dim 128 --dim_feedforward 512 --num_queries 30"
+    f"--enc_layers 1 --dec_layers 3 --hidden_dim 128 --dim_feedforward 512 --num_queries {NUM_QUERIES}"
 ).split()
-PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 120
+PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 100
 RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
 
 
@@ -118,15 +119,14 @@ def unlabelled(out: Path) -> list[str]:
     return [
         *("--dataset_file", "imagefolder", "--data_path", str(out / "data" / "unlabelled")),
         *("--proposals", "edgebox", "--proposal_dir", str(out / "proposals")),
-        *("--recipe", "fast", "--num_regions", "5", "--crop_size", "32"),
+        *("--recipe", "fast", "--num_regions", NUM_REGIONS, "--view_iou", "0.8", "--crop_size", "32"),
         *image_sizes(),
     ]
 
 
 def pretrain_command(out: Path, seed: int) -> list[str]:
     """Pretraining of the Transformer on the unlabelled pictures."""
-    schedule = f"--content_dropout 0.5 --batch_size 8 --lr 1e-3 --max_steps {PRETRAIN_STEPS}"
-    schedule += f" --lr_drop_step {PRETRAIN_STEPS * 4 // 5}"
+    schedule = f"--content_dropout 0.5 --batch_size 8 --lr 1e-3 --lr_schedule cosine --max_steps {PRETRAIN_STEPS}"
     return [
         *script("main_pretrain.py"),
         *unlabelled(out),
@@ -146,7 +146,7 @@ def finetune_command(out: Path, folder: str, seed: int) -> list[str]:
         else [*DETECTOR, "--backbone_weights", str(backbone_file(out))]
     )
     schedule = f"--batch_size 8 --lr 1e-3 --lr_backbone 0 --max_steps {FINETUNE_STEPS}"
-    schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 5 --log_every 10"
+    schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 4 --log_every 10"
     return [
         *script("main_finetune.py"),
         *("--recipe", "paper", "--dataset_file", "coco", "--data_path", str(out / "data")),
@@ -165,7 +165,7 @@ def image_sizes() -> list[str]:
 def picture_commands(out: Path) -> dict[str, list[str]]:
     """What each picture of the result is drawn by."""
     visualize = script("tools/visualize.py")
-    views = [*visualize, "views", "--out", str(out / "views.jpg"), *unlabelled(out), "--num_queries", "30"]
+    views = [*visualize, "views", "--out", str(out / "views.jpg"), *unlabelled(out), "--num_queries", NUM_QUERIES]
     views += ["--backbone", f"timm:{BACKBONE}"]
     ours, scratch = (str(out / folder / "checkpoint.pth") for folder in RUNS)
     predictions = [*visualize, "predictions", "--out", str(out / "predictions.jpg"), "--resume", ours]

@@ -1,8 +1,8 @@
 """Render a small labelled data set of photo-like scenes, for the demo and for tests.
 
-    python tools/render_scenes.py OUT --num_train 48 --num_val 100 --num_unlabelled 800
+    python tools/render_scenes.py OUT --num_train 96 --num_val 150 --num_unlabelled 800
 
-The pictures show a few objects of four categories (see tools/scenes/). The same arguments give the same bytes
+The pictures show one or two objects of three categories (see tools/scenes/). The same arguments give the same bytes
 (with the same versions of numpy and Pillow). Objects that are hidden too much are left out of the scene, not merely
 out of the annotations: see :func:`tools.scenes.compose.render_scene`.
 """
@@ -26,7 +26,7 @@ from util.errors import UserError
 from util.parser import Parser
 from util.script import run_script
 
-ASPECT_RATIOS = (1.0, 4 / 3, 3 / 2)  # of the long to the short side
+ASPECT_RATIOS = (1.0, 5 / 4, 4 / 3)  # of the long to the short side
 CATEGORY_IDS = {name: index for index, name in enumerate(CATEGORIES, start=1)}
 SPLITS = ("train", "val", "unlabelled")
 
@@ -123,8 +123,8 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("out", metavar="OUT", help="folder to make")
-    parser.add_argument("--num_train", type=int, default=48)
-    parser.add_argument("--num_val", type=int, default=100)
+    parser.add_argument("--num_train", type=int, default=96)
+    parser.add_argument("--num_val", type=int, default=150)
     parser.add_argument("--num_unlabelled", type=int, default=800)
     parser.add_argument("--size", type=int, default=192, help="short side in pixels")
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,8 @@
 
 `views` shows two-view samples as the model sees them: the views, their numbered regions, the crops. `proposals` shows
 the best boxes of a folder of proposals, 0 the first. `predictions` shows the best boxes that a finetuned checkpoint
-finds in the validation images beside the true ones, and with --beside those of a second checkpoint. `pr` draws
+finds in the validation images beside the true ones, and with --beside those of a second checkpoint; of boxes with an
+IoU above 0.4 it draws only the best. `pr` draws
 precision over recall of each class, `confusion` which class was taken for which, `worst` the images with the most
 mistakes; all three at IoU 0.5, the latter two at the score with the best F1, and with the figures as JSON beside the
 picture. `regions` shows what a pretrained checkpoint finds in one view for the regions of the other. `curves` draws
@@ -42,7 +43,7 @@ from models.postprocess import PostProcess
 from models.predictor import Predictor
 from models.run_pictures import draw_views, legible_zoom
 from tools.looking.pictures import collect, draw_confusion, draw_curves, draw_worst
-from tools.looking.predictions import Found, draw_side_by_side, fitting_threshold
+from tools.looking.predictions import Found, draw_side_by_side, fitting_threshold, without_overlaps
 from tools.region_pictures import draw_regions
 from util.check_args import at_least
 from util.errors import UserError
@@ -205,14 +206,15 @@ def draw_predictions(
     """The first validation images, what the checkpoint of main_finetune.py's flags ``argv`` finds in them, and what
     the checkpoint ``beside`` does.
 
-    Without a ``threshold``, boxes are drawn from the score on that has the best F1 on the validation images.
+    Of boxes that overlap by more than MOST_OVERLAP only the best is drawn. Without a ``threshold``, boxes are drawn
+    from the score on that has the best F1 on the validation images.
     """
     evaluated = [load_for_evaluation(argv)]
     if beside:
         evaluated.append(load_for_evaluation([*argv, "--resume", beside]))
     found = []
     for name, seen in zip(name_checkpoints([seen.checkpoint for seen in evaluated]), evaluated, strict=True):
-        cases = collect(seen.predictor, seen.loader)
+        cases = [without_overlaps(case) for case in collect(seen.predictor, seen.loader)]
         least = fitting_threshold(cases, list(seen.names())) if threshold is None else threshold
         found.append(Found(name, cases, least))
     first = evaluated[0]

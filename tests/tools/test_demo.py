@@ -64,7 +64,7 @@ def test_pretraining_command_is_understood() -> None:
     assert args.backbone_weights == str(demo.backbone_file(OUT))
     assert (args.recipe, args.matching, args.seed) == ("fast", "own", 3)
     assert args.resume == "auto"
-    assert 0 < args.lr_drop_step < args.max_steps
+    assert args.lr_schedule == "cosine"
     assert args.batch_size <= demo.NUM_UNLABELLED
 
 

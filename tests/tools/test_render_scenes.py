@@ -88,7 +88,9 @@ def test_visible_masks_of_one_picture_do_not_overlap(train: COCO) -> None:
 def test_masks_show_where_the_object_changes_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repainting one object in a glowing colour changes exactly the pixels of its mask (but for soft edges)."""
     monkeypatch.setattr(compose, "NUM_OBJECTS", (5, 5))  # some hide parts of others
-    rng, shape = np.random.default_rng(2), (120, 160)
+    monkeypatch.setattr(compose, "RADII", (0.15, 0.3))
+    monkeypatch.setattr(compose, "MIN_VISIBLE_SHARE", 0.3)
+    rng, shape = np.random.default_rng(3), (120, 160)
     things = compose.remove_hidden(compose._draw_things(rng, shape), shape)
     lamp = compose._draw_lamp(rng)
     owner, canvas = compose.owners(things, shape), np.full((*shape, 3), 0.3, np.float32)
@@ -121,13 +123,13 @@ def block(name: str | None, left: int, top: int, wide: int, tall: int) -> compos
 
 
 def test_hidden_objects_leave_the_scene() -> None:
-    """Shares by hand: 3/10, 2.9/10 hidden by a distractor, outside the picture, and too thin."""
+    """Shares by hand: 6/10, 5.9/10 hidden by a distractor, outside the picture, and too thin."""
     shape = (100, 100)
     seen = block("ball", 0, 0, 100, 10)
-    hidden = block("bottle", 0, 20, 100, 10)
-    outside = block("leaf", -75, 40, 100, 10)
+    hidden = block("crate", 0, 20, 100, 10)
+    outside = block("mug", -41, 40, 100, 10)
     thin = block("crate", 0, 60, 20, 7)
-    covers = [block(None, 30, 0, 70, 10), block(None, 29, 20, 71, 10)]
+    covers = [block(None, 60, 0, 40, 10), block(None, 59, 20, 41, 10)]
     kept = compose.remove_hidden([seen, hidden, outside, thin, *covers], shape)
     assert [thing.name for thing in kept] == ["ball", None, None]
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from PIL import Image
+from torchvision.ops import nms
 
 from tools.looking.matching import ImageCase, best_threshold, curve_of, match
 from util.plot_utils import contact_sheet, draw_objects
 
 MOST_BOXES = 10
 """A picture shows no more boxes of a detector than this, the best."""
+
+MOST_OVERLAP = 0.4
+"""Of two boxes of a detector with a higher IoU than this, a picture shows only the better one."""
 
 SHORT_SIDE = 320
 """All images are drawn at this size, so that all texts have one size."""
@@ -31,6 +36,17 @@ class Found:
     name: str
     cases: list[ImageCase]
     threshold: float
+
+
+def without_overlaps(case: ImageCase) -> ImageCase:
+    """The same image without the detections that overlap a better one, of any class, by more than MOST_OVERLAP.
+
+    A detector that was trained for a short time finds an object several times, and people see a thicket. The scores of
+    COCO count every detection.
+    """
+    kept = nms(torch.from_numpy(case.found).float(), torch.from_numpy(case.scores).float(), MOST_OVERLAP).numpy()
+    found = {name: getattr(case, name)[kept] for name in ("found", "found_labels", "scores")}
+    return replace(case, **found)
 
 
 def fitting_threshold(cases: Sequence[ImageCase], labels: Sequence[int]) -> float:

@@ -15,12 +15,13 @@ from tools.scenes.backgrounds import draw_ground
 from tools.scenes.noise import Array, fractal_noise
 from tools.scenes.objects import CATEGORIES, DISTRACTORS, DrawObject, Surface
 
-NUM_OBJECTS = (1, 3)  # of a category, least and most
+NUM_OBJECTS = (1, 2)  # of a category, least and most
 NUM_DISTRACTORS = (0, 1)
-RADII = (0.2, 0.38)  # of things, as shares of the picture's short side
-GROUND_BLUR = 0.015  # standard deviation, as a share of the short side
-GROUND_CONTRAST = 0.6
-MIN_VISIBLE_SHARE = 0.3  # of the whole object, what lies outside the picture counted as hidden
+RADII = (0.24, 0.38)  # of things, as shares of the picture's short side
+CENTRES = (0.15, 0.85)  # of things, as shares of the picture's sides
+GROUND_BLUR = 0.02  # standard deviation, as a share of the short side
+GROUND_CONTRAST = 0.4
+MIN_VISIBLE_SHARE = 0.6  # of the whole object, what lies outside the picture counted as hidden
 MIN_VISIBLE_SIDE = 8  # pixels, both sides of the visible part's box
 _MARGIN = 1.25  # the grid of an object reaches somewhat beyond its radius
 
@@ -116,7 +117,7 @@ def _draw_things(rng: np.random.Generator, shape: tuple[int, int]) -> list[Thing
 def _draw_thing(rng: np.random.Generator, shape: tuple[int, int], name: str | None) -> Thing:
     draw: DrawObject = CATEGORIES[name] if name else DISTRACTORS[rng.integers(len(DISTRACTORS))]
     radius = float(min(shape) * RADII[0] * (RADII[1] / RADII[0]) ** rng.uniform())
-    centre_y, centre_x = rng.uniform(0.05, 0.95, 2) * shape
+    centre_y, centre_x = rng.uniform(*CENTRES, 2) * shape
     top, left = int(centre_y - radius * _MARGIN), int(centre_x - radius * _MARGIN)
     side = int(2 * radius * _MARGIN) + 2
     rows, columns = np.mgrid[:side, :side].astype(np.float32)

@@ -1,4 +1,4 @@
-"""The things in a scene: four categories, told apart by shape and texture, and distractors of no category.
+"""The things in a scene: three compact categories, told apart by shape and texture, and distractors of no category.
 
 Each function draws one random instance in its own coordinates: ``x`` to the right and ``y`` downwards, [h, w], in
 units of the object's radius, the object within about [-1, 1] on both axes.
@@ -53,25 +53,6 @@ def ball(x: Array, y: Array, rng: np.random.Generator) -> Surface:
     return Surface(x**2 + y**2 - 1, albedo, z, gloss=rng.uniform(0.1, 0.8))
 
 
-def bottle(x: Array, y: Array, rng: np.random.Generator) -> Surface:
-    """A body of revolution with shoulder and neck, a label around the body and a cap."""
-    body, neck = rng.uniform(0.3, 0.42), rng.uniform(0.1, 0.14)
-    shoulder, slope = rng.uniform(-0.35, -0.05), rng.uniform(6, 16)
-    radius = neck + (body - neck) / (1 + np.exp(-slope * (y - shoulder)))
-    radius = np.where(y < -0.85, neck * 1.3, radius)
-    outside = np.maximum(np.abs(x) - radius, np.abs(y) - 1 + 0.12 * (x / body) ** 2 * (y > 0))
-    height = np.sqrt(np.clip(radius**2 - x**2, 0, None))
-    glass, paper = draw_colour(rng) * 0.6, np.clip(draw_colour(rng) + 0.25, 0, 0.9)
-    top, bottom = shoulder + rng.uniform(0.3, 0.4), rng.uniform(0.65, 0.85)
-    label = np.clip(np.minimum(y - top, bottom - y) * 40, 0, 1)
-    around = np.arcsin(np.clip(x / radius, -1, 1))
-    print_ = stripes(y * rng.uniform(3, 7)) * (np.sin(around * rng.uniform(5, 14) + rng.uniform(0, 6)) > 0)
-    streak = ridge(np.abs(x) / radius - 0.65, 0.12) * 0.5 + 0.75  # light gathered near the walls of the glass
-    albedo = mix(glass * streak[..., None], mix(paper, second_colour(rng, paper), print_), label)
-    albedo = mix(albedo, second_colour(rng, glass), (y < -0.82).astype(np.float32))
-    return Surface(outside, albedo, height, gloss=rng.uniform(0.6, 1.2))
-
-
 def crate(x: Array, y: Array, rng: np.random.Generator) -> Surface:
     """A box of boards seen on three of its faces (orthographic rays through a box)."""
     toward = rng.uniform(0.35, 1, 3)
@@ -100,25 +81,29 @@ def crate(x: Array, y: Array, rng: np.random.Generator) -> Surface:
     return Surface(enter - leave, np.clip(albedo, 0.005, 1), leave + 0.02 * border, gloss=rng.uniform(0, 0.15))
 
 
-def leaf(x: Array, y: Array, rng: np.random.Generator) -> Surface:
-    """A bent, pointed blade with midrib and side veins, serrated or smooth, on a stem."""
-    y = y - rng.uniform(-0.35, 0.35) * (x**2 - 0.4)
-    span = np.clip(1 - ((x - 0.15) / 0.85) ** 2, 0, None)  # the blade reaches from -0.7 to 1
-    blunt, skew = rng.uniform(0.7, 1.2), rng.uniform(-0.4, 0.4)
-    width = rng.uniform(0.3, 0.5) * span**blunt * (1 - skew * (x - 0.15))
-    veins, lean = rng.uniform(6, 11), rng.uniform(0.6, 1.2)
-    if rng.uniform() < 0.5:
-        width = width * (1 + 0.16 * ((x * veins * 1.5) % 1 - 0.5))
-    stem = np.maximum(np.abs(y) - 0.03, np.abs(x + 0.7) - 0.3)
-    outside = np.minimum(np.maximum(np.abs(y) - width, np.abs(x - 0.15) - 0.85), stem)
-    side = ridge(((x - lean * np.abs(y)) * veins) % 1 - 0.5, 0.13)
-    rib = ridge(y, 0.035)
-    blotch = fractal_noise(rng, x.shape, 5)
+def mug(x: Array, y: Array, rng: np.random.Generator) -> Surface:
+    """A cup seen from somewhat above: the opening with a drink in it, a painted wall, a handle at the side."""
+    x = x + 0.2
+    radius, tall, tilt = rng.uniform(0.5, 0.62), rng.uniform(0.45, 0.7), rng.uniform(0.25, 0.5)
+    wall_x = x / (radius * (1 - rng.uniform(0, 0.2) * np.clip(y, -1, 1)))
+    bulge = np.sqrt(np.clip(1 - wall_x**2, 0, None))
+    depth = radius * tilt * bulge
+    body = np.maximum(np.abs(wall_x) - 1, np.maximum(-tall - depth - y, y - tall - depth))
+    reach = np.hypot((x - radius * 0.95) / 0.8, y)
+    thick, from_ring = rng.uniform(0.09, 0.13), np.abs(reach - rng.uniform(0.3, 0.42))
+    handle = np.maximum(from_ring - thick, radius * 0.8 - x)
+    opening = np.hypot(wall_x, (y + tall) / (radius * tilt))  # < 1 within the rim's ellipse
+    hollow = np.clip((0.9 - opening) * 15, 0, 1)
+
     first = draw_colour(rng)
-    albedo = mix(first, second_colour(rng, first), np.clip(rng.uniform(0.1, 0.6) * (blotch * 2 + np.abs(y)), 0, 1))
-    albedo = mix(albedo, albedo.mean() * 0.5 + albedo * 1.3, np.clip(0.35 * side + 0.9 * rib, 0, 1))
-    height = -0.35 * np.abs(y) + 0.015 * side + 0.03 * rib + 0.12 * blotch
-    return Surface(outside, np.clip(albedo, 0.01, 1), height, gloss=rng.uniform(0.05, 0.4), flat=True)
+    around = np.arcsin(np.clip(wall_x, -1, 1))
+    band = (y - depth) * rng.uniform(1, 3)
+    painted = stripes(band) if rng.uniform() < 0.5 else stripes(band) * stripes(around * rng.uniform(1, 2.5))
+    inside = mix(first * 0.35, draw_colour(rng) * 0.4, np.clip((y + tall + 0.04) * 20, 0, 1))
+    albedo = mix(mix(first, second_colour(rng, first), painted * (body < 0) * (opening > 1)), inside, hollow)
+    loop = np.sqrt(np.clip(thick**2 - from_ring**2, 0, None))
+    height = np.where(body < 0, np.where(opening < 1, 0.25 * y, bulge * radius), loop)
+    return Surface(np.minimum(body, handle), albedo, height, gloss=rng.uniform(0.3, 1.0))
 
 
 def pebble(x: Array, y: Array, rng: np.random.Generator) -> Surface:
@@ -173,8 +158,7 @@ def _random_rotation(rng: np.random.Generator) -> Array:
 DrawObject = Callable[[Array, Array, np.random.Generator], Surface]
 CATEGORIES: dict[str, DrawObject] = {
     "ball": ball,
-    "bottle": bottle,
     "crate": crate,
-    "leaf": leaf,
+    "mug": mug,
 }
 DISTRACTORS: list[DrawObject] = [pebble, stick, paper, shard]

@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.tools.looking.test_matching import case
 from tools.looking import predictions
-from tools.looking.predictions import Found, best_few, draw_side_by_side, fitting_threshold, verdict
+from tools.looking.predictions import Found, best_few, draw_side_by_side, fitting_threshold, verdict, without_overlaps
 from util.plot_utils import colour_of
 
 CUP, LEAF = (0, 10, 10, 40, 40), (1, 60, 50, 90, 90)
@@ -32,6 +32,17 @@ def test_no_thickets() -> None:
     few = best_few(many)
     assert len(few["boxes"]) == len(few["labels"]) == len(few["scores"]) == predictions.MOST_BOXES
     assert few["scores"].min() > 0.9
+
+
+def test_of_overlapping_boxes_the_best_stays() -> None:
+    """IoU with the best box by hand: 80/120, 50/150 and 0; classes do not matter, the order of scores does."""
+    found = [(0, 0.9, 0, 0, 10, 10), (1, 0.8, 0, 2, 10, 12), (0, 0.7, 5, 0, 15, 10), (0, 0.6, 50, 0, 60, 10)]
+    kept = without_overlaps(case([CUP], found))
+    assert kept.scores.tolist() == [0.9, 0.7, 0.6]
+    assert kept.found[:, 0].tolist() == [0, 5, 50]
+    assert kept.found_labels.tolist() == [0, 0, 0]
+    assert kept.truth.tolist() == case([CUP], []).truth.tolist()
+    assert not len(without_overlaps(case([CUP], [])).scores)
 
 
 def test_each_detector_has_a_column_of_boxes_above_its_threshold() -> None:
