@@ -34,7 +34,7 @@ DETECTOR = (
     f"--detr conditional --backbone timm:{BACKBONE} --feature_stride 16 "
     f"--enc_layers 1 --dec_layers 3 --hidden_dim 128 --dim_feedforward 512 --num_queries {NUM_QUERIES}"
 ).split()
-PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 100
+PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 144
 RUNS = {"siamese": "Siamese DETR pretraining", "scratch": "no pretraining"}  # folder of each finetuning -> its start
 
 
@@ -145,7 +145,7 @@ def finetune_command(out: Path, folder: str, seed: int) -> list[str]:
         if folder == "siamese"
         else [*DETECTOR, "--backbone_weights", str(backbone_file(out))]
     )
-    schedule = f"--batch_size 8 --lr 1e-3 --lr_backbone 0 --max_steps {FINETUNE_STEPS}"
+    schedule = f"--batch_size 8 --lr 5e-4 --lr_backbone 0 --max_steps {FINETUNE_STEPS}"
     schedule += f" --lr_drop_step {FINETUNE_STEPS * 4 // 5} --eval_every 4 --log_every 10"
     return [
         *script("main_finetune.py"),

@@ -13,8 +13,8 @@ from torchvision.ops import nms
 from tools.looking.matching import ImageCase, best_threshold, curve_of, match
 from util.plot_utils import contact_sheet, draw_objects
 
-MOST_BOXES = 10
-"""A picture shows no more boxes of a detector than this, the best."""
+FEW_BOXES = 4
+"""So many boxes of a detector are drawn at most, the best, or twice as many as there are objects if that is more."""
 
 MOST_OVERLAP = 0.4
 """Of two boxes of a detector with a higher IoU than this, a picture shows only the better one."""
@@ -82,18 +82,24 @@ def draw_side_by_side(
     return contact_sheet(pictures, columns=1 + len(detectors), captions=captions)
 
 
+def most_boxes(case: ImageCase) -> int:
+    """How many boxes are drawn in an image at most; see :data:`FEW_BOXES`."""
+    return max(FEW_BOXES, 2 * len(case.labels))
+
+
 def best_few(case: ImageCase) -> dict[str, np.ndarray]:
-    """The best :data:`MOST_BOXES` detections as :func:`util.plot_utils.draw_objects` takes them."""
-    best = slice(MOST_BOXES)
+    """The best :func:`most_boxes` detections as :func:`util.plot_utils.draw_objects` takes them."""
+    best = slice(most_boxes(case))
     return {"boxes": case.found[best], "labels": case.found_labels[best], "scores": case.scores[best]}
 
 
 def verdict(case: ImageCase, threshold: float) -> str:
-    """How many of an image's detections are right, in a few words."""
+    """How many of an image's detections are right, in a few words; those that are not drawn count as well."""
     shown = case.above(threshold)
     if not len(shown.scores):
         best = f": best was {case.scores[0]:.2f}" if len(case.scores) else ""
         return f"nothing above {threshold:.2f}{best}"
     matched = match(shown, by_class=True)
     objects = int((~case.crowd.astype(bool)).sum())
-    return f"{(matched >= 0).sum()} of {objects} found, {(matched == -1).sum()} wrong, score from {threshold:.2f}"
+    drawn = f"score from {threshold:.2f}" if len(matched) <= most_boxes(case) else f"best {most_boxes(case)} drawn"
+    return f"{(matched >= 0).sum()} of {objects} found, {(matched == -1).sum()} wrong, {drawn}"

@@ -30,8 +30,10 @@ def test_the_threshold_has_the_best_f1() -> None:
 def test_no_thickets() -> None:
     many = case([CUP], [(0, 1 - 0.01 * rank, 0, 0, 5 + rank, 9) for rank in range(50)])
     few = best_few(many)
-    assert len(few["boxes"]) == len(few["labels"]) == len(few["scores"]) == predictions.MOST_BOXES
-    assert few["scores"].min() > 0.9
+    assert len(few["boxes"]) == len(few["labels"]) == len(few["scores"]) == 4
+    assert few["scores"].min() > 0.96
+    assert verdict(many, 0.5) == "0 of 1 found, 50 wrong, best 4 drawn"
+    assert len(best_few(case([CUP] * 3, [(0, 0.5, 0, 0, 9, 9)] * 50))["boxes"]) == 6
 
 
 def test_of_overlapping_boxes_the_best_stays() -> None:
