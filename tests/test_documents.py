@@ -64,10 +64,11 @@ def help_of(script: str, sub: str, monkeypatch, capsys) -> str:
     return capsys.readouterr().out
 
 
+EVALUATION = "--eval_size 80 --eval_max_size 110".split()
 SIZES = {  # what makes the commands of a script small
     "main_pretrain.py": [*BOTH, "--crop_size", "32", "--max_steps", "1"],
-    "main_finetune.py": [*BOTH, "--max_steps", "1"],
-    "main_predict.py": ["--device", "cpu", "--num_workers", "0"],
+    "main_finetune.py": [*BOTH, *EVALUATION, "--max_steps", "1"],
+    "main_predict.py": [*EVALUATION, "--device", "cpu", "--num_workers", "0"],
 }
 NOT_RUN = {  # words of a command -> where it is run instead
     "tools/compare.py": "tests/tools/test_compare.py, with a specification of its own",
@@ -121,6 +122,8 @@ def test_command_runs(command, place):
     if command.script in NOT_RUN:
         pytest.skip(NOT_RUN[command.script])
     words = [sys.executable, *(made_small(word, place) for word in command.words[1:]), *SIZES.get(command.script, [])]
+    if "--epochs" in words:
+        words = words[: words.index("--max_steps")]
     if command.script == "main_pretrain.py" and "--resume" not in words:
         words += [*DETECTOR, "--backbone_weights", "swav_800ep_pretrain.pth.tar", "--backbone", "resnet50"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -135,4 +138,5 @@ def made_small(word: str, place: Path) -> str:
         return str(ROOT / word)
     if word.startswith("/data"):
         return str(place / word.lstrip("/"))
-    return {"--nproc_per_node=8": "--nproc_per_node=2", "DIR": str(place / "data" / "photos")}.get(word, word)
+    smaller = {"--nproc_per_node=8": "--nproc_per_node=2", "80": "2", "DIR": str(place / "data" / "photos")}
+    return smaller.get(word, word)
