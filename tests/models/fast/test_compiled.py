@@ -111,6 +111,9 @@ def test_the_first_graphs_are_all():
 @pytest.mark.parametrize("detr", DETRS)
 def test_pretraining(detr):
     method = build(detr=detr, query_jitter=0.0).train()
+    # In training, this head's batch norms over two images amplify rounding: from float32 to float64 without --compile
+    # gradients change by a third. The head itself is not compiled; its gradient flows through what is.
+    method.global_head.eval()
     assert_same_steps(method, [random_batch(), random_batch(3)], "inductor")
 
 
