@@ -15,6 +15,9 @@ LEAST_TEXT = 10
 ROOMY = 12
 """Number of texts on a picture from which on the font shrinks."""
 
+MOST_HIDDEN = 0.25
+"""Largest share of the picture that all texts together may hide, so that something is seen of a small picture."""
+
 Rectangle = tuple[float, float, float, float]
 
 
@@ -34,8 +37,17 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
 
 def text_size(size: tuple[int, int], num_texts: int = 1) -> int:
     """A readable font size in pixels for a picture of (width, height) ``size`` with ``num_texts`` texts."""
-    crowding = math.sqrt(ROOMY / max(num_texts, ROOMY))
-    return max(LEAST_TEXT, round(min(size) / 26 * crowding))
+    return max(LEAST_TEXT, round(min(size) / 26 * _crowding(num_texts)))
+
+
+def line_width(size: tuple[int, int], num_boxes: int = 1) -> int:
+    """Width in pixels of the lines of ``num_boxes`` boxes on a picture of (width, height) ``size``."""
+    return max(1, round(min(size) / 150 * _crowding(num_boxes)))
+
+
+def _crowding(count: int) -> float:
+    """The factor by which texts and lines shrink where there are many."""
+    return math.sqrt(ROOMY / max(count, ROOMY))
 
 
 def patch_size(text: str, font_size: int) -> tuple[float, float]:
@@ -50,7 +62,8 @@ def place_labels(
     """A label for each box; the first boxes choose first.
 
     A label lies at an edge of its box and overlaps no other label. If there is no place, only its last word (the score)
-    is written; if there is no place for that either, the label is None. So is a label that would hide a small picture.
+    is written; if there is no place for that either, the label is None. So it is if the labels would hide more than
+    :data:`MOST_HIDDEN` of the picture.
 
     Args:
         size: (width, height) of the picture.
@@ -60,11 +73,13 @@ def place_labels(
     """
     taken: list[Rectangle] = []
     labels: list[Label | None] = []
+    free = MOST_HIDDEN * size[0] * size[1]
     for box, text in zip(boxes, texts, strict=True):
-        label = next(filter(None, (_place(size, box, form, font_size, taken) for form in _forms(text))), None)
+        label = next(filter(None, (_place(size, box, form, font_size, taken, free) for form in _forms(text))), None)
         labels.append(label)
         if label is not None:
             taken.append(label.patch)
+            free -= math.prod(patch_size(label.text, font_size))
     return labels
 
 
@@ -74,10 +89,11 @@ def _forms(text: str) -> list[str]:
 
 
 def _place(
-    size: tuple[int, int], box: Rectangle, text: str, font_size: int, taken: Sequence[Rectangle]
+    size: tuple[int, int], box: Rectangle, text: str, font_size: int, taken: Sequence[Rectangle], free: float
 ) -> Label | None:
+    """The label at a place that is not ``taken``, of at most ``free`` square pixels."""
     wide, tall = patch_size(text, font_size)
-    if wide > size[0] or 3 * tall > size[1]:
+    if wide > size[0] or wide * tall > free:
         return None
     for x, y in _corners(size, box, wide, tall):
         patch = (x, y, x + wide, y + tall)

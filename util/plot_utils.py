@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util.box_labels import font_of, patch_size, place_labels, text_size
+from util.box_labels import font_of, line_width, patch_size, place_labels, text_size
 from util.errors import DataError
 from util.files import written_whole
 from util.inputs import NotJson, Unreadable, parse_json, read_text
@@ -64,7 +64,7 @@ def draw_boxes(
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC) if zoom != 1 else image.convert("RGB").copy()
     draw = ImageDraw.Draw(picture)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * zoom
-    width = max(1, round(min(size) / 150))
+    width = line_width(size, len(boxes))
     own = [colour_of(index if colours is None else int(colours[index])) for index in range(len(boxes))]
     for (left, top, right, bottom), colour in reversed(list(zip(boxes, own, strict=True))):
         draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
@@ -169,7 +169,7 @@ def draw_detections(
     shown = (scores >= threshold) & np.isin(labels, list(names))
     found = {"boxes": np.asarray(found["boxes"])[shown], "labels": labels[shown], "scores": scores[shown]}
     pictures = [draw_objects(image, objects, names, zoom=zoom) for objects in (truth, found)]
-    return contact_sheet(pictures, columns=2, captions=["truth", f"found (score at least {threshold:g})"])
+    return contact_sheet(pictures, columns=2, captions=["truth", f"found (score at least {threshold:.2f})"])
 
 
 def draw_objects(

@@ -57,6 +57,16 @@ def test_texts_of_boxes_that_begin_at_one_corner_are_all_seen(corner: tuple[int,
         assert filled[0] > filled[1] + 30  # a patch of the box's colour behind its text
 
 
+def test_texts_leave_most_of_a_small_picture_free() -> None:
+    boxes = [[2, 2, 30, 38], [10, 5, 50, 20], [12, 20, 40, 39]]
+    texts = ["cat 0.90", "cat 0.80", "dog 0.70"]
+    picture, plain = (
+        plot_utils.draw_boxes(Image.new("RGB", (53, 40), GREY), boxes, texts=written) for written in (texts, None)
+    )
+    changed = (np.asarray(picture) != np.asarray(plain)).any(-1).mean()
+    assert 0.05 < changed < 0.3
+
+
 def test_boxes_turned_inside_out_or_outside_do_not_crash() -> None:
     boxes = [[20, 20, 10, 10], [-50, -50, -20, -20], [5, 5, 500, 500]]
     picture = plot_utils.draw_boxes(Image.new("RGB", (60, 60)), boxes, texts=["a", "b", "c"])

@@ -71,7 +71,7 @@ def draw_curves(cases: Sequence[ImageCase], names: dict[int, str], out: Path) ->
     told = sorted(curves, key=lambda label: -curves[label].num_objects)
     for place, label in enumerate(told):
         average = curves[label].average_precision()
-        text = f"{names[label]}  AP50 {100 * average:.1f}" if place < MANY_CLASSES else None
+        text = f"{names[label]}  AP50 {average:.3f}" if place < MANY_CLASSES else None
         axes.plot(curves[label].recall, curves[label].precision, label=text, linewidth=1.5)
     axes.legend(fontsize="small")
     save_figure(figure, out)
