@@ -1,13 +1,13 @@
-"""A detector in eager mode, in ONNX and as `.pt2`: `benchmark.py export`."""
+"""A detector in eager mode, in ONNX, as `.pt2` and compiled from it: `benchmark.py export`."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
+import torch._inductor
 from torch import Tensor
 
 import main_finetune
@@ -15,12 +15,15 @@ from models.postprocess import PostProcess
 from models.predictor import Predictor
 from tools.benchmark_detector import random_detector
 from tools.clock import describe, milliseconds
-from tools.exporting.check import open_file
+from tools.exporting.check import Run, difference, expected, open_file
 from tools.exporting.form import ExportForm
-from tools.exporting.write import program_of, write_onnx, write_pt2
+from tools.exporting.write import program_of, quiet, write_onnx, write_pt2
+from util.errors import one_line
 from util.nested_tensor import NestedTensor
 
 CPU = torch.device("cpu")
+COMPILED = "AOTInductor"
+"""The row of the ``.pt2`` file as machine code."""
 
 
 def benchmark_export(detr: str, rounds: int, size: tuple[int, int]) -> None:
@@ -35,23 +38,29 @@ def benchmark_export(detr: str, rounds: int, size: tuple[int, int]) -> None:
     images = NestedTensor(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool))
     with tempfile.TemporaryDirectory() as folder:
         files = {suffix: write(predictor, Path(folder) / f"detector{suffix}", pixels) for suffix in (".onnx", ".pt2")}
-        sizes = {suffix: f"{path.stat().st_size / 2**20:.1f} MiB" for suffix, path in files.items()}
-        runs: dict[str, Callable[[], object]] = {"eager": lambda: predictor.detect(images, torch.ones(1, 2))}
-        for suffix, path in files.items():
-            opened = open_file(path, takes_mask=False)
-            runs[suffix] = lambda opened=opened: opened(images)
+        runs: dict[str, Run] = {"eager": lambda images: expected(predictor, images)}
+        runs |= {suffix: open_file(path, takes_mask=False) for suffix, path in files.items()}
+        package = Path(folder) / "compiled.pt2"
+        reason = compile_ahead(files[".pt2"], package)
+        if reason is None:
+            files[COMPILED], runs[COMPILED] = package, open_compiled(package)
+        sizes = {name: f"{path.stat().st_size / 2**20:.1f} MiB" for name, path in files.items()}
         print(f"{describe(CPU)}, {detr}, 1 x float32 {size[0]} x {size[1]}, medians of {rounds} rounds in turn")
-        times: dict[str, list[float]] = {name: [] for name in runs}
+        times = {name: [] for name in runs}
         for count in range(rounds + 1):  # the first round warms up
             for name, run in runs.items():
                 began = milliseconds(CPU)
-                run()
+                run(images)
                 if count:
                     times[name].append(milliseconds(CPU) - began)
+        wanted = runs["eager"](images)
+        differs = {name: difference(run(images), wanted) for name, run in runs.items()}
     for name, values in times.items():
-        print(
-            f"{name:<8}{sizes.get(name, ''):>12}{median(values):>10.1f} ms   ({min(values):.1f} .. {max(values):.1f})"
-        )
+        spread = f"({min(values):.1f} .. {max(values):.1f})"
+        told = f"   differs from eager by {differs[name]:.1g}" if name in files else ""
+        print(f"{name:<12}{sizes.get(name, ''):>12}{median(values):>10.1f} ms   {spread}{told}")
+    if reason:
+        print(f"{COMPILED:<12} does not compile: {reason}")
 
 
 def random_predictor(detr: str) -> Predictor:
@@ -72,3 +81,22 @@ def write(predictor: Predictor, path: Path, pixels: Tensor) -> Path:
     else:
         write_pt2(program, path, {})
     return path
+
+
+def compile_ahead(file: Path, package: Path) -> str | None:
+    """Compile a ``.pt2`` file to machine code with fused operations; returns None, or why that does not work here."""
+    program = torch.export.load(file)
+    try:
+        with quiet(), torch.no_grad():
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(package), inductor_configs={"freezing": True}
+            )
+    except Exception as error:  # whatever the compilers beneath raise
+        return one_line(error)
+    return None
+
+
+def open_compiled(package: Path) -> Run:
+    """A function that runs what :func:`compile_ahead` wrote."""
+    compiled = torch._inductor.aoti_load_package(str(package))
+    return lambda images: tuple(value.numpy() for value in compiled(images.tensors))

@@ -117,7 +117,7 @@ def test_steps_for_a_gpu_in_small(capsys, stage):
 def test_exported_forms_in_small(capsys, detr):
     benchmark.main(["export", "--detr", detr, "--rounds", "1", "--size", "64", "96"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["eager", ".onnx", ".pt2"]
+    assert [row[0] for row in rows] == ["eager", ".onnx", ".pt2", "AOTInductor"]
     assert all(float(row[row.index("ms") - 1]) > 0 for row in rows)
 
 
