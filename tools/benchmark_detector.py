@@ -16,7 +16,7 @@ import main_finetune
 from models import DETECTORS
 from models.detr import DETR
 from models.supervised import SupervisedDETR
-from tools.clock import describe, milliseconds
+from tools.clock import describe, in_turn
 from util.nested_tensor import NestedTensor
 from util.optional import require
 from util.records import num_outputs
@@ -53,24 +53,14 @@ def benchmark_detector(detr: str, rounds: int, batch_size: int, device: torch.de
     args, _ = main_finetune.parse(["--recipe", "paper", "--detr", detr, "--dataset_file", "coco", "--data_path", "."])
     targets = (pixels, labels, boxes)
     matrix = torch.randn(SIDE, SIDE).to(device)
-
-    def product() -> None:
-        matrix @ matrix
-
     steps = {"ours": _ours(args, *targets), "transformers": _theirs(detr, args.num_queries, *targets)}
     print(f"{describe(device)}, {detr}, {batch_size} x float32, medians of {rounds} rounds in turn")
     print(f"{'':<14}{'ours':>12}{'transformers':>15}{'ratio':>8}{'limit of ours':>17}")
     for index, part in enumerate(("inference", "training step")):
         with Arithmetic() as arithmetic:
             steps["ours"][index]()
-        functions = {name: functions[index] for name, functions in steps.items()} | {"product": product}
-        times: dict[str, list[float]] = {name: [] for name in functions}
-        for count in range(rounds + 1):  # the first round warms up
-            for name, function in functions.items():
-                began = milliseconds(device)
-                function()
-                if count:
-                    times[name].append(milliseconds(device) - began)
+        functions = {name: functions[index] for name, functions in steps.items()} | {"product": lambda: matrix @ matrix}
+        times = in_turn(functions, rounds, device)
         ours, theirs, per_product = (median(times[name]) for name in functions)
         limit = arithmetic.operations / (2 * SIDE**3) * per_product
         print(f"{part:<14}{ours:>9.1f} ms{theirs:>12.1f} ms{theirs / ours:>8.2f}{limit:>14.1f} ms")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +15,7 @@ import main_finetune
 from models.postprocess import PostProcess
 from models.predictor import Predictor
 from tools.benchmark_detector import random_detector
-from tools.clock import describe, milliseconds
+from tools.clock import describe, in_turn
 from tools.exporting.check import Run, difference, expected, open_file
 from tools.exporting.form import ExportForm
 from tools.exporting.write import program_of, quiet, write_onnx, write_pt2
@@ -46,13 +47,7 @@ def benchmark_export(detr: str, rounds: int, size: tuple[int, int]) -> None:
             files[COMPILED], runs[COMPILED] = package, open_compiled(package)
         sizes = {name: f"{path.stat().st_size / 2**20:.1f} MiB" for name, path in files.items()}
         print(f"{describe(CPU)}, {detr}, 1 x float32 {size[0]} x {size[1]}, medians of {rounds} rounds in turn")
-        times = {name: [] for name in runs}
-        for count in range(rounds + 1):  # the first round warms up
-            for name, run in runs.items():
-                began = milliseconds(CPU)
-                run(images)
-                if count:
-                    times[name].append(milliseconds(CPU) - began)
+        times = in_turn({name: partial(run, images) for name, run in runs.items()}, rounds, CPU)
         wanted = runs["eager"](images)
         differs = {name: difference(run(images), wanted) for name, run in runs.items()}
     for name, values in times.items():
