@@ -54,7 +54,10 @@ def test_an_error_of_the_code_keeps_its_traceback():
     [
         (["--data_path", "a\0b"], ""),
         (["--data_path", "\ud800"], ""),
-        (["--output_dir", "x" * 5000, "--data_path", ".", "--dataset_file", "coco"], "File name too long"),
+        (
+            ["--output_dir", "x" * 5000, "--data_path", ".", *"--dataset_file coco --recipe paper".split()],
+            "name too long",
+        ),
         (["--resume", "a\0b", "--data_path", "."], ""),
         (["--backbone_weights", "a\0b", "--data_path", "."], ""),
     ],
