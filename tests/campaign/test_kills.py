@@ -108,14 +108,6 @@ def tell(what: str, kills: Counter[int], rounds: int = 1) -> None:
     print(f"\n{what}: {kills[signal.SIGKILL]} SIGKILL and {kills[signal.SIGTERM]} SIGTERM in {rounds} run(s)")
 
 
-def _lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def disturb(task: Callable[[], None], rng: random.Random, kills: Counter[int], enough: int, progress: Progress) -> None:
     """Kill the run until it has finished or ``kills`` are enough, then let it finish."""
     while kills.total() < enough and not progress.is_done():
