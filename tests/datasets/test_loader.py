@@ -149,7 +149,7 @@ def test_workers_and_position_change_no_byte():
 def test_processes_that_cannot_be_started_are_one_error():
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     files: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1]))
     try:
         with contextlib.suppress(OSError):
             while True:
