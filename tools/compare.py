@@ -16,6 +16,7 @@ those under the name of a data set, detector or method only with it. $NAME is re
     pretrain          {"photos": flags of main_pretrain.py: data, image sizes, schedule}
     finetune          {"raccoon": flags of main_finetune.py, the same after each method; --recipe paper unless they say}
     data              [["photos", "raccoon"]], pairs of a pretraining and the data set to finetune on
+    pretrain_seed     1: one pretraining for all seeds of finetuning; each has its own unless this is given
     common            flags of both scripts, such as --num_workers (optional)
 """
 

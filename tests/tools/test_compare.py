@@ -76,6 +76,18 @@ def test_a_hyphen_makes_a_variant_and_seeds_are_finished_one_by_one(tmp_path):
     assert "finetune/shapes/conditional/siamese-fast_noise/seed1" in {run.name for run in runs}
 
 
+def test_one_pretraining_may_serve_all_seeds_of_finetuning(tmp_path):
+    runs = make_runs(read_specification(write(tmp_path, specification(tmp_path, seeds=[5, 6], pretrain_seed=1))))
+    assert [run.labels["seed"] for run in runs if run.script == "main_pretrain.py"] == [1, 1]
+    needed = {(run.labels["seed"], run.needs) for run in runs if run.needs}
+    assert needed == {
+        (seed, f"pretrain/noise/conditional/{name}/seed1") for seed in (5, 6) for name in ("updetr", "detreg")
+    }
+    assert len(runs) == 2 + 2 * 3
+    names = [run.name for run in runs]
+    assert all(names.index(run.needs) < names.index(run.name) for run in runs if run.needs)
+
+
 def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
     monkeypatch.setenv("SOMEWHERE", "/data")
     flags = {"all": "--data_path $SOMEWHERE/x", "conditional": "--lr 1", "vanilla": "--lr 2"}
@@ -111,6 +123,7 @@ def test_flags_go_with_names_and_variables_are_put_in(tmp_path, monkeypatch):
         ({"seeds": "12"}, '"seeds" must be a list'),
         ({"seeds": []}, '"seeds" must be a list, and not empty'),
         ({"seeds": [1.5]}, '"seeds" must be whole numbers'),
+        ({"pretrain_seed": "1"}, '"pretrain_seed" must be a whole number'),
         ({"common": 3}, '"common" must be flags'),
         ({"methods": {"scratch": None}}, '"methods: scratch" must be flags'),
         ({"finetune": {"shapes": "--lr '1"}}, '"finetune: shapes" must be flags'),
@@ -131,7 +144,7 @@ def test_a_wrong_specification_is_refused(tmp_path, changes, message):
     [
         ("comparison.json", 3 * 2 * 2 + 4 * 2 * 2 * 2),
         ("comparison_own_images.json", 3 * 2 * 2 * 2 + 4 * 2 * 2 * 2),
-        ("comparison_small.json", 3 * 2 * 5 + 3 * 2 * 2 * 6),
+        ("comparison_small.json", 2 * 4 + 3 * 2 * 2 * 5),
     ],
 )
 def test_the_examples_are_made_of_flags_that_go_together(monkeypatch, file, num_runs):
@@ -142,9 +155,8 @@ def test_the_examples_are_made_of_flags_that_go_together(monkeypatch, file, num_
     assert len(runs) == num_runs
     for run in runs:
         if run.needs is None:  # the others take the architecture from a checkpoint
-            args, _ = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}[run.script].parse(
-                run.flags
-            )
+            script = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}[run.script]
+            args, _ = script.parse(["paper" if flag == "small" else flag for flag in run.flags])  # small reads the data
             assert args.seed == run.labels["seed"]
             assert args.detr == run.labels["detector"]
     budgets = {

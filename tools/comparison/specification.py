@@ -15,10 +15,10 @@ from util.inputs import NotJson, Unreadable, parse_json, read_text
 
 SCRATCH = "scratch"  # the method without pretraining
 EVERY = "all"  # flags that apply to every combination
-KEYS = {"seeds", "methods", "detectors", "pretrain", "finetune", "data", "backbone_weights", "common"}
+OPTIONAL = {"common": "", "pretrain_seed": None}
+KEYS = {"seeds", "methods", "detectors", "pretrain", "finetune", "data", "backbone_weights", *OPTIONAL}
 LISTS = ("seeds", "data")
 TABLES = ("methods", "detectors", "pretrain", "finetune")  # name -> flags
-OPTIONAL = {"common": ""}
 COMBINED_WITH = {
     "methods": ("pretrain", "detectors"),
     "detectors": ("pretrain", "finetune", "methods"),
@@ -93,8 +93,10 @@ def _check_kinds(content: dict[str, Any], path: str | Path) -> None:
         kind, told = (list, "a list") if name in LISTS else (dict, "an object")
         if not isinstance(content[name], kind) or not content[name]:
             raise UserError(f'{path}: "{name}" must be {told}, and not empty')
-    if not all(type(seed) is int and seed >= 0 for seed in content["seeds"]):
+    if not all(map(_is_seed, content["seeds"])):
         raise UserError(f'{path}: "seeds" must be whole numbers')
+    if content["pretrain_seed"] is not None and not _is_seed(content["pretrain_seed"]):
+        raise UserError(f'{path}: "pretrain_seed" must be a whole number')
     if not isinstance(content["backbone_weights"], str):
         raise UserError(f'{path}: "backbone_weights" must be a file name')
     entries = {f"{table}: {name}": entry for table in TABLES for name, entry in content[table].items()}
@@ -125,6 +127,10 @@ def _check_names(content: dict[str, Any], path: str | Path) -> None:
 def task_of(method: str) -> str:
     """``"siamese-fast"`` -> ``"siamese"``: what follows the first hyphen names a variant of the pretext task."""
     return method.partition("-")[0]
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _is_flags(text: Any) -> bool:
@@ -164,22 +170,32 @@ def _check_budget(content: dict[str, Any], method: str, path: str | Path) -> Non
 def make_runs(specification: dict[str, Any]) -> list[Run]:
     """All runs, seed by seed; pretraining runs come before the finetuning runs that need them.
 
-    One pretraining run serves all finetuning sets that it is paired with. Without pretraining there is one run per
-    finetuning set.
+    One pretraining run serves all finetuning sets that it is paired with, and with "pretrain_seed" all seeds. Without
+    pretraining there is one run per finetuning set and seed.
     """
     runs: dict[str, Run] = {}
     for seed in specification["seeds"]:
-        for pretrain_set, finetune_set in specification["data"]:
-            for detector in specification["detectors"]:
-                for method in specification["methods"]:
-                    pretraining = None
-                    if method != SCRATCH:
-                        pretraining = _pretraining(specification, pretrain_set, detector, method, seed)
-                        runs.setdefault(pretraining.name, pretraining)
-                    finetuning = _finetuning(specification, pretraining, finetune_set, detector, seed)
-                    runs.setdefault(finetuning.name, finetuning)
-    seeds = specification["seeds"]
-    return sorted(runs.values(), key=lambda run: (seeds.index(run.labels["seed"]), run.needs is not None))
+        of_seed = _runs_of(specification, seed)
+        runs |= {
+            run.name: run for run in sorted(of_seed, key=lambda run: run.needs is not None) if run.name not in runs
+        }
+    return list(runs.values())
+
+
+def _runs_of(specification: dict[str, Any], seed: int) -> list[Run]:
+    """The runs that finetuning with ``seed`` takes; some occur more than once."""
+    runs = []
+    shared = specification["pretrain_seed"]
+    for pretrain_set, finetune_set in specification["data"]:
+        for detector in specification["detectors"]:
+            for method in specification["methods"]:
+                pretraining = None
+                if method != SCRATCH:
+                    pretrain_seed = seed if shared is None else shared
+                    pretraining = _pretraining(specification, pretrain_set, detector, method, pretrain_seed)
+                    runs.append(pretraining)
+                runs.append(_finetuning(specification, pretraining, finetune_set, detector, seed))
+    return runs
 
 
 def _pretraining(specification: dict[str, Any], data: str, detector: str, method: str, seed: int) -> Run:
