@@ -166,14 +166,15 @@ def match_as_told(
 
     Args:
         outputs, targets: as :meth:`HungarianMatcher.forward` takes them.
-        told: [B] bool.
+        told: [B] bool, on the host.
     """
     parts = []
     for match, chosen in ((matcher, told), (partial(HungarianMatcher.forward, matcher), ~told)):
-        images = chosen.nonzero()[:, 0]
-        if len(images):
+        numbers = chosen.nonzero()[:, 0]
+        if len(numbers):
+            images = numbers.to(outputs["pred_logits"].device, non_blocking=True)
             of_chosen = {name: outputs[name][:, images] for name in ("pred_logits", "pred_boxes")}
-            part = match(of_chosen, [targets[index] for index in images.tolist()])
+            part = match(of_chosen, [targets[number] for number in numbers.tolist()])
             parts.append((part.layer, images[part.image], part.query, part.target))
     layer, image, query, target = (torch.cat(column) for column in zip(*parts, strict=True))
     place = (layer * len(told) + image) * outputs["pred_logits"].shape[2] + query

@@ -193,6 +193,13 @@ def test_a_pretraining_step_waits_for_its_matching_alone(data, tmp_path, detecto
     assert len(waits) == 1, waits
 
 
+def test_untold_queries_make_a_step_wait_no_more(data, tmp_path):
+    argv = ["--data_path", f"{data}/train", *PRETRAIN, *DETECTOR, *ON_GPU, "--matching", "own"]
+    argv += ["--content_dropout", "0.5", "--output_dir", str(tmp_path), "--max_steps", "4"]
+    waits = waits_of_a_step(main_pretrain, argv)
+    assert len(waits) <= 1, waits  # none where all are told
+
+
 @pytest.mark.parametrize("detector", DETECTORS, ids=" ".join)
 def test_a_finetuning_step_waits_for_its_matchings_alone(data, tmp_path, detector):
     argv = ["--data_path", str(data), *COMMON, *DETECTOR, *detector, *ON_GPU]

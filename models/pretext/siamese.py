@@ -129,11 +129,14 @@ class SiameseDETR(RegionQueryTask):
             crops = None if self.feature_align is None else self.crop_features(batch.crops)
         return ViewFeatures(features=features, mask=images.mask, boxes=boxes, sizes=sizes, regions=regions, crops=crops)
 
-    def draw_told(self, boxes: Tensor) -> Tensor | None:
-        """Which views' queries are told what to look for: bool [2B], or None: all. ``boxes`` are [2B, R, 4]."""
+    def draw_told(self, num_views: int) -> Tensor | None:
+        """Which views' queries are told what to look for: bool [2B], or None: all.
+
+        The host draws it, since it must know it: a device would make it wait.
+        """
         if not (self.training and self.content_dropout):
             return None
-        return torch.rand(len(boxes), device=boxes.device) >= self.content_dropout
+        return torch.rand(num_views) >= self.content_dropout
 
     def predict(self, views: ViewFeatures, told: Tensor | None = None) -> tuple[Memory, Decoded, dict[str, Tensor]]:
         """Ask every view for the regions of its partner; where ``told`` [2B] is False, without telling which."""
@@ -142,7 +145,7 @@ class SiameseDETR(RegionQueryTask):
 
     def compute_losses(self, views: ViewFeatures) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses; see :meth:`forward`."""
-        told = self.draw_told(views.boxes)
+        told = self.draw_told(len(views.boxes))
         memory, decoded, outputs = self.predict(views, told)
         targets = region_targets(views.boxes, views.sizes)
         matching = None if told is None else match_as_told(self.criterion.matcher, outputs, targets, told)
@@ -232,7 +235,7 @@ class SiameseDETR(RegionQueryTask):
         """
         content = self.patch2query(regions)
         if told is not None:
-            content = content * other_view(told)[:, None, None]
+            content = content * other_view(told.to(content.device, non_blocking=True))[:, None, None]
         return self.queries_with_content(self.detector.queries(len(regions)), content)
 
 

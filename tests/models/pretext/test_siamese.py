@@ -339,11 +339,11 @@ def test_queries_that_are_told_nothing_are_the_detectors_own(content_in):
 
 
 def test_a_share_of_the_views_is_told_nothing_in_training_alone():
-    model, boxes = build(content_dropout=0.25), torch.zeros(4000, 3, 4)
+    model, num_views = build(content_dropout=0.25), 4000
     torch.manual_seed(0)
-    assert model.train().draw_told(boxes).float().mean() == pytest.approx(0.75, abs=0.03)
-    assert model.eval().draw_told(boxes) is None
-    assert build().train().draw_told(boxes) is None
+    assert model.train().draw_told(num_views).float().mean() == pytest.approx(0.75, abs=0.03)
+    assert model.eval().draw_told(num_views) is None
+    assert build().train().draw_told(num_views) is None
     loss, _ = model.train()(random_batch())
     assert loss.isfinite()
 
