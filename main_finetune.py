@@ -175,7 +175,8 @@ def parse_and_look(
     records = DATASETS[args.dataset_file].read_labelled(paper, "train", None)
     if args.recipe is None and len(records) >= recipes.SMALL_BELOW:
         return paper, origin, records
-    parts = small_recipe(args, paper, records, DETECTORS[paper.detr])
+    pretrained = origin is not None and origin.content["stage"] == "pretrain"
+    parts = small_recipe(args, paper, records, DETECTORS[paper.detr], pretrained=pretrained)
     small = complete(values_of(parts))
     say(describe_recipe(parts, args, small, len(records)))
     return small, origin, records

@@ -446,9 +446,10 @@ def add_finetuning_arguments(run: argparse._ArgumentGroup) -> None:
     )
     run.add_argument(
         "--new_parts",
-        nargs="+",
+        nargs="*",
         metavar="NAME",
-        help="parts of --pretrain's detector that start anew all the same: bbox_embed, transformer.encoder, ...",
+        help="parts of --pretrain's detector that start anew all the same: bbox_embed, transformer.encoder, ...; "
+        "without a name none; default: none, with --recipe small bbox_embed after pretraining",
     )
     run.add_argument(
         "--eval", action="store_true", help="evaluate the checkpoint of --resume, also of other projects, and stop"

@@ -160,6 +160,19 @@ def test_a_pretrained_detector_keeps_its_number_of_queries(data, trained, capsys
     assert "--num_queries" not in capsys.readouterr().out
 
 
+def test_the_box_head_starts_anew_after_pretraining_alone(data, trained, tmp_path, capsys):
+    content = load_file(trained / "checkpoint.pth")
+    assert parse(data, "--pretrain", f"{trained}/checkpoint.pth").new_parts is None
+    save_file(content | {"stage": "pretrain", "categories": None}, tmp_path / "pretrained.pth")
+    start = ["--pretrain", f"{tmp_path}/pretrained.pth"]
+    capsys.readouterr()
+    assert parse(data, *start).new_parts == ["bbox_embed"]
+    assert "--new_parts bbox_embed: " in capsys.readouterr().out
+    assert parse(data, *start, "--new_parts").new_parts == []
+    assert parse(data, *start, "--recipe", "paper").new_parts is None
+    assert "--new_parts" not in capsys.readouterr().out
+
+
 def test_the_arguments_of_another_run_win(data, tmp_path, capsys):
     args = parse(data, "--lr", "0.5")
     write_json(vars(args), tmp_path / "args.json")
