@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 if __name__ == "__main__":  # before PyTorch is imported, which takes seconds
@@ -58,23 +59,34 @@ SHOWN_SCORE = 0.3
 """Least score of a detection on them."""
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What choosing the recipe has shown.
+
+    Attributes:
+        records: the labelled training images; None: nothing has looked at them.
+        recipe: the lines that tell what ``--recipe small`` has chosen; empty: another recipe is used.
+    """
+
+    records: DetectionRecords | None = None
+    recipe: str = ""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Arguments -> data, detector -> training, or evaluation alone."""
-    args, origin, records = parse_and_look(argv)
+    args, origin, looked = parse_and_look(argv)
     device = start(args)
     if args.eval:
         evaluate_only(args, origin, device)
         return
     with output_dir_of_one_run(args):
-        run(args, origin, device, records)
+        run(args, origin, device, looked)
 
 
-def run(
-    args: argparse.Namespace, origin: Origin | None, device: torch.device, records: DetectionRecords | None
-) -> None:
-    """Build everything and train; ``records``: the training images, if they are read already."""
+def run(args: argparse.Namespace, origin: Origin | None, device: torch.device, looked: Looked) -> None:
+    """Build everything and train."""
     folder = open_output_dir(args, origin and origin.resumed)
-    training, train_loader, val_loader = build(args, origin, device, records)
+    training, train_loader, val_loader = build(args, origin, device, looked)
     del origin  # a model and its optimizer once more
     log = RunLog(folder, step=training.step, tensorboard=args.tensorboard)
     train_set = train_loader.dataset
@@ -145,10 +157,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | N
     return args, origin
 
 
-def parse_and_look(
-    argv: list[str] | None = None,
-) -> tuple[argparse.Namespace, Origin | None, DetectionRecords | None]:
-    """Complete arguments, the checkpoint to start from, if any, and the training images, if they were looked at.
+def parse_and_look(argv: list[str] | None = None) -> tuple[argparse.Namespace, Origin | None, Looked]:
+    """Complete arguments, the checkpoint to start from, if any, and what a look at the training images has shown.
 
     A new run looks at them to choose its recipe, unless ``--recipe paper`` is typed.
 
@@ -170,16 +180,15 @@ def parse_and_look(
 
     paper = complete()
     if args.eval or args.recipe == recipes.PAPER or start_from.get("resumes"):
-        return paper, origin, None
+        return paper, origin, Looked()
     args.dataset_file = paper.dataset_file  # recognised, where it was not typed
     records = DATASETS[args.dataset_file].read_labelled(paper, "train", None)
     if args.recipe is None and len(records) >= recipes.SMALL_BELOW:
-        return paper, origin, records
+        return paper, origin, Looked(records)
     pretrained = origin is not None and origin.content["stage"] == "pretrain"
     parts = small_recipe(args, paper, records, DETECTORS[paper.detr], pretrained=pretrained)
     small = complete(values_of(parts))
-    say(describe_recipe(parts, args, small, len(records)))
-    return small, origin, records
+    return small, origin, Looked(records, describe_recipe(parts, args, small, len(records)))
 
 
 def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[Origin | None, dict[str, Any]]:
@@ -209,12 +218,17 @@ def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tup
 
 
 def build(
-    args: argparse.Namespace, origin: Origin | None, device: torch.device, records: DetectionRecords | None = None
+    args: argparse.Namespace, origin: Origin | None, device: torch.device, looked: Looked = Looked()
 ) -> tuple[Training, DataLoader, DataLoader | None]:
-    """The run, new or as the checkpoint left it, and its training and validation data (None: it is not evaluated)."""
+    """The run, new or as the checkpoint left it, and its training and validation data (None: it is not evaluated).
+
+    Prints what the data are, and then what ``--recipe small`` has chosen for them.
+    """
     normalization = backbone_normalization(args.backbone)
     kept = {name: kept_images(origin, name) for name in ("train_images", "val_images")}
-    train_set, val_set = build_sets(args, *normalization, records=records, **kept)
+    train_set, val_set = build_sets(args, *normalization, records=looked.records, **kept)
+    if looked.recipe:
+        say(looked.recipe)
     if val_set is not None and args.best_by == "voc_mAP50" and val_set.metric != "voc":
         raise UserError("--best_by voc_mAP50 goes with data in VOC's form")
     if val_set is None and args.patience:
