@@ -22,7 +22,6 @@ those under the name of a data set, detector or method only with it. $NAME is re
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from tools.comparison.report import write_report
 from tools.comparison.specification import make_runs, read_specification
 from util.check_args import at_least
 from util.checkpoint import make_writable
-from util.errors import UserError
 from util.optional import require
 from util.parser import DocFormatter, Parser
 from util.script import run_script
@@ -51,14 +49,10 @@ def main(argv: list[str] | None = None) -> None:
     runs = make_runs(read_specification(args.specification))
     out = Path(args.output_dir)
     make_writable(out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs too, as Ctrl-C does
-    try:
-        execute(runs, out, args.jobs)
-    except KeyboardInterrupt:
-        raise UserError("interrupted; the same command continues from here") from None
+    execute(runs, out, args.jobs)
     print("\n" + write_report(runs, out))
     print(f"{out}/table.md {out}/table.json {out}/plot.png {out}/commands.sh")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "interrupted; the same command continues from here")

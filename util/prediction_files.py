@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from util.errors import UserError
 from util.files import written_whole
 from util.inputs import Unreadable, require_file
+from util.logger import say
 
 JOURNAL = "predictions.jsonl"
 BEGINNING = b'{"settings": '  # of the journal
@@ -111,22 +112,25 @@ class PredictionJournal:
         return list(map(len, encoded))
 
     def _read(self, settings: dict[str, Any]) -> None:
-        """Find the lines of a stopped run, and cut off an unfinished last line."""
+        """Find the lines of a stopped run, and cut off a last line that is unfinished or damaged."""
         try:
             require_file(self._path)
         except Unreadable as error:
             raise UserError(f"{self._path}: cannot be read ({error}); move it away") from None
         with self._path.open("r+b") as file:
-            start = 0
+            start, end = 0, os.fstat(file.fileno()).st_size
             for number, line in enumerate(file):
-                begins_well = number or BEGINNING.startswith(line[: len(BEGINNING)])
-                if begins_well and not line.endswith(b"\n"):
+                if not (line.endswith(b"\n") and self._take(number, start, line, settings)):
+                    is_ours = number > 0 or BEGINNING.startswith(line[: len(BEGINNING)])
+                    if not is_ours or start + len(line) < end:
+                        raise UserError(f"{self._path}, line {number + 1}: damaged; delete the file to start again")
+                    say(f"{self._path}: the last line is unfinished or damaged; it is dropped, and its image done again")
                     break
-                self._take(number, start, line, settings)
                 start += len(line)
             file.truncate(start)
 
-    def _take(self, number: int, start: int, line: bytes, settings: dict[str, Any]) -> None:
+    def _take(self, number: int, start: int, line: bytes, settings: dict[str, Any]) -> bool:
+        """Take in a line of the file; False: it is damaged."""
         try:
             content = json.loads(line)
             if number == 0:
@@ -136,7 +140,8 @@ class PredictionJournal:
                 record.check(self._category_ids)
                 self.done[record.file] = start
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-            raise UserError(f"{self._path}, line {number + 1}: damaged; delete the file to start again") from None
+            return False
+        return True
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         other = [name for name in now if before.get(name) != now[name]]

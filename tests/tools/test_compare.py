@@ -247,5 +247,5 @@ def test_sigterm_ends_the_runs_too(data, tmp_path):
     assert len(session(process.pid)) == 2
     process.terminate()
     _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (1, "error: interrupted; the same command continues from here\n")
+    assert (process.returncode, stderr) == (143, "interrupted; the same command continues from here\n")
     assert not session(process.pid)

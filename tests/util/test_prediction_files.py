@@ -33,15 +33,21 @@ def journal(folder) -> PredictionJournal:
         {"another": 1},
     ],
 )
-def test_a_damaged_line_is_named(tmp_path, change):
+def test_a_damaged_line_is_named_and_the_last_one_dropped(tmp_path, capsys, change):
     first = journal(tmp_path)
     first.add([RECORD])
     first.close()
     path = tmp_path / JOURNAL
     head, line = path.read_text().splitlines()
-    path.write_text(f"{head}\n{json.dumps(json.loads(line) | change)}\n")
+    damaged = json.dumps(json.loads(line) | change)
+    path.write_text(f"{head}\n{damaged}\n{line}\n")
     with pytest.raises(UserError, match=r"predictions\.jsonl, line 2: damaged"):
         journal(tmp_path)
+    assert path.read_text() == f"{head}\n{damaged}\n{line}\n"
+    path.write_text(f"{head}\n{line}\n{damaged}\n")  # the last one
+    assert list(journal(tmp_path).done) == ["a.png"]
+    assert path.read_text() == f"{head}\n{line}\n"
+    assert capsys.readouterr().out.startswith(f"{path}: the last line is unfinished or damaged; it is dropped")
 
 
 def test_a_whole_journal_goes_on(tmp_path):
