@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -145,6 +147,9 @@ class ProtectedLoader(DataLoader):
                 return super().__iter__()
         except OSError as error:  # too many open files, or no shared memory
             reason = error.strerror or error
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+            traceback.clear_frames(error.__traceback__)  # deletes torch's half-made iterator, whose __del__ fails
+            sys.unraisablehook = hook
             raise UserError(f"--num_workers {self.num_workers}: cannot start so many processes ({reason})") from None
 
 

@@ -124,7 +124,7 @@ class PredictionJournal:
                     is_ours = number > 0 or BEGINNING.startswith(line[: len(BEGINNING)])
                     if not is_ours or start + len(line) < end:
                         raise UserError(f"{self._path}, line {number + 1}: damaged; delete the file to start again")
-                    say(f"{self._path}: the last line is unfinished or damaged; it is dropped, and its image done again")
+                    say(f"{self._path}: the last line is unfinished or damaged; it is dropped, its image done again")
                     break
                 start += len(line)
             file.truncate(start)
