@@ -142,7 +142,7 @@ def describe_evaluation(args: argparse.Namespace, val_set: DetectionDataset | No
         return "not at all: there are no images for it"
     when = f"after every {every(args.eval_every, 'epoch')}" if args.eval_every else "at the end"
     what = "the averaged weights (--ema), and those that are trained; " if args.ema else ""
-    ends = f"; {args.patience} without a better one end the run" if args.patience else ""
+    ends = f"; after {args.patience} without a better one the run ends" if args.patience else ""
     return f"{when}: {what}the best by {args.best_by} is kept as {BEST}{ends}"
 
 
@@ -204,7 +204,7 @@ def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tup
         names = None if origin.resumes else recipes.architecture_names(DETECTORS)
         check_saved_args(parser, origin.content["args"], origin.path, names)
     if args.eval and (origin is None or not origin.resumes):
-        found = "--pretrain does not evaluate" if args.resume is None else f"there is none in {args.output_dir}"
+        found = "--pretrain only starts a training" if args.resume is None else f"there is none in {args.output_dir}"
         raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE ({found})")
     if origin is None:
         return None, {}
@@ -230,7 +230,7 @@ def build(
     if looked.recipe:
         say(looked.recipe)
     if val_set is not None and args.best_by == "voc_mAP50" and val_set.metric != "voc":
-        raise UserError("--best_by voc_mAP50 goes with data in VOC's form")
+        raise UserError("--best_by voc_mAP50 needs data in VOC's format")
     if val_set is None and args.patience:
         raise UserError(f"--patience {args.patience} counts evaluations, and there are no images to evaluate on")
     val_loader = None if val_set is None else make_eval_loader(val_set, args)
@@ -265,7 +265,7 @@ def score_run(
     raw = {f"raw_{name}": value for name, value in numbers_of(summary or {}).items()}
     numbers = score(args, training.ema.module, loader, device)
     if raw:
-        say(f"of the averaged weights (--ema); of those that are trained: AP {raw['raw_AP']:.3f}")
+        say(f"these scores are of the averaged weights (--ema); the trained weights have AP {raw['raw_AP']:.3f}")
     return numbers | raw
 
 

@@ -82,9 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
         default="predictions",
         help="receives predictions.json, .csv and pictures/; default: predictions",
     )
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="least score; default: 0.5")
-    parser.add_argument("--max_detections", type=int, default=MAX_DETECTIONS, help="of one image; default: 100")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="detect these classes alone")
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="lowest score to keep; default: 0.5")
+    parser.add_argument("--max_detections", type=int, default=MAX_DETECTIONS, help="most in one image; default: 100")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="detect only these classes")
     parser.add_argument(
         "--query", nargs=5, action="append", metavar=("IMAGE", "X1", "Y1", "X2", "Y2"),
         help="find the region that looks like this one of IMAGE (corners in pixels); may be given several times",
@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--amp", choices=list(AMP_TYPES), default="none", help="mixed precision; default: none")
     parser.add_argument("--eval_size", type=int, help="short side of resized images; default: the checkpoint's")
-    parser.add_argument("--eval_max_size", type=int, help="their longest side; default: the checkpoint's")
+    parser.add_argument("--eval_max_size", type=int, help="limit of their long side; default: the checkpoint's")
     parser.add_argument("--no_pictures", action="store_true", help="write no pictures")
     add_image_file_arguments(parser)
     add_untold_arguments(parser)

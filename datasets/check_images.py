@@ -129,8 +129,8 @@ def _report(damaged: list[Found], total: int, args: argparse.Namespace, name: st
     first = f"the first is {damaged[0].path}: {damaged[0].reason}"
     if args.damaged == "error":
         raise DataError(
-            f"{len(damaged)} of {total} images of {name} cannot be used, all are listed above; {first}; "
-            "or skip such images with --damaged skip"
+            f"{len(damaged)} of {total} images of {name} cannot be used, all are listed above; {first}. "
+            "Or train without such images: --damaged skip"
         )
     if len(damaged) == total:
         raise DataError(f"no image of {name} can be used; {first}")

@@ -47,15 +47,25 @@ def coco_paths(data_path: str | Path, split: str) -> tuple[Path, Path]:
     """
     tree = Tree(data_path)
     places = coco_places(tree)
-    if places is None or split not in places.splits:
+    if places is not None and split not in places.splits:
+        there = ", ".join(str(place.annotations) for place in places.splits.values())
+        raise DataError(
+            f"{data_path}: this COCO data set has no images to {_purpose(split)} on, only {there}; put them in a "
+            f"folder named {split}, or name them by --{split}_ann FILE --{split}_images DIR"
+        )
+    if places is None:
         raise not_found(
             tree,
             [COCO],
-            f"{data_path}: no COCO data set here to {'train' if split == 'train' else 'evaluate'} on; above is what "
-            f"was looked for and found. For any other place: --{split}_ann FILE --{split}_images DIR",
+            f"{data_path}: no COCO data set here to {_purpose(split)} on; above is what was looked for and found. For "
+            f"any other place: --{split}_ann FILE --{split}_images DIR",
         )
     place = places.splits[split]
     return place.annotations, place.images
+
+
+def _purpose(split: str) -> str:
+    return "train" if split == "train" else "evaluate"
 
 
 def coco_image_folder(data_path: str | Path, split: str) -> Path | None:
@@ -118,10 +128,12 @@ def _notes(annotations: list[dict]) -> list[str]:
     notes = []
     unusable = sum(_is_unusable_area(annotation.get("area")) for annotation in annotations)
     if unusable:
-        notes.append(f'{unusable} of {len(annotations)} boxes have an "area" that cannot be; width * height is used')
+        notes.append(
+            f'{unusable} of {len(annotations)} boxes have an impossible "area"; width x height is used instead'
+        )
     masks = sum(map(_has_mask_alone, annotations))
     if masks:
-        notes.append(f"{masks} of {len(annotations)} annotations have a mask and no box: the box of the mask is used")
+        notes.append(f"{masks} of {len(annotations)} annotations have a mask and no box; the box of the mask is used")
     boxes = [annotation["bbox"] for annotation in annotations if annotation.get("bbox")]
     if boxes and max(map(max, boxes)) <= 1:
         notes.append("all boxes lie between 0 and 1: they look normalised, but COCO's format wants pixels")
@@ -210,8 +222,8 @@ def _categories(listed: list[dict], path: Path, fixed: list[dict] | None) -> lis
         for category_id, name in names.items():
             if known.get(category_id, name) != name:
                 raise DataError(
-                    f'{path}: category {category_id} "{name}" is not one that the model was trained with '
-                    f"({reprlib.repr(known)})"
+                    f'{path}: category {category_id} is "{name}" here and "{known[category_id]}" in the training data; '
+                    "use the same ids and names in both"
                 )
         return fixed
     raw_ids = names == COCO_CATEGORIES
@@ -247,7 +259,7 @@ def _add_images(
     if names.otherwise:
         notes.append(f"{names.otherwise} images have another name on the disk ({names.example})")
     if measured:
-        notes.append(f"{measured} of {len(found)} images have no width and height: those of the files are taken")
+        notes.append(f"{measured} of {len(found)} images have no width and height; those of the image files are used")
     return index_of_id, notes
 
 
@@ -274,7 +286,10 @@ def _add_annotation(
     if image_id not in index_of_id:
         raise DataError(f'{where}: no image has the id {image_id}; add it to "images" or remove the annotation')
     if category_id not in label_of_id:
-        raise DataError(f"{where}: category {category_id} is not one of {reprlib.repr(sorted(label_of_id))}")
+        raise DataError(
+            f"{where}: category {category_id} is not one of {reprlib.repr(sorted(label_of_id))}, the ids of the "
+            "training data; correct it, or add the category there"
+        )
     bbox, area = entry.get("bbox"), entry.get("area")
     if _has_mask_alone(entry):
         try:

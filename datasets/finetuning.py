@@ -14,7 +14,7 @@ from datasets.detection import DetectionDataset
 from datasets.few_images import draw_fraction, draw_per_class
 from datasets.held_out import USUAL_FRACTION, draw_stratified, find_images, write_list
 from datasets.layout import Layout
-from datasets.records import DetectionRecords
+from datasets.records import DetectionRecords, some
 from util import distributed
 from util.errors import DataError, UserError
 from util.files import write_json
@@ -56,14 +56,16 @@ def build_sets(
         train_set = detection_dataset(records, args, "train", mean, std)
     leave_out_damaged(train_set, args, "train")
     if not train_set.num_objects:
-        raise DataError(f"{train_set.records.source}: no usable box in the whole training set")
+        raise DataError(
+            f"{train_set.records.source}: no usable box in the whole training set; look at it with tools/check_data.py"
+        )
     if args.val_fraction == 0:
         val_set = None
     elif "val" in layout.splits and not val_images:
         if args.val_fraction:
             raise UserError(
                 f"--val_fraction {args.val_fraction}: the data set has its own validation images "
-                f"({layout.splits['val']}); leave it out to take these, or 0 to train without"
+                f"({layout.splits['val']}); leave --val_fraction out to evaluate on these, or use 0 to train without"
             )
         val_set = build_detection(args, "val", mean, std, train_set.categories)
         leave_out_damaged(val_set, args, "val")
@@ -127,6 +129,16 @@ def tell_data(
     say(f"{', '.join(parts)}, {len(names)} {'class' if len(names) == 1 else 'classes'}: {listed}")
     if val_set is not None and (both := set(_files(train_set)) & set(_files(val_set))):
         say(f"warning: {len(both)} of {len(val_set)} images to evaluate on are also trained on: the scores mean little")
+    if untrained := _names_without_objects(train_set):
+        say(
+            f"warning: {len(untrained)} of {len(names)} classes have no object to train on: "
+            f"{some(untrained, len(untrained))}"
+        )
+
+
+def _names_without_objects(dataset: DetectionDataset) -> list[str]:
+    shown = set(dataset.records.labels[~dataset.records.crowd].tolist())
+    return [category["name"] for category in dataset.categories if category["label"] not in shown]
 
 
 def _told(dataset: DetectionDataset, purpose: str, layout: Layout, split: str) -> str:
@@ -160,5 +172,5 @@ def warn_of_many_objects(dataset: DetectionDataset, args: argparse.Namespace) ->
     if many:
         say(
             f"warning: {many} of {len(records)} images have more objects than --num_queries {args.num_queries} (up to "
-            f"{counts.max()}, in {records.path(int(counts.argmax()))}): the others can be neither learned nor found"
+            f"{counts.max()}, in {records.path(int(counts.argmax()))}): raise it, or the others cannot be learned"
         )

@@ -11,6 +11,7 @@ from util import distributed
 from util.errors import DataError, UserError
 from util.files import write_json
 from util.logger import say
+from util.run_summary import number_of
 
 USUAL_FRACTION = 0.2
 """Fraction of the labelled images to hold out by default."""
@@ -26,7 +27,7 @@ def draw_random(count: int, fraction: float, seed: int) -> np.ndarray:
     """
     held = max(1, round(fraction * count))
     if held >= count:
-        raise UserError(f"--val_fraction {fraction}: of {count} images none is left to train on")
+        raise _nothing_left(fraction, count)
     return np.sort(np.random.default_rng(seed).permutation(count)[:held])
 
 
@@ -54,8 +55,14 @@ def draw_stratified(records: DetectionRecords, fraction: float, seed: int) -> np
         part[order[0]] = 1  # at least one
     held = np.flatnonzero(part[groups] == 1)
     if len(held) >= len(records):
-        raise UserError(f"--val_fraction {fraction}: of {len(records)} images none is left to train on")
+        raise _nothing_left(fraction, len(records))
     return held
+
+
+def _nothing_left(fraction: float, count: int) -> UserError:
+    return UserError(
+        f"--val_fraction {fraction} of {number_of(count, 'image')} leaves none to train on; add images, or lower it"
+    )
 
 
 def _groups(records: DetectionRecords) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +86,9 @@ def find_images(paths: Sequence[str], wanted: Sequence[str], source: str) -> np.
     index_of = {path: index for index, path in enumerate(paths)}
     missing = next((path for path in wanted if path not in index_of), None)
     if missing is not None:
-        raise DataError(f"{source}: {missing} is not in it, which the resumed run was trained or measured on")
+        raise DataError(
+            f"{source}: the image {missing} is missing, and the resumed run trained or evaluated on it; put it back"
+        )
     return np.array([index_of[path] for path in wanted], dtype=np.int64)
 
 
@@ -88,4 +97,4 @@ def write_list(paths: Sequence[str], total: int, output_dir: str, why: str = "")
     path = f"{output_dir}/val_images.json"
     if distributed.is_main():
         write_json(list(paths), path)
-    say(f"{why}measuring on {len(paths)} of {total} images, listed in {path}")
+    say(f"{why}{len(paths)} of {total} images are held out to evaluate on, listed in {path}")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from datasets.images import IMAGE_EXTENSIONS
 from datasets.tree import Tree
 from util.errors import DataError
 from util.logger import say
@@ -45,9 +46,18 @@ def recognise(args: argparse.Namespace, records: Mapping[str, DataRecord]) -> st
     raise not_found(
         tree,
         [record for record in records.values() if record.looks],
-        f"{tree.root}: no labelled data set is recognised here; above are the layouts that were looked for and what "
-        "was found. COCO annotations in any other place: --train_ann FILE --train_images DIR",
+        f"{tree.root}: no labelled data set is recognised here: {_why_not(tree)}. Above are the layouts that were "
+        "looked for, and what was found. COCO annotations in any other place: --train_ann FILE --train_images DIR",
     )
+
+
+def _why_not(tree: Tree) -> str:
+    """What is missing, as far as the suffixes of the files tell it."""
+    if not tree.images:
+        return f"there are no images ({' '.join(sorted(IMAGE_EXTENSIONS))})"
+    if not tree.with_suffix(".json", ".xml", ".txt"):
+        return "there are images, but no annotations (.json, .xml or .txt); convert others, such as .csv, first"
+    return "the annotations have another form or lie in another place; move or convert them"
 
 
 def not_found(tree: Tree, records: Sequence[DataRecord], message: str) -> DataError:

@@ -36,9 +36,11 @@ class DroppedBoxes:
             where = some(self.dropped_places, self.dropped)
             parts.append(f"{self.dropped} of {self.total} boxes dropped: no area inside the image ({where})")
         else:
-            parts.append(f"none of {self.total} boxes dropped")
+            parts.append(f"{self.total} box{'' if self.total == 1 else 'es'}")
         if self.clipped:
             parts.append(f"{self.clipped} clipped to the image ({some(self.clipped_places, self.clipped)})")
+        if 2 * (self.dropped + self.clipped) > self.total:
+            parts.append("more than half of the boxes do not fit their images: look at them with tools/check_data.py")
         return ", ".join(parts)
 
 

@@ -18,6 +18,7 @@ from util import distributed
 from util.recipes import PAPER, SMALL, SMALL_BELOW
 from util.records import DetectorRecord
 from util.resources import MOST_QUERIES
+from util.run_summary import number_of
 
 STEPS = 3000
 EPOCHS = 12
@@ -70,7 +71,7 @@ def small_recipe(
         sizes(records),
         *length(args, paper, epochs, steps),
         rate(detector, steps),
-        Part({"dropout": 0.0}, "it slows a short training"),
+        Part({"dropout": 0.0}, "dropout slows a short training"),
         queries(records, paper.num_queries),
         *new_parts(pretrained),
     ]
@@ -99,7 +100,8 @@ def sizes(records: DetectionRecords) -> Part:
 def length(args: argparse.Namespace, paper: argparse.Namespace, epochs: float, steps: int) -> list[Part]:
     """Epochs for a few thousand steps, if no length is decided, and epochs between evaluations."""
     every = max(1, round(epochs / EVALUATIONS))
-    often = Part({"eval_every": every, "save_every_epochs": every}, f"about {EVALUATIONS} evaluations in all")
+    why = f"{number_of(math.ceil(epochs / every), 'evaluation')} in all"
+    often = Part({"eval_every": every, "save_every_epochs": every}, why)
     if args.epochs is not None or args.max_steps is not None:
         return [often]
     return [Part({"epochs": epochs}, f"about {steps:,} steps; the paper: {paper.epochs} epochs"), often]

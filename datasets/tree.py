@@ -47,7 +47,7 @@ class Tree:
     def files(self) -> dict[str, list[str]]:
         """Suffix in lower case, with its dot -> the files with this suffix."""
         if self.root.is_file():
-            raise DataError(f"{self.root}: a file, not the folder of a data set; unpack an archive first")
+            raise DataError(f"{self.root}: a file; give the folder of the data set, and unpack an archive first")
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder")
         found: dict[str, list[str]] = {}
@@ -141,7 +141,7 @@ def as_train_and_val(splits: dict[str | None, list]) -> dict[str, list]:
 def told_of_no_split(splits: dict[str | None, list]) -> list[str]:
     """A note on files that :func:`as_train_and_val` leaves out, if there are some."""
     count = len(splits.get(None, ())) if splits.get("train") else 0
-    return [f"{count} images are in no folder of a split (train, val, test) and are not used"] if count else []
+    return [f"{count} images are in no train, val or test folder and are not used"] if count else []
 
 
 def plain(name: str) -> str:

@@ -104,7 +104,10 @@ def _single_folder_set(folder: Path, spec: str) -> VocSet:
 def _existing(image_set: VocSet) -> VocSet:
     if not image_set.list_file.is_file():
         there = sorted(path.stem for path in image_set.list_file.parent.glob("*.txt"))
-        raise DataError(f"{image_set.list_file}: no such image set; the folder has: {', '.join(there) or 'none'}")
+        raise DataError(
+            f"{image_set.list_file}: no such image set; the folder has: {', '.join(there) or 'none'}. Choose with "
+            "--voc_train and --voc_val"
+        )
     return image_set
 
 
@@ -170,14 +173,15 @@ def voc_images(sets: list[VocSet], *, check_files: bool = True) -> Iterator[Path
             raise DataError(f"{image_set.list_file}: cannot be read as a list of images ({error})") from None
         stems = [stem for stem in stems if stem]
         if not stems:
-            raise DataError(f"{image_set.list_file}: no images in this set")
+            raise DataError(f"{image_set.list_file}: an empty list, no images")
         is_of_class = all(re.fullmatch(r"\S+\s+(1|0|-1)", stem) for stem in stems)
         if is_of_class and not all(stem in file_of_stem for stem in stems):  # images may have such names too
             raise DataError(f"{image_set.list_file}: a list for one class; use train, val, trainval or test instead")
         for stem in stems:
             if stem not in file_of_stem and check_files:
                 raise DataError(
-                    f"{folder}: no image {stem}.jpg (or of another format), which {image_set.list_file} lists"
+                    f"{folder}: no image named {stem} (.jpg or another suffix), which {image_set.list_file} lists; a "
+                    "list has names without suffix"
                 )
             yield folder / file_of_stem.get(stem, f"{stem}.jpg")
 

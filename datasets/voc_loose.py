@@ -45,9 +45,9 @@ class Unusual:
     def told(self, total: int) -> list[str]:
         """One phrase per kind that occurs."""
         kinds = {
-            "have a <size> that is missing, 0 or not that of the file, which is taken": self.sizes,
+            "have a missing or wrong <size>; the size of the image file is used": self.sizes,
             "have no XML file and count as images without objects": self.negatives,
-            "have no XML file, as most, and are left out": self.left_out,
+            "have no XML file, like most images here, and are left out": self.left_out,
         }
         found = {what: names for what, names in kinds.items() if names}
         told = [f"{len(names)} of {total} images {what} ({some(names, len(names))})" for what, names in found.items()]
@@ -189,7 +189,7 @@ def _refuse_missing(tree: Tree, pairs: list[Annotated]) -> None:
     alone = [str(pair.xml) for pair in pairs if pair.image is None]
     if alone:
         raise DataError(
-            f"{tree.root}: {len(alone)} of {len(pairs)} XML files have no image of their name or <filename>: "
+            f"{tree.root}: {len(alone)} of {len(pairs)} XML files have no image named like the file or its <filename>: "
             f"{some(alone, len(alone))}; add the images, or train without them by --damaged skip"
         )
 

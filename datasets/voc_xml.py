@@ -33,7 +33,7 @@ def read_xml(path: Path) -> ElementTree.Element:
     except Unreadable as error:
         raise DataError(f"{path}: cannot read this annotation ({error})") from None
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
-        raise DataError(f"{path}: not XML, or damaged ({error})") from None
+        raise DataError(f"{path}: not XML, or damaged ({error}); repair or remove it") from None
 
 
 def _text(element: ElementTree.Element, tag: str, where: str) -> str:
@@ -76,7 +76,7 @@ def add_object(
     """
     name = _text(element, "name", where)
     if name not in label_of_name:
-        raise DataError(f"{where}: {name!r} is not one of the categories {', '.join(label_of_name)}")
+        raise DataError(f"{where}: {name!r} is not one of the classes to train on: {', '.join(label_of_name)}")
     xmin, ymin, xmax, ymax = (_number(element, f"bndbox/{tag}", where) for tag in ("xmin", "ymin", "xmax", "ymax"))
     difficult = element.findtext("difficult", default="0").strip() or "0"
     if difficult not in ("0", "1"):

@@ -41,13 +41,14 @@ def read_yolo(
     found = {image: labels.of(image) for image in images}
     if not any(found.values()):
         raise DataError(
-            f"{tree.root}: none of the {len(images)} images of {split} has a label file, which has the name of the "
-            f"image and .txt and lies beside it or in labels/ instead of images/; the first image is {images[0]}"
+            f"{tree.root}: none of the {len(images)} images of {split} has a label file: the image's name with .txt, "
+            f"beside the image, or in labels/ where the image is in images/; the first image is {images[0]}"
         )
     if check_files:
         _refuse_missing(tree, images)
     has_keypoints = layout.config is not None and layout.config.has_keypoints
     lines = {path: list(read_labels(tree.root / path, has_keypoints=has_keypoints)) for path in found.values() if path}
+    _refuse_pixels(tree, lines)
     names, notes = _names(tree, layout, lines, has_keypoints)
     label_of_class, categories = _categories(names, lines, categories, tree)
     builder, places = RecordBuilder(), []
@@ -85,9 +86,22 @@ def _notes(found: Mapping[str, str | None], lines: Mapping[str, list[LabelLine]]
         notes.append(f"{without} of {len(found)} images have no label file and count as images without objects")
     if alone := labels.without_image({path.rpartition("/")[0] for path in lines}):
         notes.append(f"{len(alone)} label files belong to no image and are not used ({some(alone, len(alone))})")
-    if wrong := sum(max(map(abs, box)) > _IN_PIXELS for of_file in lines.values() for *_, box in of_file):
-        notes.append(f"{wrong} boxes are not shares of the image, 0 to 1, as YOLO's are: pixels?")
+    if wrong := _count_in_pixels(lines):
+        notes.append(f"{wrong} boxes have numbers above 1, perhaps pixels: YOLO's are shares of the image, 0 to 1")
     return notes
+
+
+def _count_in_pixels(lines: Mapping[str, list[LabelLine]]) -> int:
+    return sum(max(map(abs, box)) > _IN_PIXELS for of_file in lines.values() for *_, box in of_file)
+
+
+def _refuse_pixels(tree: Tree, lines: Mapping[str, list[LabelLine]]) -> None:
+    count = sum(map(len, lines.values()))
+    if count and _count_in_pixels(lines) == count:
+        raise DataError(
+            f"{tree.root}: all {count} boxes seem to be in pixels (the first file is {next(iter(lines))}), but YOLO's "
+            "numbers are shares of the image, 0 to 1: divide cx and w by the width, cy and h by the height"
+        )
 
 
 def _refuse_missing(tree: Tree, images: list[str]) -> None:
@@ -111,7 +125,7 @@ def _names(
         of_file = lines[path] if path in lines else read_labels(tree.root / path, has_keypoints=has_keypoints)
         highest = max([highest, *(label for _, label, _ in of_file)])
     names = {number: str(number) for number in range(min(highest + 1, MOST_CLASSES_WITHOUT_BOXES))}
-    return names, ["no data.yaml or classes.txt names the classes: their numbers are taken"]
+    return names, ["no data.yaml or classes.txt names the classes, so their names are their numbers"]
 
 
 def _categories(
@@ -133,8 +147,11 @@ def _categories(
 
 def _unknown(label: int, names: Mapping[int, str]) -> str:
     if label in names:
-        return f'class {label} "{names[label]}" is not one that the model was trained with'
-    return f"class {label} has no name; there are {len(names)}, numbered from 0"
+        return f'class {label} "{names[label]}" is not one of the training data; use the same names in both'
+    return (
+        f"class {label} has no name; the names are for {min(names)} to {max(names)} (classes count from 0): correct "
+        "the label, or add the name to data.yaml or classes.txt"
+    )
 
 
 def _add(builder: RecordBuilder, index: int, box: Box, label: int, size: tuple[int, int]) -> None:

@@ -121,5 +121,5 @@ def _sources(content: dict, split: str, file: Path) -> list[str]:
 def _notes(content: dict, names: Mapping[int, str]) -> list[str]:
     count = content.get("nc")
     if isinstance(count, str) and count != str(len(names)):
-        return [f"data.yaml says nc: {count[:20]} and names {len(names)} classes; the names count"]
+        return [f"data.yaml says nc: {count[:20]} and names {len(names)} classes; the names are used"]
     return []

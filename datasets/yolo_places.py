@@ -155,7 +155,7 @@ def _by_config(tree: Tree, config: YoloConfig) -> YoloLayout:
             if found:
                 images += found
             else:
-                notes.append(f"{config.path} names {source.lstrip('/')!r} for {split}, and no images are there")
+                notes.append(f"{config.path} says {split}: {source.lstrip('/')}, and no images are there")
         if images:
             splits[split] = list(dict.fromkeys(images))
             where[split] = f"{config.path}: {_folders_of(splits[split])}"

@@ -54,7 +54,7 @@ def test_patience_ends_a_run_and_the_best_is_kept(data, tmp_path, capsys):
 
     main_finetune.main(["--output_dir", str(out), "--resume", "auto", "--device", "cpu"])
     told = capsys.readouterr().out
-    assert f"as before: --data_path {data}" in told
+    assert f"data of the resumed run: --data_path {data}" in told
     assert "ended after step 4 of 18" in told
     assert [line["step"] for line in read_log(out, "train")] == [1, 2, 3, 4]
 
@@ -72,7 +72,7 @@ def test_the_best_is_kept_though_nothing_else_is_saved(data, tmp_path):
 
 
 def test_a_number_that_the_data_cannot_give(data, tmp_path):
-    with pytest.raises(UserError, match="--best_by voc_mAP50 goes with data in VOC"):
+    with pytest.raises(UserError, match="--best_by voc_mAP50 needs data in VOC"):
         finetune(data, tmp_path, *DETECTOR, "--max_steps", "1", "--best_by", "voc_mAP50")
 
 

@@ -34,7 +34,7 @@ def test_a_share_is_held_out_and_kept(data, tmp_path, capsys):
     assert (
         f"{data}: VOC's XML files, 8 images to train on (annots/), 2 images to evaluate on (annots/), 2 classes" in told
     )
-    assert "the data have no validation images: measuring on 2 of 10 images" in told
+    assert "the data have no validation images: 2 of 10 images are held out to evaluate on" in told
     held = json.loads((tmp_path / "a" / "val_images.json").read_text())
     assert saved["val_images"] == held
     assert (saved["args"]["val_fraction"], saved["args"]["dataset_file"], saved["num_images"]) == (0.2, "voc_loose", 8)

@@ -98,15 +98,15 @@ def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> arg
     add_choice(group, "dataset_file", choices.datasets)
     group.add_argument("--data_path", help="root folder of the data set")
     group.add_argument(
-        "--scales", type=int, nargs="+", help="short sides in pixels; one is drawn for each image; default: the paper's"
+        "--scales", type=int, nargs="+", help="short sides in pixels; one is drawn for each image; default: --recipe's"
     )
-    group.add_argument("--max_size", type=int, help="limit of the long side in pixels; default: the paper's")
+    group.add_argument("--max_size", type=int, help="limit of the long side in pixels; default: --recipe's")
     group.add_argument(
         "--pad_to",
         type=int,
         default=1,
         metavar="N",
-        help="pad training batches to multiples of N pixels: fewer sizes for a GPU to prepare itself for; default: 1",
+        help="pad training batches to multiples of N pixels, so that a GPU meets fewer sizes; default: 1",
     )
     add_image_file_arguments(group)
     group.add_argument(
@@ -121,7 +121,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> arg
         "--damaged",
         choices=["error", "skip"],
         default="error",
-        help="what to do with images that cannot be used; skip: leave them out, listed in the output folder",
+        help="images that cannot be used; error: stop; skip: leave them out and list them in the output folder",
     )
     return group
 
@@ -129,7 +129,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, choices: Choices) -> arg
 def add_image_file_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """Which image files are taken."""
     group.add_argument(
-        "--allow_truncated", action="store_true", help="take JPEG files whose end is missing, with grey in its place"
+        "--allow_truncated", action="store_true", help="take JPEG files whose end is missing; the missing part is grey"
     )
     group.add_argument(
         "--max_image_pixels",
@@ -155,7 +155,7 @@ def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) ->
         "--backbone_weights",
         metavar="imagenet|swav|FILE",
         help="start the backbone from published weights by name, which are downloaded once (imagenet: torchvision's or "
-        "timm's own; swav: ResNet-50 alone), or from a file of SwAV, MoCo, torchvision, timm or any detector; default: "
+        "timm's own; swav: only ResNet-50), or from a file of SwAV, MoCo, torchvision, timm or any detector; default: "
         "it starts random",
     )
     group.add_argument(
@@ -189,17 +189,21 @@ def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) ->
 def add_loss_arguments(parser: argparse.ArgumentParser, detectors: Mapping[str, DetectorRecord]) -> None:
     """Costs of the matching and weights of the losses, spelled as in DETR."""
     group = parser.add_argument_group("matching costs and loss weights")
-    weights = f"loss: of the class; default: 1 with softmax, 2 with focal loss{exceptions('cls_loss_coef', detectors)}"
-    group.add_argument(
-        "--set_cost_class", type=float, help="matching: of the class; default: 1 with softmax, 2 with focal loss"
+    weights = (
+        f"loss: weight of the class; default: 1 with softmax, 2 with focal loss{exceptions('cls_loss_coef', detectors)}"
     )
-    group.add_argument("--set_cost_bbox", type=float, default=5.0, help="matching: of the L1 distance")
-    group.add_argument("--set_cost_giou", type=float, default=2.0, help="matching: of 1 - GIoU")
+    group.add_argument(
+        "--set_cost_class", type=float, help="matching: cost of the class; default: 1 with softmax, 2 with focal loss"
+    )
+    group.add_argument("--set_cost_bbox", type=float, default=5.0, help="matching: cost of the L1 distance")
+    group.add_argument("--set_cost_giou", type=float, default=2.0, help="matching: cost of 1 - GIoU")
     group.add_argument("--cls_loss_coef", type=float, help=weights)
-    group.add_argument("--bbox_loss_coef", type=float, default=5.0, help="loss: of the L1 distance")
-    group.add_argument("--giou_loss_coef", type=float, default=2.0, help="loss: of 1 - GIoU")
+    group.add_argument("--bbox_loss_coef", type=float, default=5.0, help="loss: weight of the L1 distance")
+    group.add_argument("--giou_loss_coef", type=float, default=2.0, help="loss: weight of 1 - GIoU")
     group.add_argument("--eos_coef", type=float, help="softmax: weight of the no-object class; default: 0.1")
-    group.add_argument("--focal_alpha", type=float, help="focal loss: weight of the positives; default: 0.25")
+    group.add_argument(
+        "--focal_alpha", type=float, help="focal loss: weight of the objects against no object; default: 0.25"
+    )
 
 
 def add_optimizer_arguments(
@@ -209,7 +213,7 @@ def add_optimizer_arguments(
 
     Args:
         batch_size, lr: the defaults, in words.
-        drop: the share of the schedule after which the learning rate drops by default, in words.
+        drop: the epoch after which the learning rate drops by default, in words.
     """
     group = parser.add_argument_group("optimization")
     group.add_argument("--lr", type=float, help=f"default: {lr}")
@@ -228,7 +232,7 @@ def add_optimizer_arguments(
     group.add_argument(
         "--lr_drop",
         type=int,
-        help=f"epoch after which lr is multiplied by 0.1; default: after this share of them: {drop}",
+        help=f"epoch after which lr is multiplied by 0.1; default: {drop}",
     )
     group.add_argument(
         "--max_steps",
@@ -236,7 +240,9 @@ def add_optimizer_arguments(
         help="length of the schedule in steps, instead of --epochs; default: the paper's, if it counts steps",
     )
     group.add_argument(
-        "--lr_drop_step", type=int, help="step after which lr is multiplied by 0.1; default: after the same share"
+        "--lr_drop_step",
+        type=int,
+        help="step after which lr is multiplied by 0.1; default: the same share of --max_steps",
     )
     group.add_argument(
         "--lr_schedule",
@@ -263,26 +269,36 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument(
         "--resume",
         metavar="auto|FILE",
-        help="go on from a checkpoint, with its arguments, --data_path among them; auto: the newest, if any",
+        help="go on from a checkpoint with its arguments, also --data_path; auto: the newest in --output_dir, if any",
     )
     group.add_argument(
         "--args_from",
         metavar="FILE",
-        help="args.json of another run: its arguments hold where nothing is typed, but for --output_dir and --device",
+        help="args.json of another run: its arguments (not --output_dir, --device) replace the defaults",
     )
     group.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one"
     )
     group.add_argument("--seed", type=int, default=42, help="of the order of images, augmentation and new weights")
     group.add_argument("--num_workers", type=int, default=2, help="loading processes for each training process")
-    group.add_argument("--save_every_epochs", type=int, default=1, help="0: only by steps and at the end")
-    group.add_argument("--save_every_steps", type=int, default=0, help="0: only by epochs and at the end")
-    group.add_argument("--keep_checkpoints", type=int, default=2, help="so many, older ones are deleted")
+    group.add_argument(
+        "--save_every_epochs",
+        type=int,
+        default=1,
+        help="epochs between two checkpoints; 0: only by steps and at the end",
+    )
+    group.add_argument(
+        "--save_every_steps",
+        type=int,
+        default=0,
+        help="steps between two checkpoints; 0: only by epochs and at the end",
+    )
+    group.add_argument("--keep_checkpoints", type=int, default=2, help="how many to keep; older ones are deleted")
     group.add_argument("--log_every", type=int, default=20, help="steps between two lines of log.txt")
     group.add_argument(
         "--tensorboard",
         action="store_true",
-        help="show numbers, samples and what is found in tensorboard",
+        help="write numbers, samples and predictions for tensorboard",
     )
     return group
 
@@ -309,14 +325,14 @@ def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
         "--proposals",
         metavar="{random,edgebox,selective_search,...}",
         default="random",
-        help="regions of interest; all but random are read from --proposal_dir, and named as what made them",
+        help="regions of interest; all but random are read from --proposal_dir, and have the name of what made them",
     )
     data.add_argument("--proposal_dir", help="folder of proposals made for this data set")
     data.add_argument("--crop_size", type=int, default=128, help="side of the region crops in pixels")
     data.add_argument("--val_path", metavar="DIR", help="measure on the images of this folder while training")
     data.add_argument("--val_proposal_dir", metavar="DIR", help="proposals made for --val_path")
     data.add_argument(
-        "--val_fraction", type=float, metavar="F", help="measure on a share of the images, held out by --seed, instead"
+        "--val_fraction", type=float, metavar="F", help="or measure on a share of the images, held out by --seed"
     )
     add_owned_arguments(parser, choices, "dataset_file")
     add_detector_arguments(parser, choices)
@@ -324,7 +340,7 @@ def pretrain_parser(choices: Choices) -> argparse.ArgumentParser:
     add_loss_arguments(parser, choices.detectors)
     usual = {"batch_size": "8", "lr": show(FIRST_LR)}
     words = {name: pretraining_default(name, value, choices) for name, value in usual.items()}
-    drop = pretraining_default("lr_drop", "2/3", choices).replace("(", "(after a fixed number: ")
+    drop = pretraining_default("lr_drop", "2/3 of --epochs", choices).replace("(", "(a fixed epoch: ")
     add_optimizer_arguments(parser, **words, drop=drop)
     run = add_run_arguments(parser)
     run.add_argument(
@@ -357,7 +373,7 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
         parser,
         batch_size="2",
         lr=with_exceptions(FIRST_LR, choices.detectors, lambda record: record.finetuning.lr),
-        drop=by_name({name: f"{recipe.drop_at:.2g}" for name, recipe in recipes.items()}),
+        drop="a share of --epochs: " + by_name({name: f"{recipe.drop_at:.2g}" for name, recipe in recipes.items()}),
     )
     add_backbone_rate(optimization, choices)
     add_ema(optimization)
@@ -367,7 +383,7 @@ def finetune_parser(choices: Choices) -> argparse.ArgumentParser:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """``--recipe`` of finetuning, whose default is chosen by the data."""
-    parser.add_argument_group("recipe: the values of what is not typed").add_argument(
+    parser.add_argument_group("recipe: values of the flags that are not typed").add_argument(
         "--recipe",
         choices=[PAPER, SMALL],
         help=f"{PAPER}: the paper's values; {SMALL}: for small data sets, by the number and sizes of the images, see "
@@ -387,15 +403,15 @@ def add_labelled_arguments(data: argparse._ArgumentGroup) -> None:
         "--val_fraction",
         type=float,
         metavar="F",
-        help="where the data have no validation images: the share of the images to hold out for it, drawn by --seed "
-        "with all classes alike; default: 0.2; 0: train without evaluation",
+        help="for data without validation images: the share of the images to hold out to evaluate on, drawn by --seed, "
+        "the same share of each class; default: 0.2; 0: train without evaluation",
     )
     data.add_argument(
         "--augment",
         choices=("detr", "strong", "none"),
         default="detr",
-        help="of the training images: as DETR does; with a wider range of scales and with changed colours, for small "
-        "data sets; or nothing",
+        help="how training images are changed; detr: as DETR does; strong: also more scales and other colours, for "
+        "small data sets; none: not at all",
     )
     data.add_argument("--eval_size", type=int, help="short side at evaluation; default: the largest of --scales")
     data.add_argument("--eval_max_size", type=int, help="long side at evaluation; default: --max_size")
@@ -404,8 +420,8 @@ def add_labelled_arguments(data: argparse._ArgumentGroup) -> None:
         type=int,
         default=100,
         metavar="N",
-        help="of an image at evaluation; above 100 there are scores AP@N, AP50@N and AR@N beside those of COCO, in "
-        "which 100 count; default: 100",
+        help="detections of an image that are evaluated; above 100, scores AP@N, AP50@N and AR@N come beside COCO's, "
+        "which count 100; default: 100",
     )
 
 
@@ -420,7 +436,7 @@ def add_backbone_rate(optimization: argparse._ArgumentGroup, choices: Choices) -
     optimization.add_argument(
         "--lr_backbone",
         type=float,
-        help=f"0 freezes it; default after pretraining: {pretrained}; from scratch: {scratch}",
+        help=f"rate of the backbone; 0 freezes it; default after pretraining: {pretrained}; from scratch: {scratch}",
     )
 
 
@@ -431,8 +447,8 @@ def add_ema(optimization: argparse._ArgumentGroup) -> None:
         type=float,
         default=0.0,
         metavar="DECAY",
-        help="average the weights over the steps (0.9997, or less for short runs) and evaluate the average; it lies in "
-        "the checkpoints, and --resume FILE --eval, --pretrain and main_predict.py take it; default: 0, no average",
+        help="average the weights over the steps (0.9997, or less for short runs) and evaluate the average; "
+        "checkpoints hold it too, and --eval, --pretrain and main_predict.py use it; default: 0, no average",
     )
 
 
@@ -448,8 +464,8 @@ def add_finetuning_arguments(run: argparse._ArgumentGroup) -> None:
         "--new_parts",
         nargs="*",
         metavar="NAME",
-        help="parts of --pretrain's detector that start anew all the same: bbox_embed, transformer.encoder, ...; "
-        "without a name none; default: none, with --recipe small bbox_embed after pretraining",
+        help="parts of the detector that start anew although --pretrain has them: bbox_embed, transformer.encoder, ...; no "
+        "name: none; default: none, but bbox_embed after pretraining with --recipe small",
     )
     run.add_argument(
         "--eval", action="store_true", help="evaluate the checkpoint of --resume, also of other projects, and stop"

@@ -87,7 +87,7 @@ def check_common(args: argparse.Namespace, choices: Choices, classification: Cla
 def _check_ranges(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name} {value}: must be a number")
+            raise UserError(f"--{name} {value}: must be a finite number")
     at_least(args, 1, "batch_size", "accum_steps", "max_size", "keep_checkpoints", "log_every", "epochs", "max_steps")
     at_least(args, 1, "num_queries", "hidden_dim", "nheads", "dim_feedforward", "dec_layers", "enc_layers")
     at_least(args, 1, "max_image_pixels", "pad_to")
@@ -161,7 +161,7 @@ def check_pretrain(args: argparse.Namespace, choices: Choices, world_size: int) 
     check_validation(args)
     if (args.proposals == "random") != (args.proposal_dir is None):
         raise UserError(
-            "--proposal_dir goes with --proposals edgebox, selective_search or whatever made them"
+            "--proposal_dir needs --proposals NAME, what made them: edgebox, selective_search, ..."
             if args.proposals == "random"
             else f"--proposals {args.proposals} needs --proposal_dir DIR, the folder they were written to"
         )

@@ -290,7 +290,7 @@ def continue_run(args: argparse.Namespace, saved: dict[str, Any], choices: Choic
     fill(args, kept)
     of_data = [name for name in kept if name in data_places(choices.datasets) and kept[name] is not None]
     if of_data:
-        say(f"as before: {' '.join(f'--{name} {_as_typed(kept[name])}' for name in of_data)}")
+        say(f"data of the resumed run: {' '.join(f'--{name} {_as_typed(kept[name])}' for name in of_data)}")
 
 
 def still_valid(args: argparse.Namespace, saved: dict[str, Any], choices: Choices) -> dict[str, Any]:
@@ -337,4 +337,4 @@ def report_changes(args: argparse.Namespace, saved: dict[str, Any], datasets: Ma
         if name in saved and name not in known and saved[name] != value
     ]
     if changes:
-        say(f"not the run that was stopped: {', '.join(changes)}")
+        say(f"changed since the run was stopped: {', '.join(changes)}")

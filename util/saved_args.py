@@ -51,7 +51,7 @@ def read_args(parser: argparse.ArgumentParser, path: str | Path) -> dict[str, An
     check_saved_args(parser, saved, path)
     unknown = [name for name in saved if name not in known]
     if unknown:
-        say(f"{path}: left out, for there are no such flags: {', '.join(f'--{name:.40}' for name in unknown)}")
+        say(f"{path}: left out, because there are no such flags: {', '.join(f'--{name:.40}' for name in unknown)}")
     return {name: value for name, value in saved.items() if name in known}
 
 

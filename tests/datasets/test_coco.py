@@ -61,7 +61,7 @@ def test_read(tmp_path):
     assert records.crowd.tolist() == [False, False, True]
     assert not records.difficult.any()
     assert (records.metric, records.source) == ("coco", str(tmp_path / "ann.json"))
-    assert records.dropped.describe() == "none of 3 boxes dropped"
+    assert records.dropped.describe() == "3 boxes"
 
 
 def test_images_without_boxes_stay(tmp_path):
@@ -89,7 +89,8 @@ def test_unusable_boxes(tmp_path):
     assert records.dropped.describe() == (
         "5 of 8 boxes dropped: no area inside the image (annotation 100 of b.png; annotation 101 of b.png; "
         "annotation 102 of b.png; ...), 2 clipped to the image (annotation 105 of b.png; "
-        "annotation 106 of b.png)"
+        "annotation 106 of b.png), more than half of the boxes do not fit their images: look at them with "
+        "tools/check_data.py"
     )
 
 
@@ -128,7 +129,7 @@ def test_given_categories_fix_the_labels(tmp_path):
     assert records.categories == fixed
     assert records.labels.tolist() == [1, 2, 1]
     fixed[1] = {"label": 1, "id": 4, "name": "wolf"}
-    with pytest.raises(DataError, match=r'ann\.json: category 4 "dog" is not one that the model was trained with'):
+    with pytest.raises(DataError, match=r'ann\.json: category 4 is "dog" here and'):
         read_coco(*write(tmp_path, CONTENT), fixed)
 
 
@@ -208,8 +209,9 @@ def test_not_text_and_not_there(tmp_path):
 @pytest.mark.parametrize("suffix", ["2017", ""])
 def test_usual_layouts(tmp_path, suffix):
     (tmp_path / "annotations").mkdir()
-    for split, purpose in (("train", "train"), ("val", "evaluate")):
-        with pytest.raises(DataError, match=rf"no COCO data set here to {purpose} on.*--{split}_ann FILE"):
+    for split in ("train", "val"):
+        told = "no COCO data set here to train on" if split == "train" else "no images to evaluate on, only .*train"
+        with pytest.raises(DataError, match=rf"{told}.*--{split}_ann FILE"):
             coco_paths(tmp_path, split)
         (tmp_path / f"{split}{suffix}").mkdir()
         (tmp_path / "annotations" / f"instances_{split}{suffix}.json").touch()
@@ -238,7 +240,7 @@ def test_raccoon(real_data):
 def test_an_area_that_none_can_be_is_that_of_the_box(tmp_path, area):
     records = read_coco(*write(tmp_path, changed(lambda c: c["annotations"][2].update(area=area))))
     assert records.areas.tolist() == [1500, 7.25, 100]
-    assert records.notes == ['1 of 3 boxes have an "area" that cannot be; width * height is used']
+    assert records.notes == ['1 of 3 boxes have an impossible "area"; width x height is used instead']
     assert read_coco(*write(tmp_path, CONTENT)).notes == []
 
 

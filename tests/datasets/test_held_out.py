@@ -72,9 +72,9 @@ def test_any_set_is_split(labels, fraction, seed):
 
 
 def test_none_is_left():
-    with pytest.raises(UserError, match="of 1 images none is left to train on"):
+    with pytest.raises(UserError, match="of 1 image leaves none to train on"):
         draw_stratified(make_records([[0]]), 0.5, 0)
-    with pytest.raises(UserError, match="of 1 images none is left to train on"):
+    with pytest.raises(UserError, match="of 1 image leaves none to train on"):
         draw_random(1, 0.5, 0)
 
 
@@ -86,5 +86,5 @@ def test_random_draw():
 
 def test_images_are_found_by_name():
     assert find_images(["0.jpg", "1.jpg", "2.jpg"], ["2.jpg", "0.jpg"], "set").tolist() == [2, 0]
-    with pytest.raises(DataError, match=r"set: 9\.jpg is not in it"):
+    with pytest.raises(DataError, match=r"set: the image 9\.jpg is missing"):
         find_images(["0.jpg"], ["0.jpg", "9.jpg"], "set")

@@ -107,12 +107,13 @@ def test_nothing_to_recognise(tmp_path, capsys):
         recognised(tmp_path)
     assert "\n" not in str(error.value)
     told = capsys.readouterr().out
+    assert "there are images, but no annotations (.json, .xml or .txt)" in str(error.value)
     assert "data.yaml with train, val and names" in told
     assert "pictures/2024/  1 .png" in told
     with pytest.raises(DataError, match="nowhere: no such folder"):
         recognised(tmp_path / "nowhere")
     (tmp_path / "set.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"set\.zip: a file, not the folder of a data set; unpack"):
+    with pytest.raises(DataError, match=r"set\.zip: a file; give the folder of the data set, and unpack"):
         recognised(tmp_path / "set.zip")
 
 

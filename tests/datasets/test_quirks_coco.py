@@ -37,7 +37,7 @@ COCO = {
     # detectron2 #2406, pylabel #33: hand-made files leave them out
     "no width and height": Quirk(
         in_json(ANN, lambda content: [entry.pop("width") and entry.pop("height") for entry in content["images"]]),
-        told="3 of 3 images have no width and height: those of the files are taken",
+        told="3 of 3 images have no width and height; those of the image files are used",
         check=lambda records: records.sizes.tolist() == [[40, 30], [32, 48], [50, 40]],
     ),
     "width and height 0": Quirk(images(width=0, height=0), told="3 of 3 images have no width and height"),

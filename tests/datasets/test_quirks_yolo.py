@@ -70,11 +70,18 @@ YOLO = {
     "a box that reaches beyond the image by rounding": Quirk(lines("0 0.5 0.5 1.000002 1.000001", LINES[1])),
     # ultralytics/yolov5 #3656, #4798
     "pixels": Quirk(
-        lines("0 6 7 10 10", "1 12 16 15 20"), boxes=WHOLE | {"a": 0}, told="2 boxes are not shares of the image"
+        lines("0 6 7 10 10", "1 12 16 15 20"),
+        boxes=WHOLE | {"a": 0},
+        told="2 boxes have numbers above 1, perhaps pixels",
+    ),
+    "pixels everywhere": Quirk(
+        lambda root: [path.write_text("0 6 7 10 10\n") for path in root.glob("labels/train/*.txt")],
+        error=r"all \d boxes seem to be in pixels \(the first file is labels/train/a\.txt\).*: divide cx and w by",
     ),
     # ultralytics/yolov5 #1538, #7692
     "a class without a name": Quirk(
-        lines(LINES[0], "2" + LINES[1][1:]), error=r"labels/train/a\.txt, line 2: class 2 has no name; there are 2"
+        lines(LINES[0], "2" + LINES[1][1:]),
+        error=r"labels/train/a\.txt, line 2: class 2 has no name; the names are for 0 to 1",
     ),
     "words": Quirk(lines("brick 0.1 0.1 0.2 0.2"), error=r"a\.txt, line 1: must be numbers, .*, not 'brick"),
     "too few numbers": Quirk(lines("0 0.5 0.5"), error=r"a\.txt, line 1: must be class cx cy w h"),
@@ -113,7 +120,8 @@ YOLO = {
         check=lambda records: named("brick", "square")(records) and records.labels.tolist() == [0, 1, 1],
     ),
     "nc that is not the number of names": Quirk(
-        in_text(YAML, ("names:", "nc: 80\nnames:")), told="data.yaml says nc: 80 and names 2 classes; the names count"
+        in_text(YAML, ("names:", "nc: 80\nnames:")),
+        told="data.yaml says nc: 80 and names 2 classes; the names are used",
     ),
     "keypoints behind the box": Quirk(
         several(
@@ -145,7 +153,7 @@ FOLDERS = {
     "masks beside the images": Quirk(lambda root: shutil.copytree(root / "images/train", root / "masks/train")),
     "no names": Quirk(
         lambda root: (root / "labels" / "classes.txt").unlink(),
-        told="no data.yaml or classes.txt names the classes: their numbers are taken",
+        told="no data.yaml or classes.txt names the classes, so their names are their numbers",
         check=named("0", "1"),
     ),
     "labels beside the images": Quirk(
@@ -167,7 +175,7 @@ def test_yolo_folders(tmp_path, name):
 def test_validation_images_that_are_named_and_not_there(tmp_path):
     write_yolo(tmp_path, {"train": SMALL["train"]})
     (note,) = [note for note in read(tmp_path).notes if "data.yaml" in note]
-    assert note == "data.yaml names '../datasets/mine/images/val' for val, and no images are there"
+    assert note == "data.yaml says val: ../datasets/mine/images/val, and no images are there"
 
 
 def test_no_pyyaml(tmp_path, monkeypatch):

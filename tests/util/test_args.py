@@ -172,7 +172,7 @@ def test_every_flag_is_in_the_help_once():
         (["--enc_n_points", "4"], "--enc_n_points goes with --detr deformable"),  # whatever the value
         (["--num_queries", "100", "--num_regions", "7"], "--num_queries 100 is not divisible by --num_regions 7"),
         (["--proposals", "edgebox"], "needs --proposal_dir"),
-        (["--proposal_dir", "x"], "--proposal_dir goes with"),
+        (["--proposal_dir", "x"], "--proposal_dir needs --proposals NAME"),
         (["--batch_size", "1"], "--no_global_loss"),
         (["--batch_size", "0"], "--batch_size 0"),
         (["--view_iou", "1"], "--view_iou"),
@@ -376,7 +376,7 @@ def test_a_file_without_arguments(tmp_path, content, message):
 def test_flags_of_another_version_are_left_out(tmp_path, capsys):
     (tmp_path / "args.json").write_text('{"lr": 1.0, "of_old": 3}')
     assert finetune("--args_from", str(tmp_path)).lr == 1
-    assert "left out, for there are no such flags: --of_old" in capsys.readouterr().out
+    assert "left out, because there are no such flags: --of_old" in capsys.readouterr().out
 
 
 def test_a_resumed_run_finds_its_data(capsys):
@@ -391,7 +391,7 @@ def test_a_resumed_run_finds_its_data(capsys):
         return args.data_path, args.proposal_dir, args.val_path, args.val_proposal_dir
 
     assert resumed() == ("images", "boxes", "val", "more")
-    told = "as before: --data_path images --proposal_dir boxes --val_path val --val_proposal_dir more"
+    told = "data of the resumed run: --data_path images --proposal_dir boxes --val_path val --val_proposal_dir more"
     assert told in capsys.readouterr().out
     assert resumed("--proposal_dir", "b 2") == ("images", "b 2", "val", "more")
     assert resumed("--data_path", "elsewhere") == ("elsewhere", None, None, None)
