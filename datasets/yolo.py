@@ -148,9 +148,10 @@ def _categories(
 def _unknown(label: int, names: Mapping[int, str]) -> str:
     if label in names:
         return f'class {label} "{names[label]}" is not one of the training data; use the same names in both'
+    named = "class 0" if set(names) == {0} else f"classes {min(names)} to {max(names)}"
     return (
-        f"class {label} has no name; the names are for {min(names)} to {max(names)} (classes count from 0): correct "
-        "the label, or add the name to data.yaml or classes.txt"
+        f"class {label} has no name; there are names for {named}. Classes count from 0: correct the label, or add the "
+        "name to data.yaml or classes.txt"
     )
 
 

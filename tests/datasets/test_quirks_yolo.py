@@ -81,7 +81,7 @@ YOLO = {
     # ultralytics/yolov5 #1538, #7692
     "a class without a name": Quirk(
         lines(LINES[0], "2" + LINES[1][1:]),
-        error=r"labels/train/a\.txt, line 2: class 2 has no name; the names are for 0 to 1",
+        error=r"labels/train/a\.txt, line 2: class 2 has no name; there are names for classes 0 to 1",
     ),
     "words": Quirk(lines("brick 0.1 0.1 0.2 0.2"), error=r"a\.txt, line 1: must be numbers, .*, not 'brick"),
     "too few numbers": Quirk(lines("0 0.5 0.5"), error=r"a\.txt, line 1: must be class cx cy w h"),
