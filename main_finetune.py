@@ -204,8 +204,9 @@ def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tup
         names = None if origin.resumes else recipes.architecture_names(DETECTORS)
         check_saved_args(parser, origin.content["args"], origin.path, names)
     if args.eval and (origin is None or not origin.resumes):
-        found = "--pretrain only starts a training" if args.resume is None else f"there is none in {args.output_dir}"
-        raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE ({found})")
+        found = "--pretrain only starts a training" if args.pretrain else f"there is none in {args.output_dir}"
+        hint = f" ({found})" if args.pretrain or args.resume else ""
+        raise UserError(f"--eval needs the checkpoint to evaluate: --resume FILE{hint}")
     if origin is None:
         return None, {}
     saved = recipes.with_recipe(origin.content["args"])

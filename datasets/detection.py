@@ -16,6 +16,7 @@ from datasets.images import STRICTLY, Reading, load_image
 from datasets.records import DetectionRecords
 from datasets.transforms import Transform
 from util.logger import say
+from util.run_summary import number_of
 
 
 class DetectionDataset(Dataset):
@@ -50,7 +51,7 @@ class DetectionDataset(Dataset):
         self.transforms = transforms
         self.seed = seed
         if tell:
-            say(f"{records.source}: {len(records)} images, {records.dropped.describe()}")
+            say(f"{records.source}: {number_of(len(records), 'image')}, {records.dropped.describe()}")
             for note in records.notes:
                 say(f"warning: {records.source}: {note}")
 

@@ -56,7 +56,10 @@ def _why_not(tree: Tree) -> str:
     if not tree.images:
         return f"there are no images ({' '.join(sorted(IMAGE_EXTENSIONS))})"
     if not tree.with_suffix(".json", ".xml", ".txt"):
-        return "there are images, but no annotations (.json, .xml or .txt); convert others, such as .csv, first"
+        return (
+            "there are images, but no annotations (.json, .xml or .txt); give the folder that holds both, and convert "
+            "other annotations, such as .csv"
+        )
     return "the annotations have another form or lie in another place; move or convert them"
 
 

@@ -40,7 +40,10 @@ class DroppedBoxes:
         if self.clipped:
             parts.append(f"{self.clipped} clipped to the image ({some(self.clipped_places, self.clipped)})")
         if 2 * (self.dropped + self.clipped) > self.total:
-            parts.append("more than half of the boxes do not fit their images: look at them with tools/check_data.py")
+            parts.append(
+                "more than half of the boxes do not fit their images: perhaps corners and sizes are mixed up; look at "
+                "them with tools/check_data.py"
+            )
         return ", ".join(parts)
 
 

@@ -90,7 +90,8 @@ def _devkit_set(data_path: Path, spec: str) -> VocSet:
         return _existing(VocSet(folder, name))
     raise DataError(
         f"{data_path}: no VOC data set for {spec} here (looked for JPEGImages in it, in VOC{year}/ and in "
-        f"VOCdevkit/VOC{year}/); choose the sets with --voc_train and --voc_val"
+        f"VOCdevkit/VOC{year}/); choose other sets with --voc_train and --voc_val, or leave --dataset_file out for "
+        "other layouts"
     )
 
 

@@ -89,8 +89,8 @@ def test_unusable_boxes(tmp_path):
     assert records.dropped.describe() == (
         "5 of 8 boxes dropped: no area inside the image (annotation 100 of b.png; annotation 101 of b.png; "
         "annotation 102 of b.png; ...), 2 clipped to the image (annotation 105 of b.png; "
-        "annotation 106 of b.png), more than half of the boxes do not fit their images: look at them with "
-        "tools/check_data.py"
+        "annotation 106 of b.png), more than half of the boxes do not fit their images: perhaps corners and "
+        "sizes are mixed up; look at them with tools/check_data.py"
     )
 
 
