@@ -1,21 +1,23 @@
 """Where the time goes. `step` prints milliseconds for each part of a training step, medians over several steps; `msda`
-compares the compiled operator with plain PyTorch, `detector` a whole detector with that of transformers, `export` its
-exported forms with eager mode, `data` the making of two-view samples with plain Pillow and torchvision, `eval` the
-scores by faster-coco-eval with those by pycocotools. `scale` says what 1.3 million images and 64 processes cost, as far
-as one machine can show. `gpu` compares training steps eager and compiled, in float32 and in 16 bits.
+compares the compiled operator with plain PyTorch, `detector` a whole detector with that of transformers, `pretrain` a
+step of pretraining with the arrangement of the authors' code, `export` exported forms with eager mode, `data` the
+making of two-view samples with plain Pillow and torchvision, `eval` the scores by faster-coco-eval with those by
+pycocotools. `scale` says what 1.3 million images and 64 processes cost, as far as one machine can show. `gpu` compares
+training steps eager and compiled, in float32 and in 16 bits.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
     python tools/benchmark.py msda --rounds 10
     python tools/benchmark.py detector --detr conditional --device cuda --batch_size 4
+    python tools/benchmark.py pretrain --detr conditional --rounds 5
     python tools/benchmark.py export --detr conditional
     python tools/benchmark.py data --num_workers 2 --dataset_file imagefolder --data_path DIR
     python tools/benchmark.py eval --images 5000
     python tools/benchmark.py scale
     python tools/benchmark.py gpu pretrain --device cuda --detectors conditional --batch_sizes 8 32
 
-Everything behind the stage of `step` but --steps is the command line of main_pretrain.py or main_finetune.py; so is
-what stands behind `data` but --samples, and what `gpu` does not know itself.
+The flags that `step`, `data`, `gpu` and `pretrain` do not know themselves are those of main_pretrain.py or
+main_finetune.py.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ from tools.benchmark_eval import benchmark_eval
 from tools.benchmark_export import benchmark_export
 from tools.benchmark_gpu import benchmark_gpu
 from tools.benchmark_msda import benchmark_msda
+from tools.benchmark_pretrain import DETECTORS as OF_AUTHORS
+from tools.benchmark_pretrain import benchmark_pretrain
 from tools.benchmark_scale import benchmark_scale
 from tools.clock import milliseconds
 from training import Training
@@ -62,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     args, rest = parser.parse_known_args(argv)
     counts = ("steps", "samples", "rounds", "batch_size", "images", "classes", "detections", "processes", "folders")
     at_least(args, 1, *(name for name in counts if name in args))
-    if rest and args.command not in ("step", "data", "gpu"):
+    if rest and args.command not in ("step", "data", "gpu", "pretrain"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command == "step":
         benchmark_step(args.stage, args.steps, rest)
@@ -85,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         benchmark_scale(args.images, args.folders, args.processes, args.batch_size)
     elif args.command == "msda":
         benchmark_msda(args.rounds, getattr(torch, args.dtype), args.batch_size, select_device(args.device))
+    elif args.command == "pretrain":
+        benchmark_pretrain(args.detr, args.rounds, tuple(args.size), rest)
     elif args.command == "export":
         benchmark_export(args.detr, args.rounds, tuple(args.size))
     else:
@@ -104,8 +110,14 @@ def make_parser() -> argparse.ArgumentParser:
     detector = commands.add_parser("detector", help="a detector, this one and that of transformers")
     export = commands.add_parser("export", help="an exported detector: size, and milliseconds beside eager mode")
     export.add_argument("--size", nargs=2, type=int, default=(640, 800), metavar=("H", "W"), help="of the image")
-    for command, detectors in ((detector, THEIRS), (export, DETECTORS)):
-        command.add_argument("--detr", choices=list(detectors), default="deformable")
+    pretrain = commands.add_parser("pretrain", help="a pretraining step, ours and as the authors' code arranges it")
+    pretrain.add_argument("--size", nargs=2, type=int, default=(352, 448), metavar=("H", "W"), help="of the views")
+    for command, detectors, usual in (
+        (detector, THEIRS, "deformable"),
+        (export, DETECTORS, "deformable"),
+        (pretrain, OF_AUTHORS, "conditional"),
+    ):
+        command.add_argument("--detr", choices=list(detectors), default=usual)
         command.add_argument("--rounds", type=int, default=3, help="rounds that are measured")
     for command in (msda, detector):
         command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

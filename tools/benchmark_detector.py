@@ -9,22 +9,18 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import main_finetune
 from models import DETECTORS
 from models.detr import DETR
 from models.supervised import SupervisedDETR
+from tools.arithmetic import SIDE, Arithmetic, at_best, large_matrix
 from tools.clock import describe, in_turn
 from util.nested_tensor import NestedTensor
 from util.optional import require
 from util.records import num_outputs
 
 HEIGHT, WIDTH = 640, 800
-SIDE = 2048
-"""Of the matrices whose product shows how fast the machine computes at best."""
-
 NUM_OBJECTS = 8
 NUM_CLASSES = 91
 THEIRS = {  # --detr -> its name in transformers, and the stages of the ResNet that it sees
@@ -52,7 +48,7 @@ def benchmark_detector(detr: str, rounds: int, batch_size: int, device: torch.de
     boxes = (torch.rand(NUM_OBJECTS, 4) * 0.3 + 0.2).to(device)
     args, _ = main_finetune.parse(["--recipe", "paper", "--detr", detr, "--dataset_file", "coco", "--data_path", "."])
     targets = (pixels, labels, boxes)
-    matrix = torch.randn(SIDE, SIDE).to(device)
+    matrix = large_matrix(device)
     steps = {"ours": _ours(args, *targets), "transformers": _theirs(detr, args.num_queries, *targets)}
     print(f"{describe(device)}, {detr}, {batch_size} x float32, medians of {rounds} rounds in turn")
     print(f"{'':<14}{'ours':>12}{'transformers':>15}{'ratio':>8}{'limit of ours':>17}")
@@ -62,22 +58,9 @@ def benchmark_detector(detr: str, rounds: int, batch_size: int, device: torch.de
         functions = {name: functions[index] for name, functions in steps.items()} | {"product": lambda: matrix @ matrix}
         times = in_turn(functions, rounds, device)
         ours, theirs, per_product = (median(times[name]) for name in functions)
-        limit = arithmetic.operations / (2 * SIDE**3) * per_product
+        limit = at_best(arithmetic.operations, per_product)
         print(f"{part:<14}{ours:>9.1f} ms{theirs:>12.1f} ms{theirs / ours:>8.2f}{limit:>14.1f} ms")
     print(f"limit: the same number of operations in products of two matrices of {SIDE} x {SIDE}, measured in turn")
-
-
-class Arithmetic(TorchDispatchMode):
-    """Counts the floating point operations of matrix products, convolutions and attention (PyTorch's formulas)."""
-
-    operations = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        count = flop_registry.get(function.overloadpacket)
-        if count is not None:
-            self.operations += count(*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 Steps = tuple[Callable[[], None], Callable[[], None]]

@@ -1,15 +1,21 @@
 """The benchmark accounts for the time of a step."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import main_pretrain
+from models import PRETEXTS
+from tests.models.detectors import randomize
+from tests.models.pretext.plain_siamese import PlainSiamese
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
-from tools import benchmark
+from tools import benchmark, benchmark_pretrain
+from tools.arithmetic import Arithmetic
 from tools.benchmark_data import PARTS, PartClock, make_plainly, make_sample
-from tools.benchmark_detector import Arithmetic
+from tools.benchmark_gpu import two_view_batch
 from util.errors import UserError
 
 
@@ -128,3 +134,60 @@ def test_operations_are_counted():
         linear(torch.ones(4, 7)).sum().backward()
     of_convolution, of_linear = 2 * (2 * 8 * 6) * 5 * (3 * 3 * 3), 2 * 4 * 7 * 11
     assert arithmetic.operations == of_convolution + 2 * of_linear  # the input of the layer needs no gradient
+
+
+def test_attention_and_feed_forward_are_counted():
+    """What our code calls on a CPU: the fused attention, and products that are added in place."""
+    q = torch.ones(2, 3, 5, 4, requires_grad=True)
+    with Arithmetic() as arithmetic:
+        F.scaled_dot_product_attention(q, q, q)
+    assert arithmetic.operations == 2 * (2 * 2 * 3) * 5 * 5 * 4
+    with Arithmetic() as arithmetic:
+        torch.zeros(3, 5).addmm_(torch.ones(3, 7), torch.ones(7, 5))
+    assert arithmetic.operations == 2 * 3 * 5 * 7
+
+
+PRETRAINING = [*DETECTOR, *"--batch_size 3 --num_regions 5 --crop_size 32".split()]
+
+
+@pytest.mark.parametrize("detr", benchmark_pretrain.DETECTORS)
+def test_the_authors_arrangement_has_the_same_losses_and_gradients(detr):
+    torch.manual_seed(0)
+    args = benchmark_pretrain.parse(["--detr", detr, *PRETRAINING, "--dropout", "0", "--query_jitter", "0"])
+    detector = main_pretrain.build_detector(args, None)
+    randomize(detector)  # zero-initialised weights included, so that errors show
+    # In float64, because the global loss amplifies rounding where a batch has few images.
+    method = PRETEXTS["siamese"].build(args, detector).train().double()
+    plain = PlainSiamese(args, method).train().double()
+    batch = two_view_batch(args, args.batch_size, 64, 96)
+    batch = replace(batch, views=batch.views.double(), boxes=batch.boxes.double(), crops=batch.crops.double())
+    loss, wanted = method(batch)[0], plain(batch)
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=0)
+    loss.backward()
+    wanted.backward()
+    gradients = {name: value.grad for name, value in plain.named_parameters() if value.grad is not None}
+    ours = {name: value.grad for name, value in method.named_parameters() if value.grad is not None}
+    assert {name.removeprefix("detector.") for name in ours} == gradients.keys()
+    for name, value in ours.items():
+        close = gradients[name.removeprefix("detector.")]
+        assert (value - close).abs().max() <= 1e-4 * value.abs().max() + 1e-5, name
+
+
+@pytest.mark.parametrize("argv", [["--matching", "own"], ["--recipe", "fast"], ["--backbone", "timm:test_resnet"]])
+def test_what_the_authors_arrangement_does_not_have_is_refused(argv):
+    with pytest.raises(UserError, match="the authors' arrangement has"):
+        benchmark.main(["pretrain", *argv])
+
+
+@pytest.mark.slow
+def test_a_pretraining_step_in_small(capsys):
+    benchmark.main(["pretrain", "--rounds", "1", "--size", "64", "96", *PRETRAINING])
+    told = capsys.readouterr().out
+    rows = re.findall(r"^(ours|authors) +([\d.]+) +\(([\d.]+) \.\. ([\d.]+)\) +(\d+)$", told, re.M)
+    assert [row[0] for row in rows] == ["ours", "authors"]
+    assert all(float(low) <= float(middle) <= float(high) for _, middle, low, high, _ in rows)
+    (_, ours, *_, our_peak), (_, theirs, *_, their_peak) = rows
+    times, peaks = (float(number) for number in re.search(r"times ([\d.]+), of peaks ([\d.]+)", told).groups())
+    assert times == pytest.approx(float(theirs) / float(ours), abs=0.01)
+    assert peaks == pytest.approx(int(their_peak) / int(our_peak), abs=0.01)
+    assert 0 < float(re.search(r"^limit of ours ([\d.]+) ms", told, re.M)[1]) < float(ours)
