@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import itertools
 import multiprocessing
 from collections.abc import Callable
@@ -65,7 +67,7 @@ def benchmark_pretrain(detr: str, rounds: int, size: tuple[int, int], argv: list
         f"limit of ours {best:.1f} ms: {arithmetic.operations / 1e9:.0f} GFLOP in products of two matrices of "
         f"{SIDE} x {SIDE}, measured in turn"
     )
-    print(f"peak: the largest resident size of a process that makes {STEPS_FOR_PEAK} steps, PyTorch and weights included")
+    print(f"peak: largest resident size of a process that makes {STEPS_FOR_PEAK} steps, PyTorch and weights included")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -87,7 +89,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def build(args: argparse.Namespace) -> SiameseDETR:
     """The pretext task of the flags, with random weights, in training mode."""
     torch.manual_seed(0)
-    return PRETEXTS[args.method].build(args, main_pretrain.build_detector(args, None)).train()
+    with contextlib.redirect_stdout(io.StringIO()):  # a warning that the backbone is random
+        detector = main_pretrain.build_detector(args, None)
+    return PRETEXTS[args.method].build(args, detector).train()
 
 
 Step = Callable[[], object]

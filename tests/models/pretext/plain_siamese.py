@@ -54,7 +54,8 @@ class PlainSiamese(nn.Module):
         for name in KEPT_OF_DETECTOR:
             setattr(self, name, copy.deepcopy(getattr(detector, name)))
         self.stride = detector.backbone[0].strides[0]
-        self.jitter, self.feature_coef, self.global_coef = args.query_jitter, args.feature_loss_coef, args.global_loss_coef
+        self.jitter = args.query_jitter
+        self.feature_coef, self.global_coef = args.feature_loss_coef, args.global_loss_coef
 
     def forward(self, batch: TwoViewBatch) -> Tensor:
         """The total loss."""
@@ -140,9 +141,12 @@ class PlainTransformer(nn.Module):
             self.decoder["ref_point_head"] = MLP(width, width, 2, 2)
 
     def forward(self, level: NestedTensor, query_pos: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A level [B, C, H, W], queries [Q, B, C] and positions as the level's -> memory [S, B, C], the layers' outputs
-        [L, B, Q, C], logits of the reference points [B, Q, 2] (vanilla: None)."""
-        memory, mask, pos = level.tensors.flatten(2).permute(2, 0, 1), level.mask.flatten(1), pos.flatten(2).permute(2, 0, 1)
+        """A level, its positions [B, C, H, W] and queries [Q, B, C] -> memory, outputs of all layers, reference points.
+
+        These are [S, B, C], [L, B, Q, C] and logits [B, Q, 2] (vanilla: None).
+        """
+        memory, pos = (maps.flatten(2).permute(2, 0, 1) for maps in (level.tensors, pos))
+        mask = level.mask.flatten(1)
         for layer in self.encoder["layers"]:
             memory = layer(memory, mask, pos)
         tgt, outputs = torch.zeros_like(query_pos), []
@@ -195,9 +199,7 @@ class VanillaLayer(PlainLayer):
         self.self_attn = nn.MultiheadAttention(config.d_model, config.nhead, dropout=config.dropout)
         self.multihead_attn = nn.MultiheadAttention(config.d_model, config.nhead, dropout=config.dropout)
 
-    def forward(
-        self, tgt: Tensor, query_pos: Tensor, sine: None, memory: Tensor, mask: Tensor, pos: Tensor
-    ) -> Tensor:
+    def forward(self, tgt: Tensor, query_pos: Tensor, sine: None, memory: Tensor, mask: Tensor, pos: Tensor) -> Tensor:
         """tgt and query_pos [Q, B, C], memory and pos [S, B, C], mask [B, S]."""
         key = tgt + query_pos
         tgt = self.norm1(tgt + self.dropout(self.self_attn(key, key, tgt)[0]))
