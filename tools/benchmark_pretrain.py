@@ -8,7 +8,8 @@ import io
 import itertools
 import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection
 from statistics import median
 
 import torch
@@ -35,8 +36,8 @@ CPU = torch.device("cpu")
 def benchmark_pretrain(detr: str, rounds: int, size: tuple[int, int], argv: list[str]) -> None:
     """Print milliseconds and peak memory of a step of both, on noise, with random weights.
 
-    Both have the same weights and losses, see :mod:`tests.models.pretext.plain_siamese`. Beside them stands the time
-    that our arithmetic takes at best, as in ``benchmark.py detector``.
+    Both have the same weights and losses, see :mod:`tests.models.pretext.plain_siamese`. Each has its own process, and
+    they work in turn. Beside them stands the time that our arithmetic takes at best, as in ``benchmark.py detector``.
 
     Args:
         size: height and width of the views.
@@ -46,28 +47,31 @@ def benchmark_pretrain(detr: str, rounds: int, size: tuple[int, int], argv: list
         UserError: flags that the authors' arrangement does not have.
     """
     args = parse(["--detr", detr, "--batch_size", "2", *argv])
-    peaks = {name: peak_alone(name, args, size) for name in STEPS}
-    steps = {name: make(args, size) for name, make in STEPS.items()}
-    with Arithmetic() as arithmetic:
-        steps["ours"]()
     matrix = large_matrix(CPU)
-    times = in_turn(steps | {"product": lambda: matrix @ matrix}, rounds, CPU)
-    best = at_best(arithmetic.operations, median(times["product"]))
-    ours, theirs = (median(times[name]) for name in STEPS)
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name, args, size)) for name in STEPS}
+        operations = workers["ours"].ask("count")
+        steps = {name: partial(worker.ask, "step") for name, worker in workers.items()}
+        times = in_turn(steps | {"product": lambda: matrix @ matrix}, rounds, CPU)
+        peaks = {name: worker.ask("peak") for name, worker in workers.items()}
+    best = at_best(operations, median(times["product"]))
     print(
         f"{describe(CPU)}, {detr} {args.backbone}, {args.batch_size} images, views of {size[0]} x {size[1]}, "
         f"{args.num_regions} regions with crops of {args.crop_size}, float32, medians of {rounds} rounds in turn"
     )
-    print(f"{'':<10}{'ms':>10}{'':<24}{'peak MB':>10}")
-    for name in STEPS:
+    print(f"{'':<10}{'ms':>10}{'':<24}{'peak MB':>10}{'before':>10}")
+    for name, worker in workers.items():
         spread = f"   ({min(times[name]):.1f} .. {max(times[name]):.1f})"
-        print(f"{name:<10}{median(times[name]):>10.1f}{spread:<24}{peaks[name]:>10.0f}")
-    print(f"ratio of times {theirs / ours:.2f}, of peaks {peaks['authors'] / peaks['ours']:.2f}")
+        print(f"{name:<10}{median(times[name]):>10.1f}{spread:<24}{peaks[name]:>10.0f}{worker.before:>10.0f}")
+    ratio, of_peaks = (median(times["authors"]) / median(times["ours"]), peaks["authors"] / peaks["ours"])
+    print(f"ratio of times {ratio:.2f}, of peaks {of_peaks:.2f}")
     print(
-        f"limit of ours {best:.1f} ms: {arithmetic.operations / 1e9:.0f} GFLOP in products of two matrices of "
-        f"{SIDE} x {SIDE}, measured in turn"
+        f"limit of ours {best:.1f} ms: {operations / 1e9:.0f} GFLOP in products of two matrices of {SIDE} x {SIDE}, "
+        "measured in turn"
     )
-    print(f"peak: largest resident size of a process that makes {STEPS_FOR_PEAK} steps, PyTorch and weights included")
+    print(
+        "peak: largest resident size of the process; before: that before the first step, PyTorch and weights included"
+    )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -94,7 +98,7 @@ def build(args: argparse.Namespace) -> SiameseDETR:
     return PRETEXTS[args.method].build(args, detector).train()
 
 
-Step = Callable[[], object]
+Step = Callable[[], None]
 
 
 def our_step(args: argparse.Namespace, size: tuple[int, int]) -> Step:
@@ -102,7 +106,11 @@ def our_step(args: argparse.Namespace, size: tuple[int, int]) -> Step:
     method = build(args)
     training = make_training(args, method, main_pretrain.param_groups(args, method), CPU, 10**6)
     batches = itertools.repeat(two_view_batch(args, args.batch_size, *size))
-    return lambda: engine.train_step(method, training, batches, args, CPU)
+
+    def step() -> None:
+        engine.train_step(method, training, batches, args, CPU)
+
+    return step
 
 
 def their_step(args: argparse.Namespace, size: tuple[int, int]) -> Step:
@@ -111,19 +119,51 @@ def their_step(args: argparse.Namespace, size: tuple[int, int]) -> Step:
 
 
 STEPS = {"ours": our_step, "authors": their_step}
-STEPS_FOR_PEAK = 2
-"""The second one has the optimizer's state."""
 
 
-def peak_alone(name: str, args: argparse.Namespace, size: tuple[int, int]) -> float:
-    """The peak memory of a step in a process of its own, in megabytes."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
-        return processes.submit(peak_here, name, args, size).result()
+class Worker:
+    """A process that makes one kind of step whenever it is asked to; as a context it ends with it.
+
+    Attributes:
+        before: its megabytes before the first step.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace, size: tuple[int, int]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, name, args, size), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the end of the process ends the waiting for it
+        self.before: float = self.connection.recv()
+
+    def ask(self, what: str) -> float:
+        """The answer of :func:`serve`."""
+        self.connection.send(what)
+        return self.connection.recv()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.connection.close()
+        self.process.join()
 
 
-def peak_here(name: str, args: argparse.Namespace, size: tuple[int, int]) -> float:
-    """The peak memory of this process, once it has made some steps."""
+def serve(connection: Connection, name: str, args: argparse.Namespace, size: tuple[int, int]) -> None:
+    """Make steps as the parent asks, until it closes the connection.
+
+    ``step``: make one, ``count``: make one and answer its floating point operations, ``peak``: answer megabytes.
+    """
     step = STEPS[name](args, size)
-    for _ in range(STEPS_FOR_PEAK):
+    answers = {"step": step, "count": partial(count, step), "peak": partial(peak_megabytes, CPU)}
+    connection.send(peak_megabytes(CPU))
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(answers[connection.recv()]())
+
+
+def count(step: Step) -> float:
+    """The floating point operations of a step."""
+    with Arithmetic() as arithmetic:
         step()
-    return peak_megabytes(CPU)
+    return arithmetic.operations

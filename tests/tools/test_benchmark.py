@@ -183,10 +183,11 @@ def test_what_the_authors_arrangement_does_not_have_is_refused(argv):
 def test_a_pretraining_step_in_small(capsys):
     benchmark.main(["pretrain", "--rounds", "1", "--size", "64", "96", *PRETRAINING])
     told = capsys.readouterr().out
-    rows = re.findall(r"^(ours|authors) +([\d.]+) +\(([\d.]+) \.\. ([\d.]+)\) +(\d+)$", told, re.M)
+    rows = re.findall(r"^(ours|authors) +([\d.]+) +\(([\d.]+) \.\. ([\d.]+)\) +(\d+) +(\d+)$", told, re.M)
     assert [row[0] for row in rows] == ["ours", "authors"]
-    assert all(float(low) <= float(middle) <= float(high) for _, middle, low, high, _ in rows)
-    (_, ours, *_, our_peak), (_, theirs, *_, their_peak) = rows
+    assert all(float(low) <= float(middle) <= float(high) for _, middle, low, high, _, _ in rows)
+    assert all(0 < int(before) <= int(peak) for *_, peak, before in rows)
+    (_, ours, *_, our_peak, _), (_, theirs, *_, their_peak, _) = rows
     times, peaks = (float(number) for number in re.search(r"times ([\d.]+), of peaks ([\d.]+)", told).groups())
     assert times == pytest.approx(float(theirs) / float(ours), abs=0.01)
     assert peaks == pytest.approx(int(their_peak) / int(our_peak), abs=0.01)
