@@ -19,11 +19,11 @@ import main_pretrain
 from models import PRETEXTS
 from models.backbone import RESNETS
 from models.pretext.siamese import SiameseDETR
-from tests.models.pretext.plain_siamese import PlainSiamese, plain_step
 from tools.arithmetic import SIDE, Arithmetic, at_best, large_matrix
 from tools.benchmark_gpu import two_view_batch
 from tools.clock import describe, in_turn
 from tools.memory import peak_megabytes
+from tools.plain_siamese import PlainSiamese, plain_step
 from training import make_training
 from util.errors import UserError
 
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 def benchmark_pretrain(detr: str, rounds: int, size: tuple[int, int], argv: list[str]) -> None:
     """Print milliseconds and peak memory of a step of both, on noise, with random weights.
 
-    Both have the same weights and losses, see :mod:`tests.models.pretext.plain_siamese`. Each has its own process, and
+    Both have the same weights and losses, see :mod:`tools.plain_siamese`. Each has its own process, and
     they work in turn. Beside them stands the time that our arithmetic takes at best, as in ``benchmark.py detector``.
 
     Args:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 import main_pretrain
 from models import PRETEXTS
 from tests.models.detectors import randomize
-from tests.models.pretext.plain_siamese import PlainSiamese
 from tests.tiny import COMMON, DETECTOR, PRETRAIN, write_data_set
 from tools import benchmark, benchmark_pretrain
 from tools.arithmetic import Arithmetic
 from tools.benchmark_data import PARTS, PartClock, make_plainly, make_sample
 from tools.benchmark_gpu import two_view_batch
+from tools.plain_siamese import PlainSiamese
 from util.errors import UserError
 
 
