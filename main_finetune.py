@@ -185,8 +185,7 @@ def parse_and_look(argv: list[str] | None = None) -> tuple[argparse.Namespace, O
     records = DATASETS[args.dataset_file].read_labelled(paper, "train", None)
     if args.recipe is None and len(records) >= recipes.SMALL_BELOW:
         return paper, origin, Looked(records)
-    pretrained = origin is not None and origin.content["stage"] == "pretrain"
-    parts = small_recipe(args, paper, records, DETECTORS[paper.detr], pretrained=pretrained)
+    parts = small_recipe(args, paper, records, DETECTORS[paper.detr])
     small = complete(values_of(parts))
     return small, origin, Looked(records, describe_recipe(parts, args, small, len(records)))
 

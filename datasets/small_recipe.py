@@ -47,12 +47,7 @@ class Part:
 
 
 def small_recipe(
-    args: argparse.Namespace,
-    paper: argparse.Namespace,
-    records: DetectionRecords,
-    detector: DetectorRecord,
-    *,
-    pretrained: bool = False,
+    args: argparse.Namespace, paper: argparse.Namespace, records: DetectionRecords, detector: DetectorRecord
 ) -> list[Part]:
     """The parts of the recipe.
 
@@ -61,7 +56,6 @@ def small_recipe(
         paper: the same, completed by the paper's recipe.
         records: the labelled training images, all of them.
         detector: the record of the one to train.
-        pretrained: it starts from a checkpoint of pretraining.
     """
     images_per_step = paper.batch_size * paper.accum_steps * distributed.num_launched()
     steps_per_epoch = max(1, trained_on(paper, records) // images_per_step)
@@ -73,7 +67,6 @@ def small_recipe(
         rate(detector, steps),
         Part({"dropout": 0.0}, "dropout slows a short training"),
         queries(records, paper.num_queries),
-        *new_parts(pretrained),
     ]
 
 
@@ -120,12 +113,6 @@ def queries(records: DetectionRecords, usual: int) -> Part:
     number = max(min(max(wanted, FEWEST_QUERIES), usual), needed)
     why = f"the most crowded image has {most} {'object' if most == 1 else 'objects'}"
     return Part({"num_queries": min(number, MOST_QUERIES)}, why)
-
-
-def new_parts(pretrained: bool) -> list[Part]:
-    """A new box head after pretraining, see results/README.md."""
-    why = "the pretrained box head lets several queries find one object"
-    return [Part({"new_parts": ["bbox_embed"]}, why)] if pretrained else []
 
 
 def values_of(parts: list[Part]) -> dict[str, Any]:

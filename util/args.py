@@ -462,10 +462,9 @@ def add_finetuning_arguments(run: argparse._ArgumentGroup) -> None:
     )
     run.add_argument(
         "--new_parts",
-        nargs="*",
+        nargs="+",
         metavar="NAME",
-        help="parts of the detector that start anew although --pretrain has them: bbox_embed, transformer.encoder, "
-        "...; no name: none; default: none, but bbox_embed after pretraining with --recipe small",
+        help="parts of the detector that start anew although --pretrain has them: bbox_embed, transformer.encoder, ...",
     )
     run.add_argument(
         "--eval", action="store_true", help="evaluate the checkpoint of --resume, also of other projects, and stop"

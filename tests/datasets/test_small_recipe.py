@@ -176,20 +176,6 @@ def test_a_pretrained_detector_keeps_its_number_of_queries(data, trained):
     assert "--num_queries" not in told
 
 
-def test_the_box_head_starts_anew_after_pretraining_alone(data, trained, tmp_path):
-    content = load_file(trained / "checkpoint.pth")
-    assert parse(data, "--pretrain", f"{trained}/checkpoint.pth").new_parts is None
-    save_file(content | {"stage": "pretrain", "categories": None}, tmp_path / "pretrained.pth")
-    start = ["--pretrain", f"{tmp_path}/pretrained.pth"]
-    args, told = look(data, *start)
-    assert args.new_parts == ["bbox_embed"]
-    assert "--new_parts bbox_embed: " in told
-    for typed, kept in (["--new_parts"], []), (["--recipe", "paper"], None):
-        args, told = look(data, *start, *typed)
-        assert args.new_parts == kept
-        assert "--new_parts" not in told
-
-
 def test_the_arguments_of_another_run_win(data, tmp_path):
     args = parse(data, "--lr", "0.5")
     write_json(vars(args), tmp_path / "args.json")

@@ -144,7 +144,7 @@ def test_a_wrong_specification_is_refused(tmp_path, changes, message):
     [
         ("comparison.json", 3 * 2 * 2 + 4 * 2 * 2 * 2),
         ("comparison_own_images.json", 3 * 2 * 2 * 2 + 4 * 2 * 2 * 2),
-        ("comparison_small.json", 2 * 4 + 3 * 4 * 2 * 5),
+        ("comparison_small.json", 2 * 4 + 3 * 2 * 2 * 5),
     ],
 )
 def test_the_examples_are_made_of_flags_that_go_together(monkeypatch, file, num_runs):
