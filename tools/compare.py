@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     make_writable(out)
     execute(runs, out, args.jobs)
     print("\n" + write_report(runs, out))
-    print(f"{out}/table.md {out}/table.json {out}/plot.png {out}/commands.sh")
+    print(f"{out}/table.md {out}/table.json {out}/plot.png {out}/curves.png {out}/commands.sh")
 
 
 if __name__ == "__main__":
