@@ -216,6 +216,41 @@ def test_a_checkpoint_that_somebody_changed_is_one_error(data, tmp_path_factory,
     assert not (tmp_path / "b" / "checkpoint.pth").exists()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--warmup_steps 3",
+        "--warmup_steps 3 --lr_schedule cosine --accum_steps 2",
+        "--recipe fast --content_dropout 0.5",
+        "--amp bf16 --view_iou 0.3",
+    ],
+)
+def test_whatever_the_recipe_a_pretraining_goes_on_bit_for_bit(sixteen, tmp_path, flags):
+    argv = [*flags.split(), "--max_steps", "6", "--save_every_steps", "2", "--keep_checkpoints", "9"]
+    whole = pretrain(sixteen, tmp_path / "whole", *argv)
+    for step in (2, 4):  # within the warm-up and after it
+        stopped = tmp_path / "whole" / f"checkpoint_0000000{step}.pth"
+        rest = pretrain(sixteen, tmp_path / str(step), "--resume", str(stopped))
+        assert_same_run(rest, whole)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--warmup_steps 3 --dropout 0 --augment strong", "--warmup_steps 3 --ema 0.9 --lr_backbone 0", "--lr_schedule cosine"]
+)
+def test_whatever_the_recipe_a_finetuning_goes_on_bit_for_bit(data, tmp_path, flags):
+    argv = [*DETECTOR, *flags.split(), "--max_steps", "6", "--save_every_steps", "2", "--keep_checkpoints", "9"]
+    whole = finetune(data, tmp_path / "whole", *argv, "--eval_every", "0")
+    for step in (2, 4):
+        stopped = tmp_path / "whole" / f"checkpoint_0000000{step}.pth"
+        assert_same_run(finetune(data, tmp_path / str(step), "--resume", str(stopped)), whole)
+
+
+def assert_same_run(rest: dict, whole: dict) -> None:
+    """Everything but where they are."""
+    for name in whole.keys() - {"args", "evaluations"}:
+        assert_equal(rest[name], whole[name])
+
+
 @pytest.mark.slow
 def test_a_compiled_run_goes_on_bit_for_bit(data, tmp_path):
     """Dropout's random numbers and images of other sizes included."""

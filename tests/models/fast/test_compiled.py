@@ -120,7 +120,8 @@ def test_pretraining(detr):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"with_box_refine": True, "two_stage": True}], ids=["plain", "two_stage"])
 def test_finetuning_on_several_levels(changes):
-    method = supervised("deformable", small_backbone=False, **changes)
+    # two channels a group: alone in its group, a channel loses its bias by the norm, and the gradient is rounding only
+    method = supervised("deformable", small_backbone=False, hidden_dim=64, **changes)
     assert_same_steps(method, [labelled(3, 2), labelled(0, 0)], "inductor")
 
 
