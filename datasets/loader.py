@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -144,13 +146,30 @@ class ProtectedLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         try:
             with postponed():  # a process that gets one before it is protected would end
-                return super().__iter__()
+                iterator = super().__iter__()
         except OSError as error:  # too many open files, or no shared memory
             reason = error.strerror or error
             hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
             traceback.clear_frames(error.__traceback__)  # deletes torch's half-made iterator, whose __del__ fails
             sys.unraisablehook = hook
             raise UserError(f"--num_workers {self.num_workers}: cannot start so many processes ({reason})") from None
+        if self.num_workers:
+            _RUNNING.add(iterator)
+        return iterator
+
+
+_RUNNING: WeakSet[Any] = WeakSet()
+"""Iterators with loading processes."""
+
+
+@atexit.register
+def _end_loading_processes() -> None:
+    """End those of iterators that an unforeseen error keeps alive.
+
+    multiprocessing would wait for them for ever: its SIGTERM is the first one, which they leave to their parent.
+    """
+    for iterator in tuple(_RUNNING):
+        iterator._shutdown_workers()
 
 
 def make_loader(

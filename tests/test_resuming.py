@@ -235,7 +235,12 @@ def test_whatever_the_recipe_a_pretraining_goes_on_bit_for_bit(sixteen, tmp_path
 
 
 @pytest.mark.parametrize(
-    "flags", ["--warmup_steps 3 --dropout 0 --augment strong", "--warmup_steps 3 --ema 0.9 --lr_backbone 0", "--lr_schedule cosine"]
+    "flags",
+    [
+        "--warmup_steps 3 --dropout 0 --augment strong",
+        "--warmup_steps 3 --ema 0.9 --lr_backbone 0",
+        "--lr_schedule cosine",
+    ],
 )
 def test_whatever_the_recipe_a_finetuning_goes_on_bit_for_bit(data, tmp_path, flags):
     argv = [*DETECTOR, *flags.split(), "--max_steps", "6", "--save_every_steps", "2", "--keep_checkpoints", "9"]

@@ -1,10 +1,14 @@
 """Signals during training, as job managers send them, and lost processes."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -62,6 +66,48 @@ def test_a_signal_saves_the_present_step_and_the_rest_is_as_if_nothing_was(data,
     whole = pretrain(data, tmp_path / "b", *plan, *end)
     del rest["args"], whole["args"]
     assert_equal(rest, whole)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+def test_a_run_whose_output_nobody_reads_any_more_is_saved(data, tmp_path, both):
+    """As by ``| head``: a run that loads with processes of its own."""
+    plan = ["--max_steps", "5000", "--num_workers", "2", "--save_every_epochs", "0", "--log_every", "1"]
+    command = [sys.executable, *map(str, pretraining(data, tmp_path, *plan))]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT if both else subprocess.PIPE,
+    )  # fmt: skip
+    wait_until(lambda: steps_logged(tmp_path) >= 3)
+    process.stdout.close()
+    told = process.communicate(timeout=60)[1] if not both else None
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    wait_until(lambda: not session(process.pid))
+    step = load_file(tmp_path / "checkpoint.pth")["step"]
+    assert 3 <= step == steps_logged(tmp_path)
+    if not both:
+        assert f"stopped by SIGHUP after step {step} of 5000" in told
+
+
+def test_a_run_whose_terminal_is_closed_is_saved(data, tmp_path):
+    ours, its = pty.openpty()
+    os.set_blocking(ours, False)
+
+    def read_until_the_third_step() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 10_000)
+        return steps_logged(tmp_path) >= 3
+
+    plan = ["--max_steps", "5000", "--save_every_epochs", "0"]
+    command = [sys.executable, *map(str, pretraining(data, tmp_path, *plan))]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdin=its, stdout=its, stderr=its,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(its)
+    wait_until(read_until_the_third_step)
+    os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert load_file(tmp_path / "checkpoint.pth")["step"] == steps_logged(tmp_path)
 
 
 def test_all_processes_stop_after_the_same_step(data, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from util import distributed
+from util import distributed, signals, streams
 from util.errors import UserError
 from util.files import naming, write_bytes
 from util.inputs import Unreadable, read_bytes
@@ -155,8 +155,14 @@ def shows_progress() -> bool:
 
 
 def say(text: str) -> None:
-    """Print from the main process, above a progress bar."""
-    if distributed.is_main():
+    """Print from the main process, above a progress bar. If nobody reads that any more, the run gets a SIGHUP."""
+    if not distributed.is_main():
+        return
+    try:
         with naming("the standard output"):
             tqdm.write(text)
             sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in streams.GONE or not streams.swallow_what_nobody_reads():
+            raise
+        signals.hang_up()

@@ -14,7 +14,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from util import distributed, signals
+from util import distributed, signals, streams
 from util.errors import UserError, one_line
 
 # The disk is full, over a quota, or read-only.
@@ -30,12 +30,13 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> None:
     """Run ``main``; an error that the user can correct becomes one line on stderr and exit status 1.
 
-    A signal (Ctrl-C, SIGTERM, SIGUSR1) also becomes one line, and the exit status says which signal.
+    A signal (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) also becomes one line, and the exit status says which signal. Output
+    that nobody reads any more counts as SIGHUP.
 
     Args:
         interrupted: the message for a signal that ``main`` does not handle.
     """
-    _open_missing_streams()
+    streams.open_missing()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the run
             stream.reconfigure(errors="backslashreplace")
@@ -49,19 +50,12 @@ def run_script(main: Callable[[], None], interrupted: str = "interrupted") -> No
         number = getattr(stop, "number", signal.SIGINT)
         _leave((str(stop) or interrupted) if distributed.is_main() else None, status=128 + number)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and streams.swallow_what_nobody_reads():
+            _leave(interrupted, status=128 + signal.SIGHUP)
         message = explain(error)
         if message is None:
             raise
         _leave(f"{_who()}: {message}", status=1)
-
-
-def _open_missing_streams() -> None:
-    """Give a process that was started without output (``>&-``, some job managers) one that swallows it."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            stream = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process lives
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
 
 
 def explain(error: Exception) -> str | None:
@@ -113,6 +107,7 @@ def _leave(message: str | None, status: int) -> NoReturn:
     One of several processes exits at once. To leave the group it would wait for the others, but they wait for it, and
     the launcher ends them only after it has ended.
     """
+    streams.swallow_what_nobody_reads()
     if message is not None:
         print(message, file=sys.stderr, flush=True)
     if distributed.world_size() > 1:

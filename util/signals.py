@@ -1,7 +1,8 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 end a script with one line, and training after the current step.
+"""SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGHUP end a script with one line, and training after the current step.
 
-Slurm, Kubernetes and spot instances send the last two. This module imports nothing slow, so that the scripts can call
-:func:`end_in_one_line` before they import PyTorch, which takes seconds.
+Slurm, Kubernetes and spot instances send the second and the third, a terminal that is closed the last. This module
+imports nothing slow, so that the scripts can call :func:`end_in_one_line` before they import PyTorch, which takes
+seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from util.streams import swallow_what_nobody_reads
+
+UNDER_NOHUP = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *(() if UNDER_NOHUP else (signal.SIGHUP,)))
 INTERRUPTED = "interrupted before training began: run the same command again"
 """The message of the main scripts."""
 
@@ -41,6 +46,7 @@ def end_in_one_line(message: str) -> None:
     """From now on a signal prints ``message`` and ends the process; for the time of imports."""
 
     def end(number: int, _frame: object) -> None:
+        swallow_what_nobody_reads()
         tell(message)
         os._exit(128 + number)
 
@@ -68,7 +74,14 @@ def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def _raise_stopped(number: int, _frame: object) -> None:
+    swallow_what_nobody_reads()
     raise Stopped(number)
+
+
+def hang_up() -> None:
+    """Act on output that nobody reads any more as on a terminal that is closed; ``nohup`` lets the run go on."""
+    if not UNDER_NOHUP:
+        signal.raise_signal(signal.SIGHUP)
 
 
 def raising() -> contextlib.AbstractContextManager[None]:
@@ -98,6 +111,7 @@ class HeldSignals:
         self._context.__exit__(*error)
 
     def _note(self, number: int, _frame: object) -> None:
+        swallow_what_nobody_reads()
         if not self.received:
             self.received, self._since = number, time.monotonic()
             name = signal.Signals(number).name
@@ -129,8 +143,8 @@ def protect_worker(_worker: int = 0) -> None:
         if next(terms, "second") is not None:
             os._exit(128 + signal.SIGTERM)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_at_the_second)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sys.excepthook = _tell_unless_the_parent_left

@@ -23,7 +23,7 @@ def start(code: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_script_ends_in_one_line(number):
     process = start(
         "import time; from util.script import run_script\n"
@@ -33,6 +33,15 @@ def test_a_script_ends_in_one_line(number):
     process.send_signal(number)
     assert process.communicate()[1] == "told so\n"
     assert process.returncode == 128 + number
+
+
+def test_nohup_keeps_a_script():
+    code = (
+        "import os, signal; from util.script import run_script\n"
+        "run_script(lambda: (os.kill(os.getpid(), signal.SIGHUP), print('went on')))"
+    )
+    command = ["nohup", sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "went on\n"
 
 
 def test_a_signal_while_importing_is_one_line():
@@ -100,11 +109,26 @@ def test_loading_processes_do_not_outlive_their_parent():
     wait_until(lambda: not session(process.pid), seconds=3)
 
 
+def test_loading_processes_end_after_an_unforeseen_error():
+    """Its traceback keeps their iterator alive to the end."""
+    process = start(
+        "from datasets.loader import ProtectedLoader\n"
+        "def work():\n"
+        "    batches = iter(ProtectedLoader(range(99), num_workers=2, persistent_workers=True)); next(batches)\n"
+        "    raise AssertionError('unforeseen')\n"
+        "work()\n"
+    )
+    told = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert told.endswith("AssertionError: unforeseen\n")
+    wait_until(lambda: not session(process.pid), seconds=3)
+
+
 def test_loading_processes_are_protected_from_the_beginning(monkeypatch):
     """A signal comes when torch has set its handlers, and before the process has set its own."""
 
     def signalled() -> None:
-        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr("torch.utils.data._utils.signal_handling._set_worker_signal_handlers", signalled)
@@ -131,6 +155,6 @@ def test_loading_processes_go_on_when_the_whole_group_is_told_to_end():
     loader = ProtectedLoader(torch.arange(40), num_workers=1, prefetch_factor=1)
     batches = iter(loader)
     next(batches)
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
         os.kill(batches._workers[0].pid, number)
     assert sum(1 for _ in batches) == 39
