@@ -23,6 +23,7 @@ from datasets.coco_eval import DetectionEvaluator
 from models import DETECTORS
 from models.criterion import SetCriterion
 from models.detr import DETR
+from models.fast.compiled import begin_step
 from models.postprocess import PostProcess
 from models.predictor import forward
 from models.validation_loss import ValidationLoss
@@ -171,6 +172,8 @@ def train_step(
     model: nn.Module, training: Training, batches: Iterator, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Tensor]:
     """One optimizer step over ``--accum_steps`` batches; returns scalars for the log, still on the device."""
+    if args.cuda_graphs:
+        begin_step()
     training.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for index in range(args.accum_steps):

@@ -127,7 +127,7 @@ class Training:
 
 
 def speed_up(method: nn.Module, args: argparse.Namespace) -> None:
-    """Prepare ``method``, on its device, for the steps that ``--amp`` and ``--compile`` ask for, in place.
+    """Prepare ``method``, on its device, for what ``--amp``, ``--compile`` and ``--cuda_graphs`` ask for, in place.
 
     What is compiled belongs to this module: copies of the detector must be made before.
 
@@ -138,7 +138,10 @@ def speed_up(method: nn.Module, args: argparse.Namespace) -> None:
         for module in frozen_parts(method):
             hold_weights_in(module, AMP_TYPES[args.amp])
     if args.compile:
-        compile_steps(method)
+        on_gpu = next(method.parameters()).is_cuda
+        if args.cuda_graphs and not on_gpu:
+            say("--cuda_graphs: this run uses no GPU, so nothing is recorded")
+        compile_steps(method, cuda_graphs=args.cuda_graphs and on_gpu)
 
 
 def make_training(

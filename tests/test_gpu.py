@@ -116,6 +116,26 @@ def test_compiled_steps_are_the_eager_ones(data, tmp_path, full_precision, detec
     assert all(math.isfinite(line["loss"]) for line in fused)
 
 
+@pytest.mark.parametrize("more", ["--accum_steps 2", "--content_dropout 0.5"])
+def test_recorded_steps_are_the_compiled_ones(data, tmp_path, full_precision, more):
+    """The third step is the first that replays what the second has recorded."""
+    argv = [*ON_GPU, *more.split(), "--dropout", "0", "--max_steps", "6", "--pad_to", "128", "--compile"]
+    compiled = pretrain(data, tmp_path / "compiled", *argv)
+    recorded = pretrain(data, tmp_path / "recorded", *argv, "--cuda_graphs")
+    losses = [[line["loss"] for line in read_log(tmp_path / run, "train")] for run in ("compiled", "recorded")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for name, value in recorded["model"].items():
+        torch.testing.assert_close(value, compiled["model"][name], rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_a_recorded_finetuning_is_evaluated_between_its_steps(data, tmp_path, full_precision):
+    argv = [*DETECTOR, *ON_GPU, "--dropout", "0", "--epochs", "2", "--eval_every", "1", "--pad_to", "128", "--compile"]
+    for run, more in (("compiled", []), ("recorded", ["--cuda_graphs"])):
+        finetune(data, tmp_path / run, *argv, *more)
+    compiled, recorded = (read_log(tmp_path / run, "eval") for run in ("compiled", "recorded"))
+    assert [line["loss_val"] for line in recorded] == pytest.approx([line["loss_val"] for line in compiled], rel=1e-2)
+
+
 def test_compiled_steps_in_bf16(data, tmp_path):
     argv = [*ON_GPU, "--amp", "bf16", "--compile", "--no_global_loss", "--dropout", "0", "--max_steps", "3"]
     pretrain(data, tmp_path / "eager", *[flag for flag in argv if flag != "--compile"])
@@ -129,7 +149,7 @@ def test_compiled_steps_launch_fewer_kernels(capsys):
     benchmark.main([*argv, *DETECTOR, "--num_regions", "5", "--crop_size", "32"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("vanilla")]
     launches = {row[2]: int(row[8]) for row in rows}
-    assert 0 < launches["compiled"] < launches["eager"]
+    assert 0 < launches["graphs"] < launches["compiled"] < launches["eager"]
 
 
 @pytest.mark.parametrize("detector", DETECTORS[:2], ids=" ".join)

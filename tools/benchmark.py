@@ -3,7 +3,7 @@ compares the compiled operator with plain PyTorch, `detector` a whole detector w
 step of pretraining with the arrangement of the authors' code, `export` exported forms with eager mode, `data` the
 making of two-view samples with plain Pillow and torchvision, `eval` the scores by faster-coco-eval with those by
 pycocotools. `scale` says what 1.3 million images and 64 processes cost, as far as one machine can show. `gpu` compares
-training steps eager and compiled, in float32 and in 16 bits.
+training steps eager, compiled and recorded as CUDA graphs, in float32 and in 16 bits.
 
     python tools/benchmark.py step pretrain --dataset_file imagefolder --data_path DIR --batch_size 2
     python tools/benchmark.py step finetune --steps 20 --data_path DIR --detr vanilla
@@ -143,7 +143,9 @@ def add_large_benchmarks(commands: argparse._SubParsersAction) -> None:
     scale.add_argument("--folders", type=int, default=1000)
     scale.add_argument("--processes", type=int, default=64, help="of the simulated run")
     scale.add_argument("--batch_size", type=int, default=4, help="images per process")
-    gpu = commands.add_parser("gpu", help="training steps, eager and compiled, float32 and 16 bits, on made-up images")
+    gpu = commands.add_parser(
+        "gpu", help="training steps, eager, compiled and recorded, float32 and 16 bits, on made-up images"
+    )
     gpu.add_argument("stage", choices=["pretrain", "finetune"])
     usual = ["vanilla", "conditional", "deformable"]
     gpu.add_argument("--detectors", nargs="+", choices=list(DETECTORS), default=usual)

@@ -259,6 +259,11 @@ def add_optimizer_arguments(
         action="store_true",
         help="fuse a step's operations by torch.compile; the first steps take minutes",
     )
+    group.add_argument(
+        "--cuda_graphs",
+        action="store_true",
+        help="with --compile: a GPU replays the compiled parts as single launches; for few sizes of batches (--pad_to)",
+    )
     return group
 
 

@@ -100,6 +100,8 @@ def _check_ranges(args: argparse.Namespace) -> None:
     at_least(args, 0, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "focal_alpha")
     if args.seed >= 2**63:
         raise UserError(f"--seed {args.seed}: must be below 2^63")
+    if args.cuda_graphs and not args.compile:
+        raise UserError("--cuda_graphs goes with --compile: it replays what that compiles")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must lie in [0, 1)")
     if min(args.scales) < 1:

@@ -1,8 +1,11 @@
 """What counts as an operation."""
 
-import torch
+from functools import partial
 
-from tools.launches import count_launches
+import torch
+from torch.profiler import record_function
+
+from tools.launches import REPLAY, REPLAYED, count_launches
 
 
 def test_views_and_allocations_are_none():
@@ -18,3 +21,21 @@ def test_views_and_allocations_are_none():
 def test_gradients_count():
     w = torch.randn(6, 5, requires_grad=True)
     assert count_launches(lambda: w.exp().sum().backward(), torch.device("cpu"))["aten::mul"] == 1
+
+
+def test_a_replay_and_its_gradient_are_single_launches():
+    w = torch.randn(6, requires_grad=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: x.exp().sin().cos(), backend="aot_eager")
+
+    def work(name: str):
+        with record_function(name):
+            y = compiled(w)
+        compiled(y).backward(torch.ones(6))
+
+    work("warm-up")
+    recorded, other = (count_launches(partial(work, name), torch.device("cpu")) for name in (REPLAYED, "other"))
+    assert [recorded[name] for name in REPLAY] == [2, 2]
+    assert recorded["aten::exp"] == 1, "the second call is not replayed"
+    assert other["aten::exp"] == 2
+    assert not any(other[name] for name in REPLAY)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models.backbone import Backbone
 from models.criterion import build_criterion
@@ -16,6 +20,7 @@ from models.supervised import SupervisedDETR
 from tests.models.detectors import small_args, small_detector, unequal_images
 from tests.models.pretext.test_siamese import DETRS, build, random_batch
 from util.errors import UserError
+from util.nested_tensor import NestedTensor
 
 TOLERANCE = 1e-4
 NOISE = 1e-5
@@ -72,10 +77,10 @@ def step(method: nn.Module, batch: object) -> tuple[dict[str, Tensor], dict[str,
     return logs, {name: value.grad for name, value in method.named_parameters() if value.grad is not None}
 
 
-def assert_same_steps(method: nn.Module, batches: list, backend: str) -> nn.Module:
+def assert_same_steps(method: nn.Module, batches: list, backend: str, **options: bool) -> nn.Module:
     """Returns the compiled method."""
     other = copy.deepcopy(method)
-    compile_steps(other, backend)
+    compile_steps(other, backend, **options)
     names = list(method.state_dict())
     for batch in batches:
         (logs, gradients), (compiled_logs, compiled_gradients) = step(method, batch), step(other, batch)
@@ -89,11 +94,15 @@ def assert_same_steps(method: nn.Module, batches: list, backend: str) -> nn.Modu
     return other
 
 
-def test_what_is_traced_is_the_step():
-    """With the quickest of backends; the real one comes below."""
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_what_is_traced_is_the_step(cuda_graphs):
+    """With the quickest of backends, which records nothing; the real one comes below."""
     method = supervised("vanilla", small_backbone=True, enc_layers=1, dec_layers=1)
-    assert_same_steps(method, [labelled(3, 2)], "eager")
+    other = assert_same_steps(method, [labelled(3, 2)], "eager", cuda_graphs=cuda_graphs)
     assert not torch._dynamo.utils.counters["graph_break"]
+    images, _ = labelled(3, 2)
+    expected, actual = (part.detector.eval()(images) for part in (method, other))
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -123,6 +132,38 @@ def test_finetuning_on_several_levels(changes):
     # two channels a group: alone in its group, a channel loses its bias by the norm, and the gradient is rounding only
     method = supervised("deformable", small_backbone=False, hidden_dim=64, **changes)
     assert_same_steps(method, [labelled(3, 2), labelled(0, 0)], "inductor")
+
+
+@pytest.mark.parametrize("detr", ["vanilla", "conditional", "dab"])
+def test_what_a_gpu_records_lies_there_and_nothing_waits_for_it(detr):
+    """Otherwise PyTorch would not record it. Imitated tensors need no GPU, and raise an error where one would wait."""
+    detector = small_detector(detr).train()
+    with FakeTensorMode(), OnDevices() as found:
+        for module in detector.modules():
+            for own in (module._parameters, module._buffers):
+                own |= {name: on_gpu(value) for name, value in own.items() if value is not None}
+        images = NestedTensor(torch.empty(2, 3, 64, 96, device="cuda"), torch.empty(2, 64, 96, device="cuda").bool())
+        found.devices.clear()
+        detector.ask(detector.features(images), images.mask, detector.queries(2))
+    assert found.devices == {"cuda"}
+
+
+def on_gpu(value: Tensor) -> Tensor:
+    other = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+    return nn.Parameter(other, value.requires_grad) if isinstance(value, nn.Parameter) else other
+
+
+class OnDevices(TorchDispatchMode):
+    """Where the results of operations lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        self.devices |= {value.device.type for value in tree_leaves(results) if isinstance(value, Tensor)}
+        return results
 
 
 def test_what_cannot_be_compiled_is_one_line(monkeypatch):
