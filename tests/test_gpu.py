@@ -116,7 +116,7 @@ def test_compiled_steps_are_the_eager_ones(data, tmp_path, full_precision, detec
     assert all(math.isfinite(line["loss"]) for line in fused)
 
 
-@pytest.mark.parametrize("more", ["--accum_steps 2", "--content_dropout 0.5"])
+@pytest.mark.parametrize("more", ["--accum_steps 2", "--content_dropout 0.5", "--detr deformable"])
 def test_recorded_steps_are_the_compiled_ones(data, tmp_path, full_precision, more):
     """The third step is the first that replays what the second has recorded."""
     argv = [*ON_GPU, *more.split(), "--dropout", "0", "--max_steps", "6", "--pad_to", "128", "--compile"]

@@ -20,6 +20,9 @@ from torch.fx.experimental import _config as symbolic
 from models.fast.frozen_backbone import frozen_parts
 from util.errors import UserError
 
+HOST_READERS = ["siamese_detr::ms_deform_attn", "siamese_detr::ms_deform_attn_backward"]
+"""Operators that read the sizes of levels on the host, while a recorded graph reads the GPU's memory alone."""
+
 
 def compile_steps(method: nn.Module, backend: str = "inductor", *, cuda_graphs: bool = False) -> None:
     """Compile the parts of a pretext task or of a :class:`models.supervised.SupervisedDETR`, in place.
@@ -36,6 +39,8 @@ def compile_steps(method: nn.Module, backend: str = "inductor", *, cuda_graphs: 
     detector, criterion = method.detector, method.criterion
     _see_that_it_works(next(detector.parameters()).device, backend)
     symbolic.use_duck_shape = False  # or height and width would be one symbol where the first images are square
+    if cuda_graphs:
+        _leave_out_of_graphs(HOST_READERS)
     for module, name in parts_of_fixed_size(method):
         fused = torch.compile(getattr(module, name), dynamic=True, backend=backend)
         if cuda_graphs:
@@ -44,6 +49,14 @@ def compile_steps(method: nn.Module, backend: str = "inductor", *, cuda_graphs: 
         setattr(module, name, fused)
     for module, name in ((criterion.matcher, "pair_costs"), (criterion, "terms"), (criterion, "error_rates")):
         setattr(module, name, torch.compile(getattr(module, name), dynamic=True, backend=backend))
+
+
+def _leave_out_of_graphs(operators: list[str]) -> None:
+    """Let graphs end before these operators and begin after them, where PyTorch can divide a graph."""
+    from torch._inductor import config  # takes seconds
+
+    if hasattr(config, "custom_should_partition_ops"):
+        config.custom_should_partition_ops = operators
 
 
 def parts_of_fixed_size(method: nn.Module) -> list[tuple[nn.Module, str]]:
