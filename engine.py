@@ -25,6 +25,7 @@ from models.criterion import SetCriterion
 from models.detr import DETR
 from models.fast.compiled import begin_step
 from models.postprocess import PostProcess
+from models.precision import computing
 from models.predictor import forward
 from models.validation_loss import ValidationLoss
 from training import Training, parameters_to_train
@@ -33,7 +34,6 @@ from util.checkpoint import BEST, LATEST, keep_as_best, save_checkpoint, save_fi
 from util.errors import UserError
 from util.evaluations import best_of, is_out_of_patience
 from util.logger import Meters, RunLog, say
-from util.precision import autocast
 from util.progress import Progress, watched
 from util.run_summary import Beginning, number_of
 from util.signals import HeldSignals, Stopped
@@ -181,7 +181,7 @@ def train_step(
             batch = to_device(next(batches), device)
         waits = index + 1 < args.accum_steps and isinstance(model, DistributedDataParallel)
         with model.no_sync() if waits else contextlib.nullcontext():
-            with autocast(device, args.amp):
+            with computing(model, device, args.amp):
                 loss, logs = model(batch)
             with record_function("backward"):
                 training.scaler.scale(loss / args.accum_steps).backward()

@@ -33,7 +33,7 @@ from util.errors import DataError, UserError
 from util.logger import say, shows_progress
 from util.parser import Parser
 from util.plot_utils import save_picture
-from util.precision import AMP_TYPES
+from util.precision import AMP_HELP, AMP_TYPES
 from util.prediction_files import RESULTS, ImageRecord, PredictionJournal, write_results
 from util.run_lock import locked
 from util.script import run_script
@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one"
     )
-    parser.add_argument("--amp", choices=list(AMP_TYPES), default="none", help="mixed precision; default: none")
+    parser.add_argument("--amp", choices=list(AMP_TYPES), default="none", help=AMP_HELP)
     parser.add_argument("--eval_size", type=int, help="short side of resized images; default: the checkpoint's")
     parser.add_argument("--eval_max_size", type=int, help="limit of their long side; default: the checkpoint's")
     parser.add_argument("--no_pictures", action="store_true", help="write no pictures")

@@ -30,6 +30,7 @@ from models.checkpoints.find import find_origin
 from models.checkpoints.load import load_detector
 from models.checkpoints.origin import Origin
 from models.detr import DETR
+from models.precision import computing
 from models.pretext.base import PretextTask
 from models.pretext.evaluate import evaluate, table
 from models.run_pictures import draw_views
@@ -41,7 +42,6 @@ from util.checkpoint import make_writable, open_output_dir, output_dir_of_one_ru
 from util.errors import CheckpointError, UserError
 from util.files import write_json
 from util.logger import RunLog, say
-from util.precision import autocast
 from util.progress import watched
 from util.records import Choices, num_outputs
 from util.run_summary import describe_run, every
@@ -210,7 +210,7 @@ def evaluate_only(args: argparse.Namespace, origin: Origin, device: torch.device
 
 def score(args: argparse.Namespace, method: PretextTask, loader: DataLoader, device: torch.device) -> dict[str, float]:
     """Measure, print the table, write eval.json; returns the last decoder layer's numbers, for log.txt. Collective."""
-    with autocast(device, args.amp):
+    with computing(method, device, args.amp):
         batches = watched(loader, len(loader), "measure")
         by_layer = evaluate(method, (engine.to_device(batch, device) for batch in batches))
     say(table(by_layer))

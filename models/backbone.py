@@ -29,6 +29,7 @@ class Backbone(nn.Module):
         body: the trunk, under the names of the public checkpoints.
         strides: of the maps returned, finest first.
         num_channels: of the maps returned.
+        amp_type: 16-bit type in which the trunk multiplies, while its maps stay float32; None: as the surroundings do.
     """
 
     def __init__(self, *, body: nn.Module, strides: list[int], num_channels: list[int]) -> None:
@@ -36,6 +37,7 @@ class Backbone(nn.Module):
         self.body = body
         self.strides = strides
         self.num_channels = num_channels
+        self.amp_type: torch.dtype | None = None
 
     def forward(self, images: NestedTensor) -> list[NestedTensor]:
         """Feature maps of a padded batch.
@@ -47,9 +49,17 @@ class Backbone(nn.Module):
             Maps [B, K_l, H_l, W_l] and masks [B, H_l, W_l] (:func:`mask_of_map`), finest first. The top left corner of
             a mask is never padding.
         """
-        maps = self.body(_in_faster_layout(images.tensors))
-        maps = list(maps.values()) if isinstance(maps, dict) else maps
+        pixels = _in_faster_layout(images.tensors)
+        if self.amp_type is None:
+            maps = self._maps(pixels)
+        else:
+            with torch.autocast(pixels.device.type, self.amp_type):
+                maps = [x.float() for x in self._maps(pixels)]
         return [NestedTensor(x, mask_of_map(images.mask, x)) for x in maps]
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        maps = self.body(pixels)
+        return list(maps.values()) if isinstance(maps, dict) else maps
 
 
 def _in_faster_layout(images: Tensor) -> Tensor:

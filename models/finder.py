@@ -24,13 +24,13 @@ from models import PRETEXTS
 from models.checkpoints.open import Restored
 from models.detections import Detections
 from models.interface import Memory
+from models.precision import computing
 from models.predictor import Predictor
 from models.pretext.base import REGION_LABEL, RegionQueryTask, pooled_features
 from util.box_ops import box_cxcywh_to_xyxy
 from util.errors import CheckpointError, UserError
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 from util.plot_utils import contact_sheet, draw_boxes
-from util.precision import autocast
 from util.script import select_device
 
 
@@ -111,7 +111,7 @@ class RegionFinder(Predictor):
     def detect(self, images: NestedTensor, sizes: Tensor) -> list[dict[str, Tensor]]:
         """See :meth:`Predictor.detect`."""
         images = images.to(self.device, non_blocking=True)
-        with autocast(self.device, self.amp):
+        with computing(self.task, self.device, self.amp):
             features = self.task.frozen_backbone(images)
             memory = self.detector.encode(features, images.mask)
             answers = [self._ask(memory, shown) for shown in self.shown]

@@ -25,9 +25,9 @@ from models.checkpoints.open import Restored, restore
 from models.detections import Detections, make_detections
 from models.detr import DETR
 from models.postprocess import PostProcess, RegionPostProcess
+from models.precision import computing
 from util.errors import CheckpointError, UserError
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
-from util.precision import autocast
 from util.script import select_device
 
 MAX_DETECTIONS = 100
@@ -53,7 +53,7 @@ def forward(detector: DETR, images: NestedTensor, device: torch.device, amp: str
     Returns:
         As :meth:`DETR.predict`, on ``device``.
     """
-    with autocast(device, amp):
+    with computing(detector, device, amp):
         return detector(images.to(device, non_blocking=True))
 
 

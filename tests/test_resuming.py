@@ -222,7 +222,7 @@ def test_a_checkpoint_that_somebody_changed_is_one_error(data, tmp_path_factory,
         "--warmup_steps 3",
         "--warmup_steps 3 --lr_schedule cosine --accum_steps 2",
         "--recipe fast --content_dropout 0.5",
-        "--amp bf16 --view_iou 0.3",
+        "--amp bf16_backbone --view_iou 0.3",
     ],
 )
 def test_whatever_the_recipe_a_pretraining_goes_on_bit_for_bit(sixteen, tmp_path, flags):

@@ -13,6 +13,7 @@ from typing import Any
 
 from util.evaluations import MEASURES
 from util.parser import Parser
+from util.precision import AMP_HELP, AMP_TYPES
 from util.recipes import COMMON_ARCHITECTURE, FIRST_LR, PAPER, SMALL, SMALL_BELOW
 from util.records import Choices, DetectorRecord, Finetuning, Flag, Record
 
@@ -253,7 +254,7 @@ def add_optimizer_arguments(
     group.add_argument(
         "--warmup_steps", type=int, default=0, help="steps in which lr rises linearly at the beginning; default: 0"
     )
-    group.add_argument("--amp", choices=["none", "bf16", "fp16"], help="mixed precision; default: none")
+    group.add_argument("--amp", choices=list(AMP_TYPES), help=AMP_HELP)
     group.add_argument(
         "--compile",
         action="store_true",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import torch
 
-AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""``--amp`` -> type of matrix products; None: float32."""
+BACKBONE_ALONE = "bf16_backbone"
+
+AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16, BACKBONE_ALONE: torch.bfloat16}
+"""``--amp`` -> type of matrix products, of the backbone alone or of the whole model; None: float32."""
+
+AMP_HELP = "mixed precision; bf16_backbone: in the backbone alone, for CPUs with bf16; default: none"
 
 
-def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """Context in which a model computes with precision ``amp``, one of :data:`AMP_TYPES`."""
-    return torch.autocast(device.type, AMP_TYPES[amp], enabled=amp != "none")
+def processor_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 faster than float32; False also where PyTorch cannot tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
