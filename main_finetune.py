@@ -36,6 +36,7 @@ from models.criterion import build_criterion
 from models.detr import DETR
 from models.postprocess import PostProcess
 from models.predictor import Predictor
+from models.published_weights import called
 from models.run_pictures import draw_found, draw_samples
 from models.supervised import SupervisedDETR
 from training import Training, group_parameters, make_training, resume, speed_up
@@ -312,8 +313,9 @@ def build_detector(args: argparse.Namespace, origin: Origin | None, train_set: D
         say(report.describe(origin.path))
     elif args.backbone_weights:
         report = start_backbone(detector.backbone[0], args.backbone_weights, args.backbone)
-        report.notes.append("a backbone alone: the Transformer starts from scratch")
-        say(report.describe(args.backbone_weights))
+        if report is not None:
+            report.notes.append("a backbone alone: the Transformer starts from scratch")
+            say(report.describe(called(args.backbone_weights)))
     else:
         say(
             "warning: neither --pretrain nor --backbone_weights: everything starts random; --backbone_weights imagenet "

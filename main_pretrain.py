@@ -33,6 +33,7 @@ from models.detr import DETR
 from models.precision import computing
 from models.pretext.base import PretextTask
 from models.pretext.evaluate import evaluate, table
+from models.published_weights import called
 from models.run_pictures import draw_views
 from training import Training, group_parameters, make_training, resume, speed_up
 from util import distributed, recipes
@@ -229,7 +230,8 @@ def build_detector(args: argparse.Namespace, origin: Origin | None) -> DETR:
         load_detector(detector, origin.content["model"], origin.path, keep_class_head=True)
     elif args.backbone_weights:
         report = start_backbone(detector.backbone[0], args.backbone_weights, args.backbone)
-        say(report.describe(args.backbone_weights))
+        if report is not None:
+            say(report.describe(called(args.backbone_weights)))
     else:
         say(
             "warning: no --backbone_weights: the frozen backbone is random and its features mean little; "

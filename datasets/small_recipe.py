@@ -67,6 +67,7 @@ def small_recipe(
         rate(detector, steps),
         Part({"dropout": 0.0}, "dropout slows a short training"),
         queries(records, paper.num_queries),
+        *weights(args, paper),
     ]
 
 
@@ -115,6 +116,13 @@ def queries(records: DetectionRecords, usual: int) -> Part:
     return Part({"num_queries": min(number, MOST_QUERIES)}, why)
 
 
+def weights(args: argparse.Namespace, paper: argparse.Namespace) -> list[Part]:
+    """ImageNet's for a ResNet that would start random."""
+    if args.pretrain or args.backbone_weights or not paper.backbone.startswith("resnet"):
+        return []
+    return [Part({"backbone_weights": "auto"}, "those of ImageNet, if they can be had")]
+
+
 def values_of(parts: list[Part]) -> dict[str, Any]:
     """All values, with that of ``--recipe`` itself."""
     return {"recipe": SMALL} | {name: value for part in parts for name, value in part.values.items()}
@@ -139,4 +147,6 @@ def describe_recipe(parts: list[Part], typed: argparse.Namespace, complete: argp
 
 
 def _typed(value: Any) -> str:
-    return shlex.join(map(str, value)) if isinstance(value, list) else f"{value:g}"
+    if isinstance(value, list):
+        return shlex.join(map(str, value))
+    return value if isinstance(value, str) else f"{value:g}"

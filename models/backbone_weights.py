@@ -10,28 +10,46 @@ from models.backbone import TIMM, Backbone
 from models.checkpoints.files import find_state_dict, read_content, read_folder
 from models.checkpoints.hf_names import is_hugging_face, to_public
 from models.checkpoints.renaming import Renaming
-from models.published_weights import NAMES, fetch, fetch_timm
-from util.errors import CheckpointError, UserError
+from models.published_weights import AUTO, NAMES, NONE, Unavailable, fetch, fetch_timm
+from util import distributed
+from util.errors import CheckpointError
 from util.load_report import LoadReport
+from util.logger import say
 
 PLACES = ("", "backbone.0.body.", "backbone.", "encoder_q.")
 """Prefixes of a body's names: in a file of its own, in a detector, in the authors' Siamese DETR, in MoCo."""
 
 
-def start_backbone(backbone: Backbone, weights: str, name: str) -> LoadReport:
-    """Load what ``--backbone_weights`` says into a backbone. Collective.
+def start_backbone(backbone: Backbone, weights: str, name: str) -> LoadReport | None:
+    """Load what ``--backbone_weights`` says into a backbone; None: it stays random. Collective.
 
     Args:
-        weights: a file, or one of :data:`models.published_weights.NAMES`.
+        weights: a file, or one of the words of :mod:`models.published_weights`.
         name: ``--backbone``.
 
     Raises:
         CheckpointError: as :func:`load_backbone_weights`.
-        UserError: published weights cannot be had.
+        Unavailable: published weights are wanted by name and cannot be had.
     """
+    if weights == NONE:
+        return None
+    if weights != AUTO:
+        return _start(backbone, weights, name)
+    report, reason = None, ""
+    try:
+        report = _start(backbone, "imagenet", name)
+    except Unavailable as error:
+        reason = str(error)
+    reason = next(filter(None, distributed.all_gather_object(reason)), "")
+    if reason:
+        say(f"warning: everything starts random, and learns little from few images. {reason}")
+    return None if reason else report
+
+
+def _start(backbone: Backbone, weights: str, name: str) -> LoadReport:
     if weights in NAMES and name.startswith(TIMM):
         if weights != "imagenet":
-            raise UserError(f"--backbone_weights {weights}: there are none for --backbone {name}; use imagenet")
+            raise Unavailable(f"--backbone_weights {weights}: there are none for --backbone {name}; use imagenet")
         return load_body(backbone, fetch_timm(name), f"timm's weights of {name.removeprefix(TIMM)}")
     return load_backbone_weights(backbone, fetch(weights, name) if weights in NAMES else weights)
 

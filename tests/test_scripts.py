@@ -58,7 +58,9 @@ def test_finetuning_starts_parts_anew(data, tmp_path):
     assert torch.equal(continued["bbox_embed.layers.0.weight"], finetuned["bbox_embed.layers.0.weight"])
 
 
-@pytest.mark.parametrize(("detr", "form", "amp"), [("vanilla", "voc", "none"), ("conditional", "coco", "bf16_backbone")])
+@pytest.mark.parametrize(
+    ("detr", "form", "amp"), [("vanilla", "voc", "none"), ("conditional", "coco", "bf16_backbone")]
+)
 def test_eval_prints_what_training_printed(data, voc, tmp_path, detr, form, amp, capsys):
     root = {"coco": data, "voc": voc}[form]
     schedule = ["--lr", "1e-3", "--eval_every", "0", "--dataset_file", form]

@@ -154,10 +154,11 @@ def add_detector_arguments(parser: argparse.ArgumentParser, choices: Choices) ->
     )
     group.add_argument(
         "--backbone_weights",
-        metavar="imagenet|swav|FILE",
+        metavar="imagenet|swav|FILE|auto|none",
         help="start the backbone from published weights by name, which are downloaded once (imagenet: torchvision's or "
-        "timm's own; swav: only ResNet-50), or from a file of SwAV, MoCo, torchvision, timm or any detector; default: "
-        "it starts random",
+        "timm's own; swav: only ResNet-50; auto: imagenet if it can be had), or from a file of SwAV, MoCo, "
+        f"torchvision, timm or any detector; none: it starts random; default: none, with --recipe {SMALL} auto "
+        "for ResNets",
     )
     group.add_argument(
         "--dilation",

@@ -89,6 +89,14 @@ def test_a_small_set_gets_it_and_is_told_each_part(data):
     assert {f"--{name}" for name in changed} <= set(flags)
 
 
+def test_a_resnet_that_would_start_random_gets_published_weights(data, trained):
+    assert parse(data).backbone_weights == "auto"
+    assert parse(data, "--backbone_weights", "none").backbone_weights == "none"
+    assert parse(data, "--backbone", "timm:test_resnet").backbone_weights is None, "its maker may have none"
+    assert parse(data, "--pretrain", f"{trained}/checkpoint.pth").backbone_weights is None
+    assert parse(data, "--recipe", "paper").backbone_weights is None
+
+
 def test_the_detectors_own_rate_is_doubled_and_its_many_queries_are_not_needed(data):
     args = parse(data, "--detr", "deformable")
     assert (args.lr, args.lr_backbone, args.num_queries) == (4e-4, 2e-5, 100)

@@ -1,6 +1,8 @@
 """Weights of backbones by name: from a server of the test, from the cache, and without either."""
 
+import copy
 import hashlib
+import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,8 +12,9 @@ import torch
 
 from models import published_weights
 from models.backbone_weights import start_backbone
+from tests.gloo import run_processes
 from tests.models.test_backbone_weights import LITE0, build, resnet18_state
-from util.errors import UserError
+from util.errors import CheckpointError, UserError
 
 CLOSED = "http://127.0.0.1:9/resnet18-00000000.pth"  # the discard port: nobody listens
 
@@ -87,6 +90,45 @@ def test_offline_timm_says_what_to_download(tmp_path, monkeypatch):
     assert "\n" not in told
     assert "cannot get https://huggingface.co/timm/tf_efficientnet_lite0.in1k" in told
     assert "--backbone_weights FILE" in told
+
+
+def test_auto_takes_them_from_the_cache_or_starts_random(tmp_path, cache, monkeypatch, capsys):
+    name, state = publish(tmp_path)
+    monkeypatch.setattr(published_weights, "url_of", lambda *_: f"http://127.0.0.1:9/{name}")
+    backbone = build("resnet18")
+    before = copy.deepcopy(backbone.state_dict())
+    assert start_backbone(backbone, "auto", "resnet18") is None
+    told = capsys.readouterr().out
+    assert "warning: everything starts random" in told
+    assert f"put it to {cache / name}" in told
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    cache.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).rename(cache / name)
+    assert len(start_backbone(backbone, "auto", "resnet18").loaded) == len(before)
+    assert torch.equal(backbone.body.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+    assert "warning" not in capsys.readouterr().out
+
+
+def _starts_without(rank: int, cache: str) -> bool:
+    os.environ["TORCH_HOME"] = cache
+    published_weights.url_of = lambda *_: CLOSED
+    return start_backbone(build("resnet18"), "auto", "resnet18") is None
+
+
+def test_all_processes_start_random_together(tmp_path):
+    assert run_processes(_starts_without, str(tmp_path)) == [True, True]
+
+
+def test_a_broken_file_in_the_cache_is_an_error(cache, monkeypatch):
+    monkeypatch.setattr(published_weights, "url_of", lambda *_: CLOSED)
+    cache.mkdir(parents=True)
+    (cache / "resnet18-00000000.pth").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match=r"resnet18-00000000\.pth"):
+        start_backbone(build("resnet18"), "auto", "resnet18")
+
+
+def test_none_starts_random():
+    assert start_backbone(build("resnet18"), "none", "resnet18") is None
 
 
 def test_what_is_published():
