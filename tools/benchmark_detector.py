@@ -13,11 +13,13 @@ from torch import Tensor, nn
 import main_finetune
 from models import DETECTORS
 from models.detr import DETR
+from models.precision import computing
 from models.supervised import SupervisedDETR
 from tools.arithmetic import SIDE, Arithmetic, at_best, large_matrix
 from tools.clock import describe, in_turn
 from util.nested_tensor import NestedTensor
 from util.optional import require
+from util.precision import BACKBONE_ALONE, processor_has_bf16
 from util.records import num_outputs
 
 HEIGHT, WIDTH = 640, 800
@@ -37,7 +39,7 @@ def benchmark_detector(detr: str, rounds: int, batch_size: int, device: torch.de
     counted by PyTorch, at the speed of one large matrix product. Deformable attention is not counted.
 
     ResNet-50, 6 + 6 layers, as many queries as the recipe has, images of 640 x 800. A training step is forward, losses
-    of all layers, backward and AdamW.
+    of all layers, backward and AdamW. Where the hardware multiplies bf16, ``--amp bf16_backbone`` is measured, too.
 
     Raises:
         UserError: transformers is not installed.
@@ -50,16 +52,19 @@ def benchmark_detector(detr: str, rounds: int, batch_size: int, device: torch.de
     targets = (pixels, labels, boxes)
     matrix = large_matrix(device)
     steps = {"ours": _ours(args, *targets), "transformers": _theirs(detr, args.num_queries, *targets)}
+    if device.type == "cuda" or processor_has_bf16():
+        steps[BACKBONE_ALONE] = _ours(args, *targets, amp=BACKBONE_ALONE)
     print(f"{describe(device)}, {detr}, {batch_size} x float32, medians of {rounds} rounds in turn")
-    print(f"{'':<14}{'ours':>12}{'transformers':>15}{'ratio':>8}{'limit of ours':>17}")
+    print(f"{'':<14}{'ours':>12}{'transformers':>15}{'ratio':>8}{'limit of ours':>17}{'ours, ' + BACKBONE_ALONE:>23}")
     for index, part in enumerate(("inference", "training step")):
         with Arithmetic() as arithmetic:
             steps["ours"][index]()
         functions = {name: functions[index] for name, functions in steps.items()} | {"product": lambda: matrix @ matrix}
         times = in_turn(functions, rounds, device)
-        ours, theirs, per_product = (median(times[name]) for name in functions)
+        ours, theirs, per_product = (median(times[name]) for name in ("ours", "transformers", "product"))
         limit = at_best(arithmetic.operations, per_product)
-        print(f"{part:<14}{ours:>9.1f} ms{theirs:>12.1f} ms{theirs / ours:>8.2f}{limit:>14.1f} ms")
+        low = f"{median(times[BACKBONE_ALONE]):>20.1f} ms" if BACKBONE_ALONE in times else ""
+        print(f"{part:<14}{ours:>9.1f} ms{theirs:>12.1f} ms{theirs / ours:>8.2f}{limit:>14.1f} ms{low}")
     print(f"limit: the same number of operations in products of two matrices of {SIDE} x {SIDE}, measured in turn")
 
 
@@ -73,13 +78,22 @@ def random_detector(args: argparse.Namespace, *, train_backbone: bool) -> DETR:
     return record.build(args, num_logits, classification=record.classification, train_backbone=train_backbone)
 
 
-def _ours(args: argparse.Namespace, pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:
+def _ours(args: argparse.Namespace, pixels: Tensor, labels: Tensor, boxes: Tensor, amp: str = "none") -> Steps:
     detector = random_detector(args, train_backbone=True)
     method = SupervisedDETR(detector=detector, criterion=main_finetune.make_criterion(args, detector))
     method.to(pixels.device)
     images = NestedTensor(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool))
     batch = (images, [{"labels": labels, "boxes": boxes}] * len(pixels))
-    return _steps(method, lambda: detector(images), lambda: method(batch)[0])
+
+    def detect() -> object:
+        with computing(method, pixels.device, amp):
+            return detector(images)
+
+    def loss() -> Tensor:
+        with computing(method, pixels.device, amp):
+            return method(batch)[0]
+
+    return _steps(method, detect, loss)
 
 
 def _theirs(detr: str, num_queries: int, pixels: Tensor, labels: Tensor, boxes: Tensor) -> Steps:

@@ -24,8 +24,9 @@ from tools.benchmark_gpu import two_view_batch
 from tools.clock import describe, in_turn
 from tools.memory import peak_megabytes
 from tools.plain_siamese import PlainSiamese, plain_step
-from training import make_training
+from training import make_training, speed_up
 from util.errors import UserError
+from util.precision import BACKBONE_ALONE, processor_has_bf16
 
 DETECTORS = ("vanilla", "conditional")
 """Those that the authors' code can train on a CPU: its deformable attention is for GPUs."""
@@ -37,7 +38,8 @@ def benchmark_pretrain(detr: str, rounds: int, size: tuple[int, int], argv: list
     """Print milliseconds and peak memory of a step of both, on noise, with random weights.
 
     Both have the same weights and losses, see :mod:`tools.plain_siamese`. Each has its own process, and
-    they work in turn. Beside them stands the time that our arithmetic takes at best, as in ``benchmark.py detector``.
+    they work in turn. Beside them stands the time that our arithmetic takes at best, as in ``benchmark.py detector``,
+    and on a CPU that multiplies bf16 our step with ``--amp bf16_backbone``.
 
     Args:
         size: height and width of the views.
@@ -49,7 +51,8 @@ def benchmark_pretrain(detr: str, rounds: int, size: tuple[int, int], argv: list
     args = parse(["--detr", detr, "--batch_size", "2", *argv])
     matrix = large_matrix(CPU)
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(name, args, size)) for name in STEPS}
+        names = [name for name in STEPS if name != BACKBONE_ALONE or processor_has_bf16()]
+        workers = {name: stack.enter_context(Worker(name, args, size)) for name in names}
         operations = workers["ours"].ask("count")
         steps = {name: partial(worker.ask, "step") for name, worker in workers.items()}
         times = in_turn(steps | {"product": lambda: matrix @ matrix}, rounds, CPU)
@@ -59,10 +62,10 @@ def benchmark_pretrain(detr: str, rounds: int, size: tuple[int, int], argv: list
         f"{describe(CPU)}, {detr} {args.backbone}, {args.batch_size} images, views of {size[0]} x {size[1]}, "
         f"{args.num_regions} regions with crops of {args.crop_size}, float32, medians of {rounds} rounds in turn"
     )
-    print(f"{'':<10}{'ms':>10}{'':<24}{'peak MB':>10}{'before':>10}")
+    print(f"{'':<14}{'ms':>10}{'':<24}{'peak MB':>10}{'before':>10}")
     for name, worker in workers.items():
         spread = f"   ({min(times[name]):.1f} .. {max(times[name]):.1f})"
-        print(f"{name:<10}{median(times[name]):>10.1f}{spread:<24}{peaks[name]:>10.0f}{worker.before:>10.0f}")
+        print(f"{name:<14}{median(times[name]):>10.1f}{spread:<24}{peaks[name]:>10.0f}{worker.before:>10.0f}")
     ratio, of_peaks = (median(times["authors"]) / median(times["ours"]), peaks["authors"] / peaks["ours"])
     print(f"ratio of times {ratio:.2f}, of peaks {of_peaks:.2f}")
     print(
@@ -104,6 +107,7 @@ Step = Callable[[], None]
 def our_step(args: argparse.Namespace, size: tuple[int, int]) -> Step:
     """A step of main_pretrain.py, always on the same batch."""
     method = build(args)
+    speed_up(method, args)
     training = make_training(args, method, main_pretrain.param_groups(args, method), CPU, 10**6)
     batches = itertools.repeat(two_view_batch(args, args.batch_size, *size))
 
@@ -113,12 +117,17 @@ def our_step(args: argparse.Namespace, size: tuple[int, int]) -> Step:
     return step
 
 
+def our_step_in_bf16(args: argparse.Namespace, size: tuple[int, int]) -> Step:
+    """The same with ``--amp bf16_backbone``."""
+    return our_step(argparse.Namespace(**{**vars(args), "amp": BACKBONE_ALONE}), size)
+
+
 def their_step(args: argparse.Namespace, size: tuple[int, int]) -> Step:
     """The same in the arrangement of the authors' code."""
     return plain_step(PlainSiamese(args, build(args)).train(), two_view_batch(args, args.batch_size, *size), args)
 
 
-STEPS = {"ours": our_step, "authors": their_step}
+STEPS = {"ours": our_step, "authors": their_step, BACKBONE_ALONE: our_step_in_bf16}
 
 
 class Worker:
