@@ -23,7 +23,7 @@ from datasets.finetuning import FEW_IMAGES, build_sets, leave_out_damaged, takes
 from datasets.held_out import find_images
 from datasets.loader import collate_detection, make_eval_loader, make_train_loader
 from datasets.records import DetectionRecords
-from datasets.small_recipe import describe_recipe, small_recipe, values_of
+from datasets.small_recipe import describe_recipe, small_detector, small_recipe, values_of
 from models import DETECTORS
 from models.backbone import backbone_normalization
 from models.backbone_weights import start_backbone
@@ -186,7 +186,9 @@ def parse_and_look(argv: list[str] | None = None) -> tuple[argparse.Namespace, O
     records = DATASETS[args.dataset_file].read_labelled(paper, "train", None)
     if args.recipe is None and len(records) >= recipes.SMALL_BELOW:
         return paper, origin, Looked(records)
-    parts = small_recipe(args, paper, records, DETECTORS[paper.detr])
+    parts = [] if "saved" in start_from else small_detector(args)
+    paper = complete(values_of(parts))
+    parts += small_recipe(args, paper, records, DETECTORS[paper.detr])
     small = complete(values_of(parts))
     return small, origin, Looked(records, describe_recipe(parts, args, small, len(records)))
 

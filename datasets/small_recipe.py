@@ -46,6 +46,13 @@ class Part:
     why: str
 
 
+def small_detector(args: argparse.Namespace) -> list[Part]:
+    """The detector of a run without a checkpoint, if neither it nor the one map of its backbone was typed."""
+    if args.detr or args.feature_stride or args.dilation:
+        return []
+    return [Part({"detr": "deformable"}, "it needs the fewest steps without pretraining; the paper: conditional")]
+
+
 def small_recipe(
     args: argparse.Namespace, paper: argparse.Namespace, records: DetectionRecords, detector: DetectorRecord
 ) -> list[Part]:
@@ -53,7 +60,7 @@ def small_recipe(
 
     Args:
         args: what is decided already: typed, or of a checkpoint; the others are None.
-        paper: the same, completed by the paper's recipe.
+        paper: the same with that detector, completed by the paper's recipe.
         records: the labelled training images, all of them.
         detector: the record of the one to train.
     """

@@ -393,8 +393,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("recipe: values of the flags that are not typed").add_argument(
         "--recipe",
         choices=[PAPER, SMALL],
-        help=f"{PAPER}: the paper's values; {SMALL}: for small data sets, by the number and sizes of the images, see "
-        f"docs/data.md; default: {SMALL} below {SMALL_BELOW:,} labelled training images, else {PAPER}",
+        help=f"{PAPER}: the paper's values; {SMALL}: for small data sets, by the number and sizes of the images, and "
+        f"--detr deformable, see docs/data.md; default: {SMALL} below {SMALL_BELOW:,} labelled training images, else "
+        f"{PAPER}",
     )
 
 

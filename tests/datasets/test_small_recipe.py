@@ -75,17 +75,17 @@ def test_queries_by_the_most_crowded_image(objects, usual, expected):
 
 def test_a_small_set_gets_it_and_is_told_each_part(data):
     args, told = look(data, "--backbone_weights", "x.pth")
-    assert (args.recipe, args.dataset_file, args.detr) == ("small", "coco", "conditional")
+    assert (args.recipe, args.dataset_file, args.detr) == ("small", "coco", "deformable")
     assert (args.scales, args.max_size, args.eval_size, args.eval_max_size) == ([224, 256, 288, 320], 533, 320, 533)
     assert (args.epochs, args.lr_drop, args.max_steps) == (600, 480, None)  # 3,000 steps of two of ten images
     assert (args.eval_every, args.save_every_epochs) == (30, 30)
-    assert (args.lr, args.lr_backbone, args.warmup_steps) == (2e-4, 1e-5, 100)
+    assert (args.lr, args.lr_backbone, args.warmup_steps) == (4e-4, 2e-5, 100)
     assert (args.dropout, args.num_queries, args.batch_size, args.augment) == (0, 100, 2, "detr")
     assert told.startswith("--recipe small: 10 labelled training images, fewer than 2,000")
     flags = [word for line in told.splitlines() if line.startswith("  --") for word in line.partition(": ")[0].split()]
     parsed = vars(finetune_parser(main_finetune.choices()).parse_args(flags))
     assert all(parsed[name] == getattr(args, name) for name in parsed if f"--{name}" in flags)
-    changed = ("scales", "max_size", "epochs", "eval_every", "lr", "warmup_steps", "dropout", "num_queries")
+    changed = ("detr", "scales", "max_size", "epochs", "eval_every", "lr", "warmup_steps", "dropout", "num_queries")
     assert {f"--{name}" for name in changed} <= set(flags)
 
 
@@ -98,8 +98,16 @@ def test_a_resnet_that_would_start_random_gets_published_weights(data, trained):
 
 
 def test_the_detectors_own_rate_is_doubled_and_its_many_queries_are_not_needed(data):
-    args = parse(data, "--detr", "deformable")
-    assert (args.lr, args.lr_backbone, args.num_queries) == (4e-4, 2e-5, 100)
+    for detr, lr, lr_backbone in (("deformable", 4e-4, 2e-5), ("conditional", 2e-4, 1e-5)):
+        args = parse(data, "--detr", detr)
+        assert (args.lr, args.lr_backbone, args.num_queries) == (lr, lr_backbone, 100)
+
+
+def test_the_detector_is_the_one_that_learns_fastest_unless_something_of_it_is_decided(data, trained):
+    assert parse(data).detr == "deformable"
+    assert parse(data, "--detr", "vanilla").detr == "vanilla"
+    for argv in (("--dilation",), ("--pretrain", f"{trained}/checkpoint.pth"), ("--recipe", "paper")):
+        assert parse(data, *argv).detr == "conditional"
 
 
 def test_what_is_typed_wins(data):
@@ -143,7 +151,7 @@ def test_the_papers_recipe_does_not_look_at_the_data(tmp_path):
 def trained(data, tmp_path_factory):
     """The folder of a small run of one step, with what it printed as ``told.txt``."""
     out = tmp_path_factory.mktemp("small")
-    flags = [*SMALL_DETECTOR, *"--device cpu --num_workers 0 --scales 64 --max_size 90".split()]
+    flags = [*SMALL_DETECTOR, *"--detr conditional --device cpu --num_workers 0 --scales 64 --max_size 90".split()]
     argv = ["--data_path", str(data), "--output_dir", str(out), *flags, "--max_steps", "1", "--eval_every", "0"]
     with contextlib.redirect_stdout(io.StringIO()) as told:
         main_finetune.main(argv)
