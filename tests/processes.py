@@ -1,5 +1,6 @@
 """Watching the processes that a tool starts."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -23,3 +24,8 @@ def session(leader: int) -> list[int]:
             if int(of) == leader and state != "Z":
                 members.append(int(entry.name))
     return members
+
+
+def without_nohup() -> None:
+    """For ``preexec_fn``: SIGHUP reaches the new process, also where the tests themselves run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

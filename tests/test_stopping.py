@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.processes import session, wait_until
+from tests.processes import session, wait_until, without_nohup
 from tests.runs import assert_equal, finetune, pretrain, read_log
 from tests.tiny import COMMON, DETECTOR, PRETRAIN
 from util.checkpoint import load_file
@@ -75,7 +75,7 @@ def test_a_run_whose_output_nobody_reads_any_more_is_saved(data, tmp_path, both)
     command = [sys.executable, *map(str, pretraining(data, tmp_path, *plan))]
     process = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT if both else subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT if both else subprocess.PIPE, preexec_fn=without_nohup,
     )  # fmt: skip
     wait_until(lambda: steps_logged(tmp_path) >= 3)
     process.stdout.close()
@@ -99,9 +99,14 @@ def test_a_run_whose_terminal_is_closed_is_saved(data, tmp_path):
 
     plan = ["--max_steps", "5000", "--save_every_epochs", "0"]
     command = [sys.executable, *map(str, pretraining(data, tmp_path, *plan))]
+
+    def take_the_terminal() -> None:
+        without_nohup()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     process = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdin=its, stdout=its, stderr=its,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_the_terminal,
     )  # fmt: skip
     os.close(its)
     wait_until(read_until_the_third_step)

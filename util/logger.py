@@ -155,7 +155,7 @@ def shows_progress() -> bool:
 
 
 def say(text: str) -> None:
-    """Print from the main process, above a progress bar. If nobody reads that any more, the run gets a SIGHUP."""
+    """Print from the main process, above a progress bar. If nobody reads that any more, a script gets a SIGHUP."""
     if not distributed.is_main():
         return
     try:
@@ -163,6 +163,6 @@ def say(text: str) -> None:
             tqdm.write(text)
             sys.stdout.flush()
     except OSError as error:
-        if error.errno not in streams.GONE or not streams.swallow_what_nobody_reads():
+        if not (error.errno in streams.GONE and signals.handles_hang_up() and streams.swallow_what_nobody_reads()):
             raise
         signals.hang_up()

@@ -78,6 +78,11 @@ def _raise_stopped(number: int, _frame: object) -> None:
     raise Stopped(number)
 
 
+def handles_hang_up() -> bool:
+    """Whether SIGHUP does anything else than kill this process at once, as it does outside of scripts."""
+    return signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+
+
 def hang_up() -> None:
     """Act on output that nobody reads any more as on a terminal that is closed; ``nohup`` lets the run go on."""
     if not UNDER_NOHUP:

@@ -12,7 +12,7 @@ import torch
 from datasets.loader import ProtectedLoader
 from tests.conftest import ROOT
 from tests.gloo import run_processes
-from tests.processes import session, wait_until
+from tests.processes import session, wait_until, without_nohup
 from util.signals import HeldSignals
 from util.stopping import Stopping
 
@@ -20,7 +20,9 @@ from util.stopping import Stopping
 def start(code: str) -> subprocess.Popen:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", code]
-    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=without_nohup
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
@@ -42,6 +44,18 @@ def test_nohup_keeps_a_script():
     )
     command = ["nohup", sys.executable, "-c", code]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "went on\n"
+
+
+def test_outside_of_a_script_unread_output_is_an_error():
+    process = start(
+        "import os, sys; from util.logger import say\n"
+        "ours, its = os.pipe(); os.close(ours); os.dup2(its, 1)\n"
+        "try: say('to nobody')\n"
+        "except BrokenPipeError: print('raised', file=sys.stderr, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    assert process.communicate()[1] == "raised\n"
+    assert process.returncode == 0
 
 
 def test_a_signal_while_importing_is_one_line():
